@@ -1,0 +1,1 @@
+//! kiln boots clusters of Ignition-configured machines straight on QEMU.
