@@ -1,0 +1,347 @@
+//! The domain: a cluster that cannot be wrong by itself.
+//!
+//! These types are what the rest of kiln thinks in. The file format that they
+//! come from is the business of [`crate::spec`]; nothing here reads, writes or
+//! knows serde. A value that exists is valid: names are DNS labels, amounts
+//! carry their unit, paths are absolute.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use ipnet::Ipv4Net;
+use kiln_arch::Arch;
+
+/// One parsed `kiln.yaml`, its groups already expanded into machines.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    pub name: ClusterName,
+    /// The spec file, absolute.
+    pub spec: PathBuf,
+    /// The folder that relative paths in the spec were resolved against.
+    pub folder: PathBuf,
+    pub network: Network,
+    /// Public keys that may log in besides the cluster's own: one OpenSSH line each.
+    pub authorized_keys: Vec<String>,
+    /// In the order of the spec; names are unique.
+    pub machines: Vec<Machine>,
+}
+
+/// How the machines are joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Network {
+    pub mode: NetworkMode,
+    /// Chosen and kept when absent.
+    pub subnet: Option<Ipv4Net>,
+}
+
+/// The network modes that this kiln has built; the spec refuses the others with words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NetworkMode {
+    /// The best one that works here, tried by doing.
+    Auto,
+    /// A switch inside the supervisor.
+    Fabric,
+}
+
+/// One machine as the spec asks for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Machine {
+    pub name: MachineName,
+    /// The key under `machines:` that it came from.
+    pub group: MachineName,
+    /// Its place in the group, from 1.
+    pub index: u32,
+    /// Line of the group in the spec, from 1: errors about a machine point there.
+    pub line: u64,
+    pub arch: Arch,
+    pub accel: AccelWish,
+    pub cpus: NonZeroU16,
+    pub memory: Size,
+    pub image: Image,
+    /// The root overlay grows to this; never shrinks.
+    pub disk: Option<Size>,
+    pub ignition: Option<IgnitionSource>,
+    /// Template variables of the spec, as JSON values.
+    pub vars: BTreeMap<String, serde_json::Value>,
+    pub profile: Profile,
+    pub ports: Vec<Port>,
+    pub restart: RestartPolicy,
+}
+
+/// What the user said about acceleration; the plan decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccelWish {
+    Auto,
+    Kvm,
+    Tcg,
+}
+
+/// What a machine boots from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Image {
+    /// A bootable disk image; machines stand on overlays of it.
+    Disk(DiskImage),
+    /// Direct kernel boot, with an optional disk.
+    Kernel {
+        kernel: PathBuf,
+        initrd: Option<PathBuf>,
+        cmdline: String,
+        disk: Option<DiskImage>,
+    },
+}
+
+/// A local disk image and what may be believed of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DiskImage {
+    pub path: PathBuf,
+    pub format: DiskFormat,
+    /// Lower-case hexadecimal digest that the file must have.
+    pub sha256: Option<String>,
+}
+
+/// Only what the user's spec or file ending says; never guessed from content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskFormat {
+    Qcow2,
+    Raw,
+}
+
+/// Where the user's Ignition config is, read and known to be UTF-8 at parse time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IgnitionSource {
+    pub path: PathBuf,
+    /// The file's text as read when the spec was loaded.
+    pub text: String,
+    pub template: bool,
+}
+
+/// What kiln itself puts into a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Host name, ssh keys, host keys and the readiness report.
+    Basic,
+    /// Nothing: the user's config alone. Such a machine never reports.
+    None,
+}
+
+/// When the supervisor starts a machine again by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RestartPolicy {
+    No,
+    OnFailure,
+    Always,
+}
+
+/// One published TCP port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Port {
+    /// 127.0.0.1 unless the spec says otherwise.
+    pub bind: Ipv4Addr,
+    /// A free one is chosen and kept when absent.
+    pub host: Option<NonZeroU16>,
+    pub guest: NonZeroU16,
+}
+
+/// An amount of memory or disk in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Size(u64);
+
+/// A cluster's name: a DNS label of at most 40 bytes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClusterName(String);
+
+/// A machine's (or group's) name: a DNS label of at most 63 bytes (RFC 1123).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MachineName(String);
+
+/// Why a text is not a name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    #[error("a name cannot be empty")]
+    Empty,
+    #[error("`{name}` is {} bytes long; at most {limit} are allowed", name.len())]
+    TooLong { name: String, limit: usize },
+    #[error(
+        "`{name}` is not a DNS label: use a-z, 0-9 and `-`, beginning and ending with a letter or digit"
+    )]
+    Character { name: String },
+}
+
+/// Why a text is not a size.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SizeError {
+    #[error("`{text}` is not a size: write a number and a unit, such as `512MiB` or `2GiB`")]
+    Form { text: String },
+    #[error("`{text}` is larger than this computer can count")]
+    TooLarge { text: String },
+}
+
+const CLUSTER_NAME_LIMIT: usize = 40;
+const MACHINE_NAME_LIMIT: usize = 63;
+
+fn parse_label(name: &str, limit: usize) -> Result<String, NameError> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    if name.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if name.starts_with('-') || name.ends_with('-') || !name.bytes().all(allowed) {
+        return Err(NameError::Character {
+            name: name.chars().take(80).collect(),
+        });
+    }
+    if name.len() > limit {
+        return Err(NameError::TooLong {
+            name: name.to_owned(),
+            limit,
+        });
+    }
+    Ok(name.to_owned())
+}
+
+impl FromStr for ClusterName {
+    type Err = NameError;
+
+    fn from_str(name: &str) -> Result<ClusterName, NameError> {
+        parse_label(name, CLUSTER_NAME_LIMIT).map(ClusterName)
+    }
+}
+
+impl FromStr for MachineName {
+    type Err = NameError;
+
+    fn from_str(name: &str) -> Result<MachineName, NameError> {
+        parse_label(name, MACHINE_NAME_LIMIT).map(MachineName)
+    }
+}
+
+impl ClusterName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl MachineName {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Display for MachineName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl Size {
+    pub const fn from_bytes(bytes: u64) -> Size {
+        Size(bytes)
+    }
+
+    pub const fn from_mib(mib: u32) -> Size {
+        Size(mib as u64 * 1024 * 1024)
+    }
+
+    pub const fn bytes(self) -> u64 {
+        self.0
+    }
+}
+
+impl FromStr for Size {
+    type Err = SizeError;
+
+    /// `NUMBER UNIT` with the unit one of `KiB`, `MiB`, `GiB`, `TiB`.
+    fn from_str(text: &str) -> Result<Size, SizeError> {
+        let form = || SizeError::Form {
+            text: text.chars().take(80).collect(),
+        };
+        let split = text
+            .find(|character: char| !character.is_ascii_digit())
+            .ok_or_else(form)?;
+        let (number, unit) = text.split_at(split);
+        let shift = match unit.trim_start() {
+            "KiB" => 10,
+            "MiB" => 20,
+            "GiB" => 30,
+            "TiB" => 40,
+            _ => return Err(form()),
+        };
+        if number.is_empty() {
+            return Err(form());
+        }
+        number
+            .parse::<u64>()
+            .ok()
+            .and_then(|number| number.checked_mul(1 << shift))
+            .map(Size)
+            .ok_or_else(|| SizeError::TooLarge {
+                text: text.to_owned(),
+            })
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
+            if self.0 != 0 && self.0 % (1 << shift) == 0 {
+                return write!(f, "{}{unit}", self.0 >> shift);
+            }
+        }
+        write!(f, "{} bytes", self.0)
+    }
+}
+
+impl DiskFormat {
+    /// QEMU's name of the block driver.
+    pub fn driver(self) -> &'static str {
+        match self {
+            DiskFormat::Qcow2 => "qcow2",
+            DiskFormat::Raw => "raw",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_read_and_written_alike() {
+        for text in ["1KiB", "512MiB", "2GiB", "3TiB"] {
+            assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_size_without_a_unit_is_refused() {
+        for text in ["", "512", "GiB", "5 GB", "1gib", "-1GiB", "1.5GiB"] {
+            assert!(
+                matches!(text.parse::<Size>(), Err(SizeError::Form { .. })),
+                "{text}"
+            );
+        }
+        assert!(matches!(
+            "99999999999TiB".parse::<Size>(),
+            Err(SizeError::TooLarge { .. })
+        ));
+    }
+
+    #[test]
+    fn names_are_dns_labels() {
+        assert!("web-1".parse::<MachineName>().is_ok());
+        for text in ["", "-a", "a-", "A", "a_b", "a.b", "a/b", "ä", "a\n"] {
+            assert!(text.parse::<MachineName>().is_err(), "{text}");
+        }
+        assert!("a".repeat(64).parse::<MachineName>().is_err());
+        assert!("a".repeat(41).parse::<ClusterName>().is_err());
+    }
+}
