@@ -4,3 +4,6 @@
 //! ARCHITECTURE.md for the story.
 
 pub mod cluster;
+pub mod error;
+pub mod state;
+pub mod supervisor;
