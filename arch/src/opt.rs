@@ -55,6 +55,9 @@ impl Opt {
 }
 
 /// A JSON object in the making; keys keep their order.
+///
+/// Control characters are left bare, which is no JSON: an argument that holds one is refused as a
+/// whole, by `QemuCommand::push`.
 #[derive(Debug, Clone)]
 pub(crate) struct Object(String);
 
@@ -120,7 +123,6 @@ impl Object {
         for character in text.chars() {
             match character {
                 '"' | '\\' => self.0.extend(['\\', character]),
-                '\0'..='\x1f' => self.0.push_str(&format!("\\u{:04x}", u32::from(character))),
                 _ => self.0.push(character),
             }
         }
