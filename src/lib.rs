@@ -4,3 +4,6 @@
 //! ARCHITECTURE.md for the story.
 
 pub mod cluster;
+pub mod ignition;
+pub mod keys;
+pub mod spec;
