@@ -5,5 +5,8 @@
 
 pub mod cluster;
 pub mod error;
+pub mod ignition;
+pub mod keys;
+pub mod spec;
 pub mod state;
 pub mod supervisor;

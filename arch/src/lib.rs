@@ -76,6 +76,13 @@ impl Arch {
     pub fn board_alias(self) -> &'static str {
         self.board().machine
     }
+
+    /// What QEMU `major.minor` as its authors release it calls its newest board.
+    ///
+    /// A distribution that renames its boards (RHEL) has no such name.
+    pub fn board_of(self, major: u16, minor: u16) -> String {
+        format!("{}{major}.{minor}", self.board().version_prefix)
+    }
 }
 
 impl fmt::Display for Arch {

@@ -20,6 +20,8 @@ pub struct Machine {
     /// The cluster's name; with [`Machine::name`] it is QEMU's name for the guest.
     pub cluster: String,
     pub name: String,
+    /// By this word in its arguments a process is known to be this machine.
+    pub uuid: String,
     pub arch: Arch,
     pub accel: Accel,
     /// The versioned board that this machine was made with, such as `pc-q35-10.0`; absent: the
@@ -321,6 +323,8 @@ pub enum Run {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uplink {
     pub cluster: String,
+    /// By this word in its arguments a process is known to be this uplink.
+    pub uuid: String,
     /// Whose QEMU is used: any that is installed, for no guest runs in it.
     pub arch: Arch,
     pub net: UserNet,

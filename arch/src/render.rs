@@ -28,6 +28,7 @@ pub(crate) fn machine(machine: &Machine) -> Result<QemuCommand, Unsupported> {
         &mut render.command,
         &machine.cluster,
         &machine.name,
+        &machine.uuid,
         machine.sandbox,
     )?;
     render.fate()?;
@@ -49,6 +50,7 @@ pub(crate) fn begin(
     command: &mut QemuCommand,
     cluster: &str,
     name: &str,
+    uuid: &str,
     sandbox: Sandbox,
 ) -> Result<(), Unsupported> {
     command.flag(
@@ -65,6 +67,11 @@ pub(crate) fn begin(
             .key("debug-threads", "on")
             .into_value(),
         Reason::Spec("machines"),
+    )?;
+    command.push(
+        "-uuid",
+        uuid,
+        Reason::Kiln("by this word a process is known to be this machine's"),
     )?;
     match sandbox {
         Sandbox::Full => command.push(

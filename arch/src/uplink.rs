@@ -13,7 +13,13 @@ const JOIN: Reason = Reason::Kiln("joins the two");
 
 pub(crate) fn command(uplink: &Uplink) -> Result<QemuCommand, Unsupported> {
     let mut command = QemuCommand::new(uplink.arch.qemu_program());
-    begin(&mut command, &uplink.cluster, "uplink", uplink.sandbox)?;
+    begin(
+        &mut command,
+        &uplink.cluster,
+        "uplink",
+        &uplink.uuid,
+        uplink.sandbox,
+    )?;
     command.push("-machine", "none", Reason::Kiln("no guest runs here"))?;
     monitor(
         &mut command,

@@ -2,6 +2,7 @@ qemu-system-aarch64 \
   -no-user-config \
   -nodefaults \
   -name guest=demo/node-1,debug-threads=on \
+  -uuid 6b696c6e-0000-8000-8000-000000000001 \
   -display none \
   -machine virt,dump-guest-core=off \
   -accel tcg \
