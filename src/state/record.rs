@@ -31,6 +31,9 @@ pub struct ClusterRecord {
     pub machines: Vec<String>,
     /// Every address ever given to a name of this cluster: scaling never moves one.
     pub reservations: BTreeMap<String, ReservationRecord>,
+    /// The uuids in QEMU's arguments, by machine: a torn machine record keeps its process findable.
+    pub uuids: BTreeMap<String, String>,
+    pub uplink_uuid: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,9 +148,14 @@ pub struct RunRecord {
     pub seen: Vec<SeenRecord>,
     /// RFC 3339, when QEMU was started.
     pub started_at: Option<String>,
-    /// What the user wants of it: a machine that is wanted up is started again
-    /// by its restart policy.
-    pub wanted_up: bool,
+}
+
+/// The fabric's uplink, while there is one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkRecord {
+    pub schema: u32,
+    pub boot_id: String,
+    pub process: ProcessRecord,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
