@@ -189,13 +189,12 @@ fn network(node: Node, warnings: &mut Vec<SpecWarning>) -> Result<Network, Fault
     let mut fields = Fields::new(node, "network", "`network`".to_owned(), NETWORK_KEYS)?;
     let mode = fields.take_as("mode", |node, key| {
         if matches!(node.value, Value::Map(_)) {
-            return Err(Fault::not_built(node.place, "attaching to a bridge of the host")
-                .hint("this kiln knows `auto` or `fabric`"));
+            return Err(
+                Fault::not_built(node.place, "attaching to a bridge of the host")
+                    .hint("this kiln knows `auto` or `fabric`"),
+            );
         }
-        let words = [
-            ("auto", NetworkMode::Auto),
-            ("fabric", NetworkMode::Fabric),
-        ];
+        let words = [("auto", NetworkMode::Auto), ("fabric", NetworkMode::Fabric)];
         fields::choice(node, key, &words, &["namespace", "user"])
     })?;
     let subnet = fields.take_as("subnet", |node, key| {

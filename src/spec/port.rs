@@ -76,7 +76,9 @@ fn port(node: Node, key: &str) -> Result<PlacedPort, Fault> {
             guest: number(guest)?,
         },
         [bind, host, guest] => Port {
-            bind: bind_address(bind).ok_or_else(|| wrong("the address to listen on is not an IPv4 address of a host"))?,
+            bind: bind_address(bind).ok_or_else(|| {
+                wrong("the address to listen on is not an IPv4 address of a host")
+            })?,
             host: host_port(host)?,
             guest: number(guest)?,
         },
@@ -98,10 +100,7 @@ pub(super) fn refuse_clashes(machines: &[(Machine, Vec<PlacedPort>)]) -> Result<
         for PlacedPort { place, port } in ports {
             let Some(host) = port.host else { continue };
             let others = taken.entry(host).or_default();
-            if let Some((_, other)) = others
-                .iter()
-                .find(|(bind, _)| overlap(*bind, port.bind))
-            {
+            if let Some((_, other)) = others.iter().find(|(bind, _)| overlap(*bind, port.bind)) {
                 return Err(Fault::new(
                     *place,
                     Problem::PortClash {
