@@ -46,7 +46,7 @@ pub(super) fn image(
     if !matches!(node.value, Value::Map(_)) {
         return disk(node, key, owner, folders, warnings).map(Image::Disk);
     }
-    let mut fields = Fields::new(node, key, format!("`image` of {owner}"), IMAGE_KEYS)?;
+    let mut fields = Fields::new(node, format!("`image` of {owner}"), IMAGE_KEYS)?;
     let initrd = fields.take("initrd");
     let cmdline = fields.take("cmdline");
     let Some(kernel) = fields.take("kernel") else {
@@ -153,7 +153,7 @@ fn disk(
 ) -> Result<DiskImage, Fault> {
     match node.value {
         Value::Map(_) => {
-            let fields = Fields::new(node, key, format!("`{key}` of {owner}"), DISK_KEYS)?;
+            let fields = Fields::new(node, format!("`{key}` of {owner}"), DISK_KEYS)?;
             disk_fields(fields, folders, warnings)?.map_err(|fields| fields.missing("disk"))
         }
         Value::Text(_) => {

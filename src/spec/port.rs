@@ -7,6 +7,7 @@ use std::num::NonZeroU16;
 use super::document::{Node, Value};
 use super::error::{Fault, Place, Problem};
 use super::fields;
+use super::group::PlacedMachine;
 use crate::cluster::{Machine, Port};
 
 const FORMS: &str = "write \":80\" (a free host port), \"8080:80\" or \"127.0.0.1:8080:80\"";
@@ -94,9 +95,9 @@ fn bind_address(text: &str) -> Option<Ipv4Addr> {
 }
 
 /// Refuses two machines that would listen on one host port.
-pub(super) fn refuse_clashes(machines: &[(Machine, Vec<PlacedPort>)]) -> Result<(), Fault> {
+pub(super) fn refuse_clashes(machines: &[PlacedMachine]) -> Result<(), Fault> {
     let mut taken: BTreeMap<NonZeroU16, Vec<(Ipv4Addr, &Machine)>> = BTreeMap::new();
-    for (machine, ports) in machines {
+    for PlacedMachine { machine, ports, .. } in machines {
         for PlacedPort { place, port } in ports {
             let Some(host) = port.host else { continue };
             let others = taken.entry(host).or_default();
