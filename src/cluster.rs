@@ -111,7 +111,9 @@ pub enum DiskFormat {
 }
 
 /// Where the user's Ignition config is, read and known to be UTF-8 at parse time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Its text is a secret, so `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
 pub struct IgnitionSource {
     pub path: PathBuf,
     /// The file's text as read when the spec was loaded.
@@ -297,6 +299,16 @@ impl fmt::Display for Size {
             }
         }
         write!(f, "{} bytes", self.0)
+    }
+}
+
+impl fmt::Debug for IgnitionSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IgnitionSource")
+            .field("path", &self.path)
+            .field("text", &format_args!("{} bytes", self.text.len()))
+            .field("template", &self.template)
+            .finish()
     }
 }
 

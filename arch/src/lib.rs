@@ -30,6 +30,7 @@ pub use unsupported::Unsupported;
 /// The set is closed. `ppc64` is the same board as `ppc64le`: the byte order is the kernel's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Arch {
+<<<<<<< HEAD
     I386,
     X86_64,
     Aarch64,
@@ -168,3 +169,11 @@ mod tests {
         );
     }
 }
+=======
+    X86_64,
+    Aarch64,
+    I386,
+    S390x,
+    Ppc64le,
+}
+>>>>>>> spec

@@ -81,7 +81,8 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
             max_aliases: 1_000,
             max_anchors: 1_000,
             max_merge_keys: 1_000,
-            max_documents: 1,
+            // One too many, so that the error can say that it is one too many.
+            max_documents: 2,
             flow_nesting_limit: DEPTH_LIMIT,
         },
         alias_limits: serde_saphyr::alias_limits! {
@@ -117,6 +118,12 @@ fn fault(error: &Error) -> Fault {
         Error::NonFiniteFloat { .. } => Problem::Syntax {
             message: "this is no number that kiln can keep; put it in quotes if it is text"
                 .to_owned(),
+        },
+        Error::UnknownAnchor { .. } => Problem::Syntax {
+            message: "no `&` gave a value this name before".to_owned(),
+        },
+        Error::RecursiveReferencesRequireWeakTypes { .. } => Problem::Syntax {
+            message: "a value cannot contain itself".to_owned(),
         },
         other => Problem::Syntax {
             message: UserMessageFormatter.format_message(other).into_owned(),

@@ -34,7 +34,7 @@ pub struct SpecError {
 pub enum Problem {
     #[error("cannot read the spec: {0}")]
     Spec(FileError),
-    #[error("{message}")]
+    #[error("this is not a spec: {message}")]
     Syntax { message: String },
     #[error(
         "this is more than a spec may hold: {nodes} values with aliases expanded, nested {depth} deep"
@@ -46,9 +46,9 @@ pub enum Problem {
     UnknownKey { key: String, owner: String },
     #[error("{owner} has no `{key}`")]
     MissingKey { key: &'static str, owner: String },
-    #[error("`{key}` has to be {want}, not {found}")]
+    #[error("{what} has to be {want}, not {found}")]
     WrongType {
-        key: String,
+        what: String,
         want: &'static str,
         found: &'static str,
     },
@@ -56,7 +56,7 @@ pub enum Problem {
     BadValue { key: String, reason: String },
     #[error("{feature} is not built yet")]
     NotBuilt { feature: String },
-    #[error("a second machine is called `{name}`; the first is of the group in line {line}")]
+    #[error("a second machine is called `{name}`; the first is in line {line}")]
     DuplicateMachine { name: String, line: u64 },
     #[error(
         "machine `{machine}` publishes host port {port}, and so does machine `{other}` of the group in line {line}"

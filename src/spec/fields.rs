@@ -24,10 +24,20 @@ pub(super) struct Fields {
 
 impl Fields {
     /// Refuses what is no map, and any key that is unknown or not built.
-    pub(super) fn new(node: Node, key: &str, owner: String, keys: Keys) -> Result<Fields, Fault> {
+    pub(super) fn new(node: Node, owner: String, keys: Keys) -> Result<Fields, Fault> {
         let place = node.place;
         let mut entries = Vec::new();
-        for (key, node) in map(node, key)? {
+        let Value::Map(all) = node.value else {
+            return Err(Fault::new(
+                place,
+                Problem::WrongType {
+                    what: owner,
+                    want: "a map",
+                    found: node.value.kind(),
+                },
+            ));
+        };
+        for (key, node) in all {
             if let Some(known) = keys.known.iter().find(|known| **known == key.text) {
                 entries.push((*known, node));
             } else if let Some((key_text, instead)) =
@@ -85,7 +95,7 @@ pub(super) fn wrong_type(node: &Node, key: &str, want: &'static str) -> Fault {
     Fault::new(
         node.place,
         Problem::WrongType {
-            key: key.to_owned(),
+            what: format!("`{key}`"),
             want,
             found: node.value.kind(),
         },
@@ -175,7 +185,13 @@ pub(super) fn choice<T: Copy>(
     not_built: &[&str],
 ) -> Result<T, Fault> {
     let place = node.place;
-    let word = text(node, key)?;
+    let word = match node.value {
+        Value::Text(text) => text,
+        // `restart: false`, or a number: no word in quotes is meant.
+        Value::Bool(bool) => bool.to_string(),
+        Value::Number(number) => number.to_string(),
+        _ => return Err(wrong_type(&node, key, "one word")),
+    };
     if let Some((_, value)) = words.iter().find(|(known, _)| *known == word) {
         return Ok(*value);
     }

@@ -53,13 +53,22 @@ pub(super) struct Defaults<'a> {
     pub(super) scale: &'a BTreeMap<MachineName, u16>,
 }
 
-/// The machines of one group, each with its published ports and their places.
+/// A machine, and where the spec names it and its published ports.
+#[derive(Debug)]
+pub(super) struct PlacedMachine {
+    pub(super) machine: Machine,
+    /// Of the group's key, or of the name in `names`.
+    pub(super) place: Place,
+    pub(super) ports: Vec<PlacedPort>,
+}
+
+/// The machines of one group.
 pub(super) fn group(
     key: &Key,
     mut node: Node,
     defaults: Defaults<'_>,
     warnings: &mut Vec<SpecWarning>,
-) -> Result<Vec<(Machine, Vec<PlacedPort>)>, Fault> {
+) -> Result<Vec<PlacedMachine>, Fault> {
     let group = name(key.place, "machines", &key.text)?;
     let owner = format!("group `{group}`");
     if node.value == Value::Nothing {
@@ -70,7 +79,7 @@ pub(super) fn group(
         };
     }
     let folders = defaults.folders;
-    let mut fields = Fields::new(node, &key.text, owner.clone(), KEYS)?;
+    let mut fields = Fields::new(node, owner.clone(), KEYS)?;
     // A missing key is missing in the group, wherever its map begins.
     fields.place = key.place;
 
@@ -142,7 +151,7 @@ pub(super) fn group(
         )));
     }
 
-    let machine = |(index, name): (u32, MachineName)| Machine {
+    let machine = |index, name| Machine {
         name,
         group: group.clone(),
         index,
@@ -161,7 +170,11 @@ pub(super) fn group(
     };
     Ok((1..)
         .zip(names)
-        .map(|numbered| (machine(numbered), ports.clone()))
+        .map(|(index, (place, name))| PlacedMachine {
+            machine: machine(index, name),
+            place,
+            ports: ports.clone(),
+        })
         .collect())
 }
 
@@ -185,7 +198,7 @@ fn names(
     group: &MachineName,
     fields: &mut Fields,
     scale: &BTreeMap<MachineName, u16>,
-) -> Result<Vec<MachineName>, Fault> {
+) -> Result<Vec<(Place, MachineName)>, Fault> {
     let count = fields.take("count");
     let names = fields.take("names");
     let scaled = scale.get(group).copied();
@@ -207,17 +220,21 @@ fn names(
     if let Some(node) = count {
         let said = fields::integer(&node, "count", 0, COUNT_LIMIT)?;
         return (1..=scaled.unwrap_or(said))
-            .map(|index| name(key.place, "machines", &format!("{group}-{index}")))
+            .map(|index| {
+                let name = name(key.place, "machines", &format!("{group}-{index}"))?;
+                Ok((key.place, name))
+            })
             .collect();
     }
     let Some(node) = names else {
-        return Ok(vec![group.clone()]);
+        return Ok(vec![(key.place, group.clone())]);
     };
     fields::list(node, "names")?
         .into_iter()
         .map(|node| {
             let place = node.place;
-            name(place, "names", &fields::text(node, "names")?)
+            let name = name(place, "names", &fields::text(node, "names")?)?;
+            Ok((place, name))
         })
         .collect()
 }
@@ -338,16 +355,12 @@ fn vars(
 }
 
 /// Refuses two machines of one name, in whatever groups they are.
-pub(super) fn refuse_duplicates(machines: &[(Machine, Vec<PlacedPort>)]) -> Result<(), Fault> {
+pub(super) fn refuse_duplicates(machines: &[PlacedMachine]) -> Result<(), Fault> {
     let mut lines: BTreeMap<&MachineName, u64> = BTreeMap::new();
-    for (machine, _) in machines {
-        if let Some(line) = lines.insert(&machine.name, machine.line) {
-            let place = Place {
-                line: machine.line,
-                column: 1,
-            };
+    for PlacedMachine { machine, place, .. } in machines {
+        if let Some(line) = lines.insert(&machine.name, place.line) {
             return Err(Fault::new(
-                place,
+                *place,
                 Problem::DuplicateMachine {
                     name: machine.name.to_string(),
                     line,

@@ -46,7 +46,7 @@ pub(super) fn image(
     if !matches!(node.value, Value::Map(_)) {
         return disk(node, key, owner, folders, warnings).map(Image::Disk);
     }
-    let mut fields = Fields::new(node, key, format!("`image` of {owner}"), IMAGE_KEYS)?;
+    let mut fields = Fields::new(node, format!("`image` of {owner}"), IMAGE_KEYS)?;
     let initrd = fields.take("initrd");
     let cmdline = fields.take("cmdline");
     let Some(kernel) = fields.take("kernel") else {
@@ -153,7 +153,7 @@ fn disk(
 ) -> Result<DiskImage, Fault> {
     match node.value {
         Value::Map(_) => {
-            let fields = Fields::new(node, key, format!("`{key}` of {owner}"), DISK_KEYS)?;
+            let fields = Fields::new(node, format!("`{key}` of {owner}"), DISK_KEYS)?;
             disk_fields(fields, folders, warnings)?.map_err(|fields| fields.missing("disk"))
         }
         Value::Text(_) => {
@@ -200,12 +200,12 @@ fn known_format(
     match ending {
         Some("qcow2") => Ok(DiskFormat::Qcow2),
         Some("raw" | "img") => Ok(DiskFormat::Raw),
-        Some("xz" | "gz" | "zst" | "bz2") => Err(Fault::bad_value(
-            place,
-            key,
-            format!("`{}` is compressed", path.display()),
-        )
-        .hint("unpack it first; kiln boots qcow2 and raw images")),
+        Some("xz" | "gz" | "zst" | "bz2") => {
+            Err(
+                Fault::bad_value(place, key, format!("`{}` is compressed", path.display()))
+                    .hint("unpack it first; kiln boots qcow2 and raw images"),
+            )
+        }
         _ => Err(Fault::bad_value(
             place,
             key,
@@ -226,8 +226,8 @@ fn look(
     key: &str,
     warnings: &mut Vec<SpecWarning>,
 ) -> Result<(), Fault> {
-    let head = files::head(&image.path, QCOW2_MAGIC.len() as u64)
-        .map_err(files::fault(place, key))?;
+    let head =
+        files::head(&image.path, QCOW2_MAGIC.len() as u64).map_err(files::fault(place, key))?;
     match (image.format, head == QCOW2_MAGIC) {
         (DiskFormat::Qcow2, true) | (DiskFormat::Raw, false) => Ok(()),
         (DiskFormat::Qcow2, false) => Err(Fault::bad_value(

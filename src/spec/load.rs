@@ -99,12 +99,12 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
         return Err(Fault {
             place: None,
             problem: Problem::Syntax {
-                message: "the spec is empty".to_owned(),
+                message: "the file is empty".to_owned(),
             },
             hint: Some("`kiln init` writes one to begin with".to_owned()),
         });
     }
-    let mut fields = Fields::new(root, "the spec", "the spec".to_owned(), KEYS)?;
+    let mut fields = Fields::new(root, "the spec".to_owned(), KEYS)?;
     let name = match fields.take("cluster") {
         None => return Err(fields.missing("cluster")),
         Some(node) => {
@@ -165,7 +165,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
             folder: folder.to_owned(),
             network,
             authorized_keys,
-            machines: machines.into_iter().map(|(machine, _)| machine).collect(),
+            machines: machines.into_iter().map(|placed| placed.machine).collect(),
         },
         warnings,
     })
@@ -186,16 +186,15 @@ fn unknown_group(group: &MachineName, groups: &[(document::Key, Node)]) -> Fault
 }
 
 fn network(node: Node, warnings: &mut Vec<SpecWarning>) -> Result<Network, Fault> {
-    let mut fields = Fields::new(node, "network", "`network`".to_owned(), NETWORK_KEYS)?;
+    let mut fields = Fields::new(node, "`network`".to_owned(), NETWORK_KEYS)?;
     let mode = fields.take_as("mode", |node, key| {
         if matches!(node.value, Value::Map(_)) {
-            return Err(Fault::not_built(node.place, "attaching to a bridge of the host")
-                .hint("this kiln knows `auto` or `fabric`"));
+            return Err(
+                Fault::not_built(node.place, "attaching to a bridge of the host")
+                    .hint("this kiln knows `auto` or `fabric`"),
+            );
         }
-        let words = [
-            ("auto", NetworkMode::Auto),
-            ("fabric", NetworkMode::Fabric),
-        ];
+        let words = [("auto", NetworkMode::Auto), ("fabric", NetworkMode::Fabric)];
         fields::choice(node, key, &words, &["namespace", "user"])
     })?;
     let subnet = fields.take_as("subnet", |node, key| {
@@ -245,7 +244,7 @@ fn subnet(place: Place, text: &str) -> Result<Ipv4Net, Fault> {
 
 /// `ssh.key`: one file of public keys, or a list of such files.
 fn public_keys(node: Node, folders: Folders<'_>) -> Result<Vec<String>, Fault> {
-    let mut fields = Fields::new(node, "ssh", "`ssh`".to_owned(), SSH_KEYS)?;
+    let mut fields = Fields::new(node, "`ssh`".to_owned(), SSH_KEYS)?;
     let Some(node) = fields.take("key") else {
         return Ok(Vec::new());
     };

@@ -23,6 +23,9 @@ mod port;
 mod suggest;
 mod warning;
 
+#[cfg(test)]
+mod tests;
+
 pub use self::error::{Place, Problem, SpecError};
 pub use self::find::{FindError, SPEC_FILE_NAME, find};
 pub use self::init::init_template;

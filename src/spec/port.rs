@@ -7,6 +7,7 @@ use std::num::NonZeroU16;
 use super::document::{Node, Value};
 use super::error::{Fault, Place, Problem};
 use super::fields;
+use super::group::PlacedMachine;
 use crate::cluster::{Machine, Port};
 
 const FORMS: &str = "write \":80\" (a free host port), \"8080:80\" or \"127.0.0.1:8080:80\"";
@@ -76,7 +77,9 @@ fn port(node: Node, key: &str) -> Result<PlacedPort, Fault> {
             guest: number(guest)?,
         },
         [bind, host, guest] => Port {
-            bind: bind_address(bind).ok_or_else(|| wrong("the address to listen on is not an IPv4 address of a host"))?,
+            bind: bind_address(bind).ok_or_else(|| {
+                wrong("the address to listen on is not an IPv4 address of a host")
+            })?,
             host: host_port(host)?,
             guest: number(guest)?,
         },
@@ -92,16 +95,13 @@ fn bind_address(text: &str) -> Option<Ipv4Addr> {
 }
 
 /// Refuses two machines that would listen on one host port.
-pub(super) fn refuse_clashes(machines: &[(Machine, Vec<PlacedPort>)]) -> Result<(), Fault> {
+pub(super) fn refuse_clashes(machines: &[PlacedMachine]) -> Result<(), Fault> {
     let mut taken: BTreeMap<NonZeroU16, Vec<(Ipv4Addr, &Machine)>> = BTreeMap::new();
-    for (machine, ports) in machines {
+    for PlacedMachine { machine, ports, .. } in machines {
         for PlacedPort { place, port } in ports {
             let Some(host) = port.host else { continue };
             let others = taken.entry(host).or_default();
-            if let Some((_, other)) = others
-                .iter()
-                .find(|(bind, _)| overlap(*bind, port.bind))
-            {
+            if let Some((_, other)) = others.iter().find(|(bind, _)| overlap(*bind, port.bind)) {
                 return Err(Fault::new(
                     *place,
                     Problem::PortClash {
