@@ -3,7 +3,10 @@
 //! The modules stand in the order in which `kiln up` goes through them; see
 //! ARCHITECTURE.md for the story.
 
+pub mod cli;
 pub mod cluster;
+pub mod command;
 pub mod error;
+pub mod report;
 pub mod state;
 pub mod supervisor;
