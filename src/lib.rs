@@ -3,10 +3,13 @@
 //! The modules stand in the order in which `kiln up` goes through them; see
 //! ARCHITECTURE.md for the story.
 
+pub mod cli;
 pub mod cluster;
+pub mod command;
 pub mod error;
 pub mod ignition;
 pub mod keys;
+pub mod report;
 pub mod spec;
 pub mod state;
 pub mod supervisor;
