@@ -4,3 +4,6 @@
 //! ARCHITECTURE.md for the story.
 
 pub mod cluster;
+pub mod folder;
+pub mod memo;
+pub mod tool;
