@@ -5,5 +5,6 @@
 
 pub mod cluster;
 pub mod folder;
+pub mod host;
 pub mod memo;
 pub mod tool;

@@ -59,11 +59,7 @@ pub enum ToolError {
 /// Runs `command` with `stdin` and waits at most `deadline`; then it is killed.
 ///
 /// An exit status other than 0 is not an error here. The messages are asked for in English.
-pub fn run(
-    mut command: Command,
-    stdin: Stdio,
-    deadline: Duration,
-) -> Result<Finished, ToolError> {
+pub fn run(mut command: Command, stdin: Stdio, deadline: Duration) -> Result<Finished, ToolError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let start = |source| ToolError::Start {
         program: program.clone(),
