@@ -30,7 +30,6 @@ pub use unsupported::Unsupported;
 /// The set is closed. `ppc64` is the same board as `ppc64le`: the byte order is the kernel's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Arch {
-<<<<<<< HEAD
     I386,
     X86_64,
     Aarch64,
@@ -169,11 +168,3 @@ mod tests {
         );
     }
 }
-=======
-    X86_64,
-    Aarch64,
-    I386,
-    S390x,
-    Ppc64le,
-}
->>>>>>> spec
