@@ -4,3 +4,4 @@
 //! ARCHITECTURE.md for the story.
 
 pub mod cluster;
+pub mod supervisor;
