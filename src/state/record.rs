@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::image::BaseFacts;
+
 /// The choices that hold for a whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterRecord {
@@ -31,9 +33,6 @@ pub struct ClusterRecord {
     pub machines: Vec<String>,
     /// Every address ever given to a name of this cluster: scaling never moves one.
     pub reservations: BTreeMap<String, ReservationRecord>,
-    /// The uuids in QEMU's arguments, by machine: a torn machine record keeps its process findable.
-    pub uuids: BTreeMap<String, String>,
-    pub uplink_uuid: String,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,21 +107,9 @@ pub struct KernelRecord {
 /// The root disk: an overlay of ours over a base that nobody may change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRecord {
-    pub base: PathBuf,
-    pub base_format: FormatRecord,
-    pub base_len: u64,
-    /// Modification time of the base in nanoseconds since the epoch.
-    pub base_mtime: i128,
-    pub base_inode: u64,
+    pub base: BaseFacts,
     /// Virtual size of the overlay in bytes.
     pub size: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FormatRecord {
-    Qcow2,
-    Raw,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -103,7 +103,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         machines: reservations(&record),
     });
     let mut dispatcher = Dispatcher {
-        uplink: Uplink::new(&record, config.files.uplink(), config.boot_id.clone()),
+        uplink: Uplink::new(&record, &config.files, config.boot_id.clone()),
         files: config.files,
         boot_id: config.boot_id,
         record,
@@ -175,7 +175,13 @@ impl Dispatcher {
         let files = self.files.machine(name);
         self.generation += 1;
         let generation = self.generation;
-        let mut slot = Slot::load(name, files, &self.record, &self.boot_id, generation);
+        let mut slot = Slot::load(
+            name,
+            files,
+            &self.files.uuid(name),
+            &self.boot_id,
+            generation,
+        );
         slot.adopt(&self.inbox, &mut self.consoles, &self.fabric);
         self.slots.insert(name.to_owned(), slot);
         self.changed(name, Change::Address);

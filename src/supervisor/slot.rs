@@ -14,11 +14,10 @@ use qapi::qmp;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-use crate::image::{self, BaseFacts};
 use crate::state::files::{self, SCHEMA};
 use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
-    ClusterRecord, DiskRecord, MachineRecord, ProcessRecord, ReportRecord, RestartRecord,
+    MachineRecord, ProcessRecord, ReportRecord, RestartRecord,
     RunRecord, SeenRecord, StateRecord,
 };
 use crate::supervisor::console::ConsoleWatch;
@@ -81,7 +80,7 @@ impl Slot {
     pub(super) fn load(
         name: &str,
         machine_files: MachineFiles,
-        cluster: &ClusterRecord,
+        uuid: &str,
         boot_id: &str,
         generation: u64,
     ) -> Slot {
@@ -106,30 +105,22 @@ impl Slot {
             found: None,
             saved: None,
         };
-        slot.look(cluster, boot_id);
+        slot.look(uuid, boot_id);
         slot
     }
 
-    fn look(&mut self, cluster: &ClusterRecord, boot_id: &str) {
+    fn look(&mut self, uuid: &str, boot_id: &str) {
         let (restart, reports) = self.policy();
         // A torn run record is as none: the process is then found by its uuid.
         let run = files::load::<RunRecord>(&self.files.run()).ok().flatten();
-        let uuid = match &self.record {
-            Some(record) => record.uuid.clone(),
-            None => cluster
-                .uuids
-                .get(&self.name)
-                .cloned()
-                .unwrap_or_default(),
-        };
         let this_boot = run.as_ref().is_none_or(|run| run.boot_id == boot_id);
         if this_boot {
             let recorded = run.as_ref().and_then(|run| run.process.as_ref());
             self.found = recorded
                 .and_then(|process| {
-                    Process::adopt(process.pid, process.start_time, &uuid).ok()?
+                    Process::adopt(process.pid, process.start_time, uuid).ok()?
                 })
-                .or_else(|| Process::find(&uuid));
+                .or_else(|| Process::find(uuid));
         }
         self.machine = match (&run, &self.found) {
             (_, Some(_)) => Machine::adopting(restart, reports, Instant::now()),
@@ -236,7 +227,7 @@ impl Slot {
         self.seen.clear();
         let record = self.record.as_ref().ok_or(StartError::Damaged)?;
         if let Some(disk) = &record.disk {
-            unchanged(disk)?;
+            disk.base.unchanged().map_err(LaunchError::BaseChanged)?;
         }
         let (machine, handles) = launch::supervised(cluster, record, &self.files)?;
         let command = kiln_arch::render(&machine).map_err(LaunchError::Unsupported)?;
@@ -443,12 +434,4 @@ impl Slot {
             started_at: self.started_at.clone(),
         }
     }
-}
-
-/// Refuses to start on a base that is not what the overlay was made on.
-fn unchanged(disk: &DiskRecord) -> Result<(), LaunchError> {
-    let facts = BaseFacts::from(disk);
-    image::unchanged(&facts).map_err(|_| LaunchError::BaseChanged {
-        path: disk.base.clone(),
-    })
 }

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
 use crate::state::files::{self, SCHEMA};
-use crate::state::layout::{MachineFiles, Socket};
+use crate::state::layout::{ClusterFiles, MachineFiles, Socket};
 use crate::state::record::{ClusterRecord, MachineRecord, UplinkRecord};
 use crate::supervisor::dispatcher::chain;
 use crate::supervisor::launch;
@@ -29,6 +29,7 @@ const LAST_PAUSE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Uplink {
     cluster: ClusterRecord,
+    uuid: String,
     files: MachineFiles,
     boot_id: String,
     process: Option<ProcessHandle>,
@@ -40,10 +41,11 @@ pub(super) struct Uplink {
 }
 
 impl Uplink {
-    pub(super) fn new(cluster: &ClusterRecord, files: MachineFiles, boot_id: String) -> Uplink {
+    pub(super) fn new(cluster: &ClusterRecord, files: &ClusterFiles, boot_id: String) -> Uplink {
         Uplink {
             cluster: cluster.clone(),
-            files,
+            uuid: files.uplink_uuid(),
+            files: files.uplink(),
             boot_id,
             process: None,
             generation: 0,
@@ -114,8 +116,7 @@ impl Uplink {
         if record.boot_id != self.boot_id {
             return None;
         }
-        let uuid = &self.cluster.uplink_uuid;
-        Process::adopt(record.process.pid, record.process.start_time, uuid).ok()?
+                Process::adopt(record.process.pid, record.process.start_time, &self.uuid).ok()?
     }
 
     fn start(&mut self, machine: &MachineRecord, identity: Identity) -> Result<Process, String> {
@@ -124,7 +125,7 @@ impl Uplink {
             .parse()
             .map_err(|_| format!("`{}` is no architecture", machine.arch))?;
         let (uplink, handles) =
-            launch::uplink(&self.cluster, arch, &self.cluster.uplink_uuid, &self.files)
+            launch::uplink(&self.cluster, arch, &self.uuid, &self.files)
                 .map_err(|error| chain(&error))?;
         let command = kiln_arch::render_uplink(&uplink).map_err(|error| chain(&error))?;
         let fds = launch::open(&handles).map_err(|error| chain(&error))?;

@@ -15,7 +15,6 @@ use tokio::task::JoinHandle;
 
 use crate::state::record::ReportRecord;
 use crate::supervisor::console::sanitize;
-use crate::supervisor::launch;
 use crate::supervisor::machine::{Event, GREETING_DEADLINE, RunStatus};
 use crate::supervisor::message::{Message, News};
 use crate::supervisor::process::{Exit, Process};
@@ -209,7 +208,7 @@ pub(super) fn reports(teller: Teller, socket: PathBuf) -> JoinHandle<()> {
 
 /// A connection to one of QEMU's sockets.
 pub(super) fn stream(socket: &std::path::Path) -> std::io::Result<UnixStream> {
-    let stream = launch::connect(socket)?;
+    let stream = std::os::unix::net::UnixStream::connect(socket)?;
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)
 }
