@@ -3,7 +3,7 @@ qemu-system-ppc64 \
   -nodefaults \
   -name guest=demo/node-1,debug-threads=on \
   -display none \
-  -machine pseries,dump-guest-core=off,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken \
+  -machine pseries,dump-guest-core=off,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off \
   -accel tcg \
   -cpu power9 \
   -smp 1 \
