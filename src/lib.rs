@@ -6,5 +6,6 @@
 pub mod cluster;
 pub mod folder;
 pub mod host;
+pub mod image;
 pub mod memo;
 pub mod tool;
