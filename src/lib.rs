@@ -10,6 +10,7 @@ pub mod error;
 pub mod folder;
 pub mod host;
 pub mod ignition;
+pub mod image;
 pub mod keys;
 pub mod memo;
 pub mod report;
