@@ -12,3 +12,4 @@ pub mod progress;
 pub mod style;
 pub mod table;
 pub mod text;
+pub mod view;

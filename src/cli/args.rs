@@ -200,6 +200,7 @@ pub struct LogsArgs {
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct ConsoleArgs {
+    /// The machine
     #[arg(value_name = "MACHINE")]
     pub machine: MachineName,
 }
@@ -211,6 +212,7 @@ Examples:
   kiln ssh node-1 -l root          a shell as another user
   kiln ssh node-1 -- systemctl --failed")]
 pub struct SshArgs {
+    /// The machine
     #[arg(value_name = "MACHINE")]
     pub machine: MachineName,
     /// The user to log in as
@@ -223,12 +225,14 @@ pub struct SshArgs {
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct RenderArgs {
+    /// The machine
     #[arg(value_name = "MACHINE")]
     pub machine: MachineName,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct ExplainArgs {
+    /// The machine
     #[arg(value_name = "MACHINE")]
     pub machine: MachineName,
     /// Print a shell command that runs by itself, without kiln
@@ -243,6 +247,7 @@ Examples:
   kiln completions zsh > ~/.zfunc/_kiln
   kiln completions fish > ~/.config/fish/completions/kiln.fish")]
 pub struct CompletionsArgs {
+    /// The shell to write it for
     #[arg(value_name = "SHELL")]
     pub shell: clap_complete::Shell,
 }
@@ -262,6 +267,7 @@ pub struct SuperviseArgs {
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct ProxyArgs {
+    /// The machine
     #[arg(value_name = "MACHINE")]
     pub machine: MachineName,
     #[arg(value_name = "PORT")]

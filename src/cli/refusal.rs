@@ -25,16 +25,22 @@ impl From<clap::Error> for Refusal {
 }
 
 fn usage_error(clap: &clap::Error) -> Error {
-    if clap.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+    if matches!(
+        clap.kind(),
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand
+    ) {
         return Error::new(Exit::Usage, "no verb was given").hint("`kiln help` lists the verbs");
     }
     // The first paragraph is the message; those that follow are tips and the usage.
     let text = clap.to_string();
-    let mut paragraphs = text.split("\n\n").map(one_line);
-    let message = paragraphs.next().unwrap_or_default();
-    let message = message.strip_prefix("error: ").unwrap_or(&message);
-    let hint = paragraphs
-        .find_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned))
+    let paragraphs: Vec<String> = text.split("\n\n").map(one_line).collect();
+    let after = |label: &str| {
+        let paragraph = paragraphs.iter().find(|text| text.starts_with(label))?;
+        Some(paragraph[label.len()..].to_owned())
+    };
+    let message = after("error: ").unwrap_or_else(|| one_line(&text));
+    let hint = after("tip: ")
+        .or_else(|| after("Usage: ").map(|usage| format!("usage: {usage}")))
         .unwrap_or_else(|| "`kiln help VERB` says what a verb takes".to_owned());
     Error::new(Exit::Usage, message).hint(hint)
 }

@@ -110,19 +110,84 @@ fn wait_takes_a_goal() {
 
 #[test]
 fn wrong_command_lines_are_told_in_one_line() {
-    refused("kiln", &expect![[r#""#]]);
-    refused("kiln --json", &expect![[r#""#]]);
-    refused("kiln upp", &expect![[r#""#]]);
-    refused("kiln up --dry", &expect![[r#""#]]);
-    refused("kiln up --wait redy", &expect![[r#""#]]);
-    refused("kiln up --timeout 5", &expect![[r#""#]]);
-    refused("kiln up --timeout 9999years", &expect![[r#""#]]);
-    refused("kiln up Web_1", &expect![[r#""#]]);
-    refused("kiln ssh", &expect![[r#""#]]);
-    refused("kiln down web", &expect![[r#""#]]);
-    refused("kiln -q -v ps", &expect![[r#""#]]);
-    refused("kiln proxy web 0", &expect![[r#""#]]);
-    refused("kiln logs web --supervisor", &expect![[r#""#]]);
+    refused(
+        "kiln",
+        &expect![[r#"
+        no verb was given
+        hint: `kiln help` lists the verbs"#]],
+    );
+    refused(
+        "kiln --json",
+        &expect![[r#"
+            no verb was given
+            hint: `kiln help` lists the verbs"#]],
+    );
+    refused(
+        "kiln upp",
+        &expect![[r#"
+        unrecognized subcommand 'upp'
+        hint: a similar subcommand exists: 'up'"#]],
+    );
+    refused(
+        "kiln up --dry",
+        &expect![[r#"
+        unexpected argument '--dry' found
+        hint: a similar argument exists: '--dry-run'"#]],
+    );
+    refused(
+        "kiln up --wait redy",
+        &expect![[r#"
+        invalid value 'redy' for '--wait <STAGE>' [possible values: none, running, address, ready]
+        hint: a similar value exists: 'ready'"#]],
+    );
+    refused(
+        "kiln up --timeout 5",
+        &expect![[r#"
+        invalid value '5' for '--timeout <DURATION>': write a number and a unit, such as `30s` or `5m`
+        hint: `kiln help VERB` says what a verb takes"#]],
+    );
+    refused(
+        "kiln up --timeout 9999years",
+        &expect![[r#"
+        invalid value '9999years' for '--timeout <DURATION>': at most 7 days
+        hint: `kiln help VERB` says what a verb takes"#]],
+    );
+    refused(
+        "kiln up Web_1",
+        &expect![[r#"
+        invalid value 'Web_1' for '[MACHINE]...': `Web_1` is not a DNS label: use a-z, 0-9 and `-`, beginning and ending with a letter or digit
+        hint: `kiln help VERB` says what a verb takes"#]],
+    );
+    refused(
+        "kiln ssh",
+        &expect![[r#"
+            the following required arguments were not provided: <MACHINE>
+            hint: usage: kiln ssh <MACHINE> [COMMAND]..."#]],
+    );
+    refused(
+        "kiln down web",
+        &expect![[r#"
+            unexpected argument 'web' found
+            hint: usage: kiln down [OPTIONS]"#]],
+    );
+    refused(
+        "kiln -q -v ps",
+        &expect![[r#"
+            the argument '--quiet' cannot be used with '--verbose...'
+            hint: usage: kiln --quiet <COMMAND>"#]],
+    );
+    refused(
+        "kiln proxy web 0",
+        &expect![[r#"
+        invalid value '0' for '<PORT>': number would be zero for non-zero type
+        hint: `kiln help VERB` says what a verb takes"#]],
+    );
+    refused(
+        "kiln logs web --supervisor",
+        &expect![[r#"
+            the argument '[MACHINE]' cannot be used with '--supervisor'
+            hint: usage: kiln logs <MACHINE>"#]],
+    );
 }
 
 #[test]
@@ -142,7 +207,71 @@ fn a_flag_counts_only_before_the_remote_command() {
 #[test]
 fn the_help_says_it_all() {
     let help = Cli::command().term_width(100).render_help().to_string();
-    expect![[r#""#]].assert_eq(&help);
+    expect![[r#"
+        Boots clusters of Ignition-configured machines straight on QEMU
+
+        Usage: kiln [OPTIONS] <COMMAND>
+
+        Commands:
+          init         Write a first spec to start from
+          validate     Check the spec and the files that it names
+          plan         Show what `up` would do, and why
+          up           Make the cluster as the spec says, and boot it
+          down         Stop the cluster and remove all that was made for it
+          start        Start machines that are stopped
+          stop         Stop machines and keep their disks
+          restart      Stop machines, then start them
+          kill         End machines at once, without asking their guests
+          pause        Freeze machines
+          resume       Let frozen machines run on
+          ps           List the machines of the cluster
+          ls           List all clusters of this user
+          inspect      Print all that is known of the cluster or a machine
+          ip           Print addresses
+          wait         Wait until machines have come so far
+          events       Print what happens to the machines, as it happens
+          logs         Print what a machine's console said
+          console      Attach to a machine's serial console
+          ssh          Log in to a machine, or run a command in it
+          render       Print a machine's final Ignition config, secrets included
+          explain      Print a machine's QEMU command line, with a reason for each argument
+          doctor       Say what this host can do, and what it lacks
+          gc           Remove what dead clusters and broken-off commands left behind
+          completions  Print a completion script for a shell
+          man          Print the manual page
+          help         Print this message or the help of the given subcommand(s)
+
+        Options:
+          -h, --help     Print help
+          -V, --version  Print version
+
+        Global options:
+          -f, --file <FILE>        The spec to use, instead of `kiln.yaml` here or in a folder above
+          -c, --cluster <CLUSTER>  The cluster to work on, without looking at any spec
+              --json               Print one JSON object on stdout, for programs
+          -v, --verbose...         Say more of what is done; twice and thrice for more still
+          -q, --quiet              Show no progress and no notes
+              --no-color           Use no colors
+
+        Examples:
+          kiln init                 write a first kiln.yaml
+          kiln up                   boot what it describes, and wait until it is ready
+          kiln ssh node-1           log in
+          kiln down                 stop and remove all of it
+
+        Exit codes:
+          0  done
+          1  failed
+          2  the command line is wrong
+          3  the spec, or a file that it names, is wrong
+          4  this host lacks something
+          5  out of time
+          6  a machine failed to boot
+          7  no such cluster or machine
+          8  someone else is at it
+          9  refused for safety
+    "#]]
+    .assert_eq(&help);
 }
 
 #[test]

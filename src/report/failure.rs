@@ -59,7 +59,15 @@ mod tests {
 
     #[test]
     fn the_whole_chain_is_told_and_the_hint_apart() {
-        expect![[r#""#]].assert_eq(&failure(Style::PLAIN, &error()));
+        expect![[r#"
+            error: cannot start machine `node-2`
+              caused by: QEMU exited with status 1 before it answered on QMP
+              caused by: qemu-system-x86_64: first line
+                second \x1b[2Jline
+
+            hint: run `kiln down`, then `kiln up`
+        "#]]
+        .assert_eq(&failure(Style::PLAIN, &error()));
     }
 
     #[test]
@@ -75,7 +83,15 @@ mod tests {
             lines: 24,
         };
         let text = failure(Style::new(Some(size), true), &error());
-        expect![[r#""#]].assert_eq(&text.replace('\x1b', "ESC"));
+        expect![[r#"
+            ESC[1;31merror:ESC[0m cannot start machine `node-2`
+              ESC[2mcaused by:ESC[0m QEMU exited with status 1 before it answered on QMP
+              ESC[2mcaused by:ESC[0m qemu-system-x86_64: first line
+                second \x1b[2Jline
+
+            ESC[1;36mhint:ESC[0m run `kiln down`, then `kiln up`
+        "#]]
+        .assert_eq(&text.replace('\x1b', "ESC"));
     }
 
     #[test]

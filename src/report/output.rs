@@ -6,14 +6,15 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use serde_json::Value;
+use clap::error::ErrorKind;
+use serde::Serialize;
 use terminal_size::{Height, Width, terminal_size_of};
 
 use crate::cli::Global;
 use crate::cli::refusal::Refusal;
 use crate::error::{Error, Exit};
 use crate::report::failure::{failure, note};
-use crate::report::json::{json_error, json_ok};
+use crate::report::json::{json_error, json_line, json_ok};
 use crate::report::progress::{Mode, Progress};
 use crate::report::style::{Size, Style, allows_color, knows_escapes};
 
@@ -73,7 +74,8 @@ impl Report {
         let color = !global.no_color && allows_color(around.no_color.as_deref(), term);
         let progress = match around.stderr {
             _ if global.quiet => Mode::Quiet,
-            Some(size) if knows_escapes(term) => Mode::Live(size),
+            // The log that was asked for would be written over by live lines.
+            Some(size) if knows_escapes(term) && global.verbose == 0 => Mode::Live(size),
             _ => Mode::Plain,
         };
         Report {
@@ -110,14 +112,30 @@ impl Report {
     /// The command's result: `value` for programs, or `text` for people.
     ///
     /// # Errors
-    /// As [`Report::print`].
+    /// As [`Report::print`]; or JSON has no form for the value.
     pub fn result(
         &self,
-        value: impl FnOnce() -> Value,
+        value: &impl Serialize,
         text: impl FnOnce(Style) -> String,
     ) -> Result<(), Error> {
         if self.json {
-            self.print(&json_ok(&value()))
+            self.print(&json_ok(value).map_err(|error| no_json(&error))?)
+        } else {
+            self.print(&text(self.stdout))
+        }
+    }
+
+    /// One of many results: an object on a line of its own, or `text`.
+    ///
+    /// # Errors
+    /// As [`Report::result`].
+    pub fn item(
+        &self,
+        value: &impl Serialize,
+        text: impl FnOnce(Style) -> String,
+    ) -> Result<(), Error> {
+        if self.json {
+            self.print(&json_line(value).map_err(|error| no_json(&error))?)
         } else {
             self.print(&text(self.stdout))
         }
@@ -177,7 +195,7 @@ impl Report {
     pub fn error(&self, error: &Error) {
         if self.json {
             // The exit code tells too; there is nobody left to complain to.
-            let _ = self.print(&json_error(error));
+            let _ = json_error(error).map(|line| self.print(&line));
         }
         tell(&failure(self.stderr, error));
     }
@@ -191,16 +209,73 @@ impl Report {
             }
             Refusal::Wrong(clap, error) => {
                 if json {
-                    let _ = io::stdout().write_all(json_error(error).as_bytes());
+                    let _ = json_error(error).map(|line| io::stdout().write_all(line.as_bytes()));
                 }
-                let _ = clap.print();
+                // Here clap's own text would list the hidden verbs.
+                if clap.kind() == ErrorKind::MissingSubcommand {
+                    tell(&failure(Style::PLAIN, error));
+                } else {
+                    let _ = clap.print();
+                }
                 Exit::Usage as u8
             }
         }
     }
 }
 
+fn no_json(source: &serde_json::Error) -> Error {
+    Error::because(Exit::Failed, "cannot write the result as JSON", source)
+}
+
 /// Writes to stderr; where nobody reads it there is nobody to tell.
 fn tell(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TERMINAL: Option<Size> = Some(Size {
+        columns: 80,
+        lines: 24,
+    });
+
+    fn report(options: &str, no_color: Option<&str>, term: &str) -> Report {
+        let line = format!("kiln ps {options}");
+        let args: Vec<OsString> = line.split_whitespace().map(OsString::from).collect();
+        let around = Surroundings {
+            no_color: no_color.map(OsString::from),
+            term: Some(OsString::from(term)),
+            stdout: None,
+            stderr: TERMINAL,
+        };
+        Report::new(&crate::cli::parse(&args).unwrap().global, &around)
+    }
+
+    #[test]
+    fn each_stream_has_its_own_style() {
+        let report = report("", None, "xterm");
+        assert!(!report.style().color());
+        assert!(report.colors_stderr());
+        assert!(matches!(report.progress, Mode::Live(_)));
+    }
+
+    #[test]
+    fn colors_are_off_when_asked_but_the_cursor_still_moves() {
+        for report in [
+            report("", Some("1"), "xterm"),
+            report("--no-color", None, "xterm"),
+        ] {
+            assert!(!report.colors_stderr());
+            assert!(matches!(report.progress, Mode::Live(_)));
+        }
+    }
+
+    #[test]
+    fn a_dumb_terminal_and_a_log_get_plain_lines_and_quiet_gets_none() {
+        assert_eq!(report("", None, "dumb").progress, Mode::Plain);
+        assert_eq!(report("-v", None, "xterm").progress, Mode::Plain);
+        assert_eq!(report("-q", None, "xterm").progress, Mode::Quiet);
+    }
 }

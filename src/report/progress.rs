@@ -194,7 +194,7 @@ impl Row {
     fn new(name: &str) -> Row {
         Row {
             name: printable(name).into_owned(),
-            text: String::new(),
+            text: "waiting".to_owned(),
             step: Step::Going,
             ended: None,
         }
@@ -238,12 +238,7 @@ impl Step {
 fn summary(rows: &[&Row]) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for row in rows {
-        let text = if row.text.is_empty() {
-            "waiting"
-        } else {
-            &row.text
-        };
-        *counts.entry(text).or_default() += 1;
+        *counts.entry(&row.text).or_default() += 1;
     }
     let mut counts: Vec<(&str, usize)> = counts.into_iter().collect();
     counts.sort_by_key(|&(_, count)| std::cmp::Reverse(count));

@@ -1,5 +1,7 @@
 //! A table of aligned columns.
 
+use std::iter;
+
 use crate::report::style::{Paint, Style};
 use crate::report::text::{fit, printable, width};
 
@@ -30,19 +32,14 @@ impl Cell {
 }
 
 /// The lines of a table, each with its line break. On a terminal the last column is
-/// cut to the width, so that each row stays on one line. A column in which no row has
-/// anything is left out, but never the first.
+/// cut to the width, so that each row stays on one line.
 pub fn table<const N: usize>(style: Style, headers: [&str; N], rows: &[[Cell; N]]) -> String {
-    let shown: Vec<usize> = (0..N)
-        .filter(|&column| column == 0 || rows.iter().any(|row| row[column].text != "-"))
-        .collect();
-    let widths: Vec<usize> = shown
-        .iter()
-        .map(|&column| {
-            let cells = rows.iter().map(|row| width(&row[column].text));
-            cells.fold(width(headers[column]), usize::max)
-        })
-        .collect();
+    let headers = headers.map(|header| Cell::painted(Paint::Heading, header));
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        let cells = rows.iter().chain([&headers]);
+        let widths = cells.map(|row| width(&row[column].text));
+        widths.max().unwrap_or(0)
+    });
     let before_last: usize = widths.iter().rev().skip(1).map(|width| width + GAP).sum();
     let last_limit = style.size().map(|size| {
         let room = size.columns.saturating_sub(before_last);
@@ -50,30 +47,22 @@ pub fn table<const N: usize>(style: Style, headers: [&str; N], rows: &[[Cell; N]
     });
 
     let mut lines = String::new();
-    let mut line = |cells: &mut dyn Iterator<Item = (&str, Paint)>| {
-        for (place, (text, paint)) in cells.enumerate() {
-            if place + 1 == widths.len() {
-                let text = last_limit.map_or(text.into(), |limit| fit(text, limit));
-                lines.push_str(&style.paint(paint, &text).to_string());
+    for row in [&headers].into_iter().chain(rows) {
+        for (column, Cell { text, paint }) in row.iter().enumerate() {
+            let last = column + 1 == N;
+            let shown = match last_limit {
+                Some(limit) if last => fit(text, limit),
+                _ => text.into(),
+            };
+            lines.push_str(&style.paint(*paint, &shown).to_string());
+            let gap = if last {
+                0
             } else {
-                let gap = widths[place] - width(text) + GAP;
-                lines.push_str(&style.paint(paint, text).to_string());
-                lines.extend(std::iter::repeat_n(' ', gap));
-            }
+                widths[column] - width(text) + GAP
+            };
+            lines.extend(iter::repeat_n(' ', gap));
         }
         lines.push('\n');
-    };
-    line(
-        &mut shown
-            .iter()
-            .map(|&column| (headers[column], Paint::Heading)),
-    );
-    for row in rows {
-        line(
-            &mut shown
-                .iter()
-                .map(|&column| (row[column].text.as_str(), row[column].paint)),
-        );
     }
     lines
 }
@@ -93,9 +82,14 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_aligned_and_empty_ones_left_out() {
+    fn columns_are_aligned_by_what_a_terminal_shows() {
         let text = table(Style::PLAIN, ["NAME", "PID", "REASON"], &rows());
-        expect![[r#""#]].assert_eq(&text);
+        expect![[r#"
+            NAME  PID  REASON
+            a     -    xxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+            機機  -    \x1b[2J
+        "#]]
+        .assert_eq(&text);
     }
 
     #[test]
@@ -106,12 +100,17 @@ mod tests {
         };
         let style = Style::new(Some(size), false);
         let text = table(style, ["NAME", "PID", "REASON"], &rows());
-        expect![[r#""#]].assert_eq(&text);
+        expect![[r#"
+            NAME  PID  REASON
+            a     -    xxxxxxxxxxx…
+            機機  -    \x1b[2J
+        "#]]
+        .assert_eq(&text);
     }
 
     #[test]
-    fn a_table_without_rows_is_its_first_header() {
+    fn a_table_without_rows_is_its_headers() {
         let text = table(Style::PLAIN, ["NAME", "STATE"], &[]);
-        assert_eq!(text, "NAME\n");
+        assert_eq!(text, "NAME  STATE\n");
     }
 }
