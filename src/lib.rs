@@ -4,6 +4,9 @@
 //! ARCHITECTURE.md for the story.
 
 pub mod cluster;
+pub mod error;
 pub mod ignition;
 pub mod keys;
 pub mod spec;
+pub mod state;
+pub mod supervisor;

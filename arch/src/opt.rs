@@ -1,0 +1,131 @@
+//! The only place where option text is joined.
+//!
+//! QEMU reads most values as `head,key=value,…`, in which a comma that belongs to a value is
+//! doubled; nothing else is special. `-blockdev` is given as JSON, because only there can "no
+//! backing file" be said (`null`); JSON in turn holds nothing but UTF-8.
+
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+/// A value of QEMU's `head,key=value` kind, in the making.
+#[derive(Debug, Clone)]
+pub(crate) struct Opt(Vec<u8>);
+
+impl Opt {
+    /// Begins with a bare word, such as `socket` in `-chardev socket,…`.
+    pub(crate) fn new(head: impl AsRef<OsStr>) -> Opt {
+        let mut opt = Opt(Vec::new());
+        opt.push_doubled(head.as_ref());
+        opt
+    }
+
+    /// Begins with a pair, for options that have no head, such as `-name guest=…`.
+    pub(crate) fn keyed(key: &str, value: impl AsRef<OsStr>) -> Opt {
+        let mut opt = Opt(Vec::new());
+        opt.push_pair(key, value.as_ref());
+        opt
+    }
+
+    /// Appends `,key=value`.
+    #[must_use]
+    pub(crate) fn key(mut self, key: &str, value: impl AsRef<OsStr>) -> Opt {
+        self.0.push(b',');
+        self.push_pair(key, value.as_ref());
+        self
+    }
+
+    pub(crate) fn into_value(self) -> OsString {
+        OsString::from_vec(self.0)
+    }
+
+    fn push_pair(&mut self, key: &str, value: &OsStr) {
+        self.0.extend_from_slice(key.as_bytes());
+        self.0.push(b'=');
+        self.push_doubled(value);
+    }
+
+    fn push_doubled(&mut self, text: &OsStr) {
+        for &byte in text.as_bytes() {
+            if byte == b',' {
+                self.0.push(b',');
+            }
+            self.0.push(byte);
+        }
+    }
+}
+
+/// A JSON object in the making; keys keep their order.
+///
+/// Control characters are left bare, which is no JSON: an argument that holds one is refused as a
+/// whole, by `QemuCommand::push`.
+#[derive(Debug, Clone)]
+pub(crate) struct Object(String);
+
+impl Object {
+    pub(crate) fn new() -> Object {
+        Object(String::from("{"))
+    }
+
+    #[must_use]
+    pub(crate) fn text(mut self, key: &str, value: &str) -> Object {
+        self.begin(key);
+        self.push_quoted(value);
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn boolean(mut self, key: &str, value: bool) -> Object {
+        self.begin(key);
+        self.0.push_str(if value { "true" } else { "false" });
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn number(mut self, key: &str, value: u64) -> Object {
+        self.begin(key);
+        self.0.push_str(&value.to_string());
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn null(mut self, key: &str) -> Object {
+        self.begin(key);
+        self.0.push_str("null");
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn object(mut self, key: &str, value: Object) -> Object {
+        self.begin(key);
+        self.0.push_str(&value.into_text());
+        self
+    }
+
+    pub(crate) fn into_value(self) -> OsString {
+        self.into_text().into()
+    }
+
+    fn into_text(mut self) -> String {
+        self.0.push('}');
+        self.0
+    }
+
+    fn begin(&mut self, key: &str) {
+        if self.0.len() > 1 {
+            self.0.push(',');
+        }
+        self.push_quoted(key);
+        self.0.push(':');
+    }
+
+    fn push_quoted(&mut self, text: &str) {
+        self.0.push('"');
+        for character in text.chars() {
+            match character {
+                '"' | '\\' => self.0.extend(['\\', character]),
+                _ => self.0.push(character),
+            }
+        }
+        self.0.push('"');
+    }
+}

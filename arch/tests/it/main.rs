@@ -1,0 +1,9 @@
+//! What the crate promises, tested by its public face.
+//!
+//! `golden` pins whole command lines; `refused` pins every refusal's words; `roundtrip` takes what
+//! was rendered apart again, by parsers of its own.
+
+mod fixture;
+mod golden;
+mod refused;
+mod roundtrip;

@@ -1,0 +1,4 @@
+//! The parent of a cluster's QEMUs: one process, one event loop.
+
+pub mod machine;
+pub mod protocol;
