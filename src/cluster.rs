@@ -165,8 +165,8 @@ pub struct MachineName(String);
 pub enum NameError {
     #[error("a name cannot be empty")]
     Empty,
-    #[error("`{name}` is {} bytes long; at most {limit} are allowed", name.len())]
-    TooLong { name: String, limit: usize },
+    #[error("a name of {length} bytes is too long; at most {limit} are allowed")]
+    TooLong { length: usize, limit: usize },
     #[error(
         "`{name}` is not a DNS label: use a-z, 0-9 and `-`, beginning and ending with a letter or digit"
     )]
@@ -197,7 +197,7 @@ fn parse_label(name: &str, limit: usize) -> Result<String, NameError> {
     }
     if name.len() > limit {
         return Err(NameError::TooLong {
-            name: name.to_owned(),
+            length: name.len(),
             limit,
         });
     }

@@ -93,3 +93,66 @@ pub fn check_public(line: &str) -> Result<String, KeyError> {
         .and_then(|key| key.to_openssh())
         .map_err(KeyError::Public)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RSA: &str = "ssh-rsa AAAAB3NzaC1yc2EAAAADAQABAAABgQDNtPLGU46Wtcuwk1H62Q6BR709hKcRfQjKiR2r60OpM2ohTttP3qy2mJXeuRMpsh51WERI62d5Y7NHqqmhzpClswNrjJH7LFatO03DvEX34KLsPneiQIzbAAl46vDDe3mu/cgbCBv+SW7kItMCIqm3VyjBv6M91cZ0lPgd0kPM9YacBi9OC+dvNoTCPJKXiN/Kwhwumc53yK15vkTawYKirSAFt7aWWcFFGcVyvIOq9D8cysUD8aIfi3a3cExGkfhL/1BGzNgu3cT6ZCEEJqOp+AsDONYIFdVz8/s+wQ/Fs+AevVQV1fzdlp3jvNUnCpw0AX1hzwJfR2vDxsLSsjt1xUSkJySSalaigloJw3HRHIfSybhyKBTnRJjQ1TodRodAfSbuKSg4ZcrcOZwg2Bzr3Yc/rBvp2AqxgC4LCLbup4CsUJrf+3mtAB8ykmVwhFDgjPkI74ypBKOw1a/hPtQ6ffUK+SdIl5uM4FJPtdUoCPYDhpdi2AiOFXYxFv8mN18= a b";
+    const ECDSA: &str = "ecdsa-sha2-nistp256 AAAAE2VjZHNhLXNoYTItbmlzdHAyNTYAAAAIbmlzdHAyNTYAAABBBHmlYYC6wm4YABWC1LekY3vIiyf6ChpIq5yoeapl031KBF/KHP+jc6/Vmh8eDT9MuiJ+e8Jk/Gyx4sLkwFt9Tp0= a b";
+    const HARDWARE: &str = "sk-ssh-ed25519@openssh.com AAAAGnNrLXNzaC1lZDI1NTE5QG9wZW5zc2guY29tAAAAICFo/k5LU8863u66YC9eUO2170QduohPURkQnbLa/dczAAAABHNzaDo= token";
+
+    #[test]
+    fn a_pair_survives_its_own_text() {
+        let pair = KeyPair::generate("kiln: demo").unwrap();
+        assert!(pair.public().starts_with("ssh-ed25519 AAAA"));
+        assert!(pair.public().ends_with(" kiln: demo"));
+        assert!(
+            pair.private()
+                .ends_with("-----END OPENSSH PRIVATE KEY-----\n")
+        );
+        assert_eq!(KeyPair::from_private(pair.private()).unwrap(), pair);
+        assert_ne!(KeyPair::generate("kiln: demo").unwrap(), pair);
+    }
+
+    #[test]
+    fn debug_hides_the_private_half() {
+        let pair = KeyPair::generate("x").unwrap();
+        let shown = format!("{pair:?}");
+        let secret = pair.private().lines().nth(3).unwrap();
+        assert!(shown.contains(pair.public()));
+        assert!(!shown.contains(secret) && !shown.contains("PRIVATE"));
+    }
+
+    #[test]
+    fn known_hosts_lines_name_the_key() {
+        let pair = KeyPair::generate("a comment").unwrap();
+        let blob = pair.public().split(' ').nth(1).unwrap();
+        assert_eq!(
+            pair.known_hosts_line(&["node-1", "node-1.demo"]),
+            format!("node-1,node-1.demo ssh-ed25519 {blob}\n")
+        );
+    }
+
+    #[test]
+    fn every_kind_of_public_key_is_taken() {
+        let pair = KeyPair::generate("x").unwrap();
+        for line in [RSA, ECDSA, HARDWARE, pair.public()] {
+            assert_eq!(check_public(line).unwrap(), line);
+        }
+    }
+
+    #[test]
+    fn what_is_no_public_key_is_refused() {
+        for line in [
+            "",
+            "ssh-ed25519",
+            "ssh-ed25519 AAAA",
+            "ssh-rsa hunter2 me",
+            "command=\"x\" ssh-ed25519",
+        ] {
+            assert!(check_public(line).is_err(), "{line}");
+        }
+        assert!(KeyPair::from_private("hunter2").is_err());
+    }
+}

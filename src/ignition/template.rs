@@ -77,24 +77,13 @@ fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
             index => machine.index,
             ip => facts.ip.to_string(),
             mac => facts.mac.to_string().to_lowercase(),
-            arch => arch_name(machine.arch),
+            arch => machine.arch.name(),
             cpus => machine.cpus.get(),
             memory_mib => machine.memory.bytes() >> 20,
         },
         index => machine.index,
         peers => peers,
         vars => Value::from(Serde(&machine.vars)),
-    }
-}
-
-/// Stands in for `Display` of the arch crate's `Arch`.
-fn arch_name(arch: kiln_arch::Arch) -> &'static str {
-    match arch {
-        kiln_arch::Arch::X86_64 => "x86_64",
-        kiln_arch::Arch::Aarch64 => "aarch64",
-        kiln_arch::Arch::I386 => "i386",
-        kiln_arch::Arch::S390x => "s390x",
-        kiln_arch::Arch::Ppc64le => "ppc64le",
     }
 }
 

@@ -101,6 +101,10 @@ pub(super) fn parse(text: &str) -> Result<Node, Fault> {
 
 fn fault(error: &Error) -> Fault {
     let place = error.location().and_then(place);
+    let too_complex = Problem::TooComplex {
+        nodes: NODE_LIMIT,
+        depth: DEPTH_LIMIT,
+    };
     let problem = match error {
         Error::DuplicateMappingKey { key: Some(key), .. } => Problem::DuplicateKey {
             key: key.chars().take(80).collect(),
@@ -111,9 +115,15 @@ fn fault(error: &Error) -> Fault {
         Error::Budget { .. }
         | Error::AliasReplayLimitExceeded { .. }
         | Error::AliasExpansionLimitExceeded { .. }
-        | Error::AliasReplayStackDepthExceeded { .. } => Problem::TooComplex {
-            nodes: NODE_LIMIT,
-            depth: DEPTH_LIMIT,
+        | Error::AliasReplayStackDepthExceeded { .. } => too_complex,
+        // The scanner's own limit on nesting, and an error inside an alias, have only words.
+        Error::ExternalMessage { msg, .. } if msg == "recursion limit exceeded" => too_complex,
+        Error::AliasError { msg, .. } if msg.contains("limit exceeded") => too_complex,
+        Error::AliasError { msg, .. } => Problem::Syntax {
+            message: match msg.split_once(" at line ") {
+                Some((message, _)) => message.to_owned(),
+                None => msg.clone(),
+            },
         },
         Error::NonFiniteFloat { .. } => Problem::Syntax {
             message: "this is no number that kiln can keep; put it in quotes if it is text"

@@ -242,27 +242,19 @@ fn names(
 fn arch(node: Node, key: &str) -> Result<Arch, Fault> {
     let place = node.place;
     let text = fields::text(node, key)?;
-    parse_arch(&text).ok_or_else(|| {
+    text.parse().map_err(|_| {
         let shown: String = text.chars().take(80).collect();
-        let known = ["x86_64", "aarch64", "i386", "s390x", "ppc64le"];
-        Fault::bad_value(
+        let known = Arch::ALL.map(Arch::name);
+        let fault = Fault::bad_value(
             place,
             key,
             format!("`{shown}` is not {}", suggest::list(&known)),
-        )
+        );
+        match suggest::nearest(&text, &known) {
+            Some(word) => fault.hint(format!("did you mean `{word}`?")),
+            None => fault,
+        }
     })
-}
-
-/// Stands in for `str::parse::<Arch>` until the arch crate has it.
-fn parse_arch(text: &str) -> Option<Arch> {
-    match text {
-        "x86_64" | "amd64" => Some(Arch::X86_64),
-        "aarch64" | "arm64" => Some(Arch::Aarch64),
-        "i386" | "i686" => Some(Arch::I386),
-        "s390x" => Some(Arch::S390x),
-        "ppc64le" | "ppc64el" => Some(Arch::Ppc64le),
-        _ => None,
-    }
 }
 
 /// `firmware` and `graphics` change nothing yet: only their plain words are taken.
