@@ -18,6 +18,7 @@ pub mod memo;
 pub mod plan;
 pub mod report;
 pub mod spec;
+pub mod stage;
 pub mod state;
 pub mod supervisor;
 pub mod tool;
