@@ -19,9 +19,20 @@ pub struct Page {
 
 /// The completion script of `shell`.
 pub fn completions(shell: Shell) -> Vec<u8> {
+    // clap's script for bash would offer hidden verbs too.
+    let whole = Cli::command();
+    let mut command = Command::new("kiln")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(whole.get_arguments())
+        .subcommands(public_verbs(&whole));
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "kiln", &mut script);
+    clap_complete::generate(shell, &mut command, "kiln", &mut script);
     script
+}
+
+fn public_verbs(command: &Command) -> Vec<Command> {
+    let verbs = command.get_subcommands();
+    verbs.filter(|verb| !verb.is_hide_set()).cloned().collect()
 }
 
 /// The pages of kiln itself and of each verb that users call, kiln's own first.
@@ -31,11 +42,7 @@ pub fn completions(shell: Shell) -> Vec<u8> {
 pub fn pages() -> io::Result<Vec<Page>> {
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
-    let verbs = command
-        .get_subcommands()
-        .filter(|verb| !verb.is_hide_set())
-        .cloned()
-        .collect::<Vec<_>>();
+    let verbs = public_verbs(&command);
     let mut pages = vec![page(command)?];
     for verb in verbs {
         pages.push(page(verb)?);
@@ -44,7 +51,9 @@ pub fn pages() -> io::Result<Vec<Page>> {
 }
 
 fn page(command: Command) -> io::Result<Page> {
-    let man = Man::new(command).manual("kiln");
+    let man = Man::new(command)
+        .manual("kiln")
+        .source(concat!("kiln ", env!("CARGO_PKG_VERSION")));
     let mut text = Vec::new();
     man.render(&mut text)?;
     Ok(Page {

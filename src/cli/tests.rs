@@ -305,5 +305,8 @@ fn completions_know_the_verbs() {
         for verb in ["up", "down", "doctor"] {
             assert!(script.contains(verb), "{shell}: {verb}");
         }
+        for verb in ["supervise", "proxy"] {
+            assert!(!script.contains(verb), "{shell}: {verb}");
+        }
     }
 }
