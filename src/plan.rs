@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_netsetup::address::{self, AddressError, Subnet};
+use serde::Serialize;
 
 use crate::cluster::{Cluster, Machine, NetworkMode};
 use crate::host::kvm::KvmState;
@@ -411,5 +412,60 @@ impl fmt::Display for Plan {
             writeln!(f, "nothing to do")?;
         }
         Ok(())
+    }
+}
+
+/// A plan for programs: `kiln plan --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlanView {
+    pub cluster: String,
+    pub subnet: Ipv4Net,
+    pub changes: bool,
+    pub machines: Vec<StepView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StepView {
+    pub name: String,
+    pub action: &'static str,
+    pub why: Vec<String>,
+}
+
+impl Plan {
+    pub fn view(&self) -> PlanView {
+        PlanView {
+            cluster: self.cluster.name.clone(),
+            subnet: self.cluster.subnet,
+            changes: !self.is_settled(),
+            machines: self
+                .steps
+                .iter()
+                .map(|step| StepView {
+                    name: step.name.clone(),
+                    action: step.action.word(),
+                    why: step.why.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Leaves only the steps of these machines; all of them when none is named.
+    ///
+    /// The others stay as they are: those that were not made are not made.
+    pub fn restrict(&mut self, names: &[String]) {
+        if names.is_empty() {
+            return;
+        }
+        for step in &mut self.steps {
+            if names.contains(&step.name) {
+                continue;
+            }
+            if step.action == Action::Create {
+                self.cluster.machines.retain(|name| *name != step.name);
+            } else if step.action == Action::Remove {
+                self.cluster.machines.push(step.name.clone());
+            }
+        }
+        self.steps.retain(|step| names.contains(&step.name));
     }
 }

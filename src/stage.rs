@@ -258,7 +258,8 @@ fn is_made(action: Action) -> bool {
     }
 }
 
-fn peers(plan: &Plan, cluster: &Cluster) -> Vec<Peer> {
+/// All machines of the spec, as templates see them.
+pub fn peers(plan: &Plan, cluster: &Cluster) -> Vec<Peer> {
     cluster
         .machines
         .iter()
