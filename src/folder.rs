@@ -3,7 +3,7 @@
 //! It must not know what the folders are for.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -70,6 +70,21 @@ pub fn create_new(path: &Path) -> io::Result<File> {
     // The umask can only have taken bits away.
     file.set_permissions(Permissions::from_mode(0o600))?;
     Ok(file)
+}
+
+/// Reads a file that only we can have written; that of another user, or a symlink, is an error.
+pub fn read_own(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() || found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0 {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// Writes the whole file or nothing: temporary file, fsync, rename, fsync of the folder.
@@ -166,6 +181,19 @@ mod tests {
         symlink(home.path().join("victim"), &link).unwrap();
         assert!(create_new(&link).is_err());
         assert!(!home.path().join("victim").exists());
+    }
+
+    #[test]
+    fn only_files_that_nobody_else_can_write_are_read_as_ours() {
+        let home = tempdir().unwrap();
+        let (path, link) = (home.path().join("file"), home.path().join("link"));
+        write_whole(&path, b"ours").unwrap();
+        symlink(&path, &link).unwrap();
+        assert_eq!(read_own(&path).unwrap(), b"ours");
+        assert!(read_own(&link).is_err());
+        assert!(read_own(home.path()).is_err());
+        fs::set_permissions(&path, Permissions::from_mode(0o620)).unwrap();
+        assert!(read_own(&path).is_err());
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub fn examine(host: &mut Host) -> Vec<Check> {
             Piece::QemuImg,
             "qemu-img",
             &host.tools.qemu_img,
-            "checking and exporting disks",
+            "looking at disks by hand",
         ),
         (
             Piece::IgnitionValidate,

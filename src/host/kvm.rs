@@ -177,8 +177,6 @@ fn complaint(stderr: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, Permissions};
-    use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
     use std::time::Instant;
 
@@ -205,8 +203,7 @@ mod tests {
     fn fake(script: &str) -> (tempfile::TempDir, PathBuf) {
         let home = tempdir().unwrap();
         let program = home.path().join("qemu");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        tool::write_script(&program, script);
         (home, program)
     }
 

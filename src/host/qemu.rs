@@ -198,8 +198,6 @@ impl fmt::Display for Version {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::Permissions;
-
     use tempfile::{TempDir, tempdir};
 
     use super::*;
@@ -209,12 +207,8 @@ mod tests {
         let home = tempdir().unwrap();
         let program = home.path().join(name);
         let count = home.path().join("runs");
-        let script = format!(
-            "#!/bin/sh\necho run >> '{}'\necho '{says}'\n",
-            count.display()
-        );
-        fs::write(&program, script).unwrap();
-        fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        let count = count.display();
+        tool::write_script(&program, &format!("echo run >> '{count}'\necho '{says}'"));
         let stamp = FileStamp::of(&fs::metadata(&program).unwrap());
         while !stamp.is_settled(SystemTime::now()) {
             std::hint::spin_loop();
@@ -245,8 +239,7 @@ mod tests {
             "run\n"
         );
         let program = home.path().join("qemu-system-x86_64");
-        let script = "#!/bin/sh\necho QEMU emulator version 10.1.0\n";
-        fs::write(&program, script).unwrap();
+        tool::write_script(&program, "echo QEMU emulator version 10.1.0");
         assert_eq!(
             qemus(&home).get(Arch::X86_64).unwrap().version,
             Version(10, 1, 0)

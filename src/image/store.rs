@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
 
+use nix::unistd::geteuid;
+
 use super::base::{self, ImageError};
 use super::digest;
 use crate::folder::{self, FolderError};
@@ -120,7 +122,8 @@ impl Store {
     fn find(&self, sha256: &str, length: u64) -> Option<Interned> {
         let path = self.folder.join(format!("sha256-{sha256}"));
         let found = fs::symlink_metadata(&path).ok()?;
-        (found.is_file() && found.len() == length).then(|| Interned {
+        let ours = found.is_file() && found.uid() == geteuid().as_raw();
+        (ours && found.len() == length).then(|| Interned {
             path,
             sha256: sha256.to_owned(),
             length,
