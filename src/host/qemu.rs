@@ -79,16 +79,31 @@ impl Qemus {
 
     /// The QEMU for guests of `arch`.
     pub fn get(&self, arch: Arch) -> Result<&Qemu, &QemuError> {
-        let place = match arch {
-            Arch::X86_64 => 0,
-            Arch::Aarch64 => 1,
-            Arch::I386 => 2,
-            Arch::S390x => 3,
-            Arch::Ppc64le => 4,
-        };
-        self.found[place]
+        self.found[place(arch)]
             .get_or_init(|| look(arch, &self.path, &self.memo))
             .as_ref()
+    }
+}
+
+#[cfg(test)]
+impl Qemus {
+    /// These two, for x86_64 and aarch64, and no others.
+    pub(super) fn example([x86_64, aarch64]: [Qemu; 2]) -> Qemus {
+        let qemus = Qemus::new(OsString::new(), Memo::new(PathBuf::from("/nonexistent")));
+        for (arch, qemu) in [(Arch::X86_64, x86_64), (Arch::Aarch64, aarch64)] {
+            qemus.found[place(arch)].set(Ok(qemu)).unwrap();
+        }
+        qemus
+    }
+}
+
+fn place(arch: Arch) -> usize {
+    match arch {
+        Arch::X86_64 => 0,
+        Arch::Aarch64 => 1,
+        Arch::I386 => 2,
+        Arch::S390x => 3,
+        Arch::Ppc64le => 4,
     }
 }
 
