@@ -190,7 +190,7 @@ mod tests {
     fn the_test_guests_run_under_tcg() {
         for arch in [Arch::X86_64, Arch::Aarch64] {
             let path = std::env::var_os("PATH").unwrap();
-            let name = qemu::program_name(arch);
+            let name = arch.qemu_program();
             let program = qemu::find(&path, name)
                 .unwrap_or_else(|| panic!("{name} is missing: this test needs it"));
             assert_eq!(

@@ -220,8 +220,8 @@ impl Host {
     /// Nothing of it exists; for golden tests.
     pub(crate) fn example(kvm: KvmState) -> Host {
         let memo = Memo::new(PathBuf::from("/home/user/.cache/kiln/facts"));
-        let qemu = |arch| Qemu {
-            program: Path::new("/usr/bin").join(qemu::program_name(arch)),
+        let qemu = |arch: Arch| Qemu {
+            program: Path::new("/usr/bin").join(arch.qemu_program()),
             version: qemu::Version(10, 0, 2),
             build: "example".to_owned(),
         };

@@ -65,7 +65,7 @@ pub enum QemuError {
 pub struct Qemus {
     path: OsString,
     memo: Memo,
-    found: [OnceLock<Result<Qemu, QemuError>>; 5],
+    found: [OnceLock<Result<Qemu, QemuError>>; Arch::ALL.len()],
 }
 
 impl Qemus {
@@ -79,7 +79,7 @@ impl Qemus {
 
     /// The QEMU for guests of `arch`.
     pub fn get(&self, arch: Arch) -> Result<&Qemu, &QemuError> {
-        self.found[place(arch)]
+        self.found[arch as usize]
             .get_or_init(|| look(arch, &self.path, &self.memo))
             .as_ref()
     }
@@ -91,19 +91,9 @@ impl Qemus {
     pub(super) fn example([x86_64, aarch64]: [Qemu; 2]) -> Qemus {
         let qemus = Qemus::new(OsString::new(), Memo::new(PathBuf::from("/nonexistent")));
         for (arch, qemu) in [(Arch::X86_64, x86_64), (Arch::Aarch64, aarch64)] {
-            qemus.found[place(arch)].set(Ok(qemu)).unwrap();
+            qemus.found[arch as usize].set(Ok(qemu)).unwrap();
         }
         qemus
-    }
-}
-
-fn place(arch: Arch) -> usize {
-    match arch {
-        Arch::X86_64 => 0,
-        Arch::Aarch64 => 1,
-        Arch::I386 => 2,
-        Arch::S390x => 3,
-        Arch::Ppc64le => 4,
     }
 }
 
@@ -118,19 +108,8 @@ pub(super) fn find(path: &OsStr, name: &str) -> Option<PathBuf> {
         })
 }
 
-/// QEMU's program for guests of `arch`, without a folder.
-pub(super) fn program_name(arch: Arch) -> &'static str {
-    match arch {
-        Arch::X86_64 => "qemu-system-x86_64",
-        Arch::Aarch64 => "qemu-system-aarch64",
-        Arch::I386 => "qemu-system-i386",
-        Arch::S390x => "qemu-system-s390x",
-        Arch::Ppc64le => "qemu-system-ppc64",
-    }
-}
-
 fn look(arch: Arch, path: &OsStr, memo: &Memo) -> Result<Qemu, QemuError> {
-    let name = program_name(arch);
+    let name = arch.qemu_program();
     let program = find(path, name).ok_or(QemuError::Missing {
         arch,
         program: name,
