@@ -90,7 +90,7 @@ fn shown(folder: &Folder, error: &SpecError) -> String {
 
 /// Each text is refused; the golden file holds what each is told.
 #[track_caller]
-fn refused(spec: fn(&str) -> String, texts: &[&str], want: ExpectFile) {
+fn refused(spec: fn(&str) -> String, texts: &[&str], want: &ExpectFile) {
     let folder = Folder::new();
     let mut told = String::new();
     for text in texts {
@@ -143,7 +143,7 @@ fn unknown_keys_get_a_suggestion() {
     refused(
         with_group,
         &["memroy: 1GiB", "volumes: []"],
-        expect_file!["golden/unknown_keys_get_a_suggestion.txt"],
+        &expect_file!["golden/unknown_keys_get_a_suggestion.txt"],
     );
 }
 
@@ -159,7 +159,7 @@ fn sizes_have_units_and_limits() {
             "memory: 99999999999TiB",
             "disk: [1GiB]",
         ],
-        expect_file!["golden/sizes_have_units_and_limits.txt"],
+        &expect_file!["golden/sizes_have_units_and_limits.txt"],
     );
 }
 
@@ -175,7 +175,7 @@ fn numbers_have_limits() {
             "count: -1",
             "count: 1001",
         ],
-        expect_file!["golden/numbers_have_limits.txt"],
+        &expect_file!["golden/numbers_have_limits.txt"],
     );
 }
 
@@ -191,7 +191,7 @@ fn words_come_from_closed_sets() {
             "arch: riscv64",
             "firmware: ''",
         ],
-        expect_file!["golden/words_come_from_closed_sets.txt"],
+        &expect_file!["golden/words_come_from_closed_sets.txt"],
     );
 }
 
@@ -210,7 +210,7 @@ fn what_is_not_built_is_said() {
             "ports: [\"53:53/udp\"]",
             "ports: [\"[::1]:80:80\"]",
         ],
-        expect_file!["golden/what_is_not_built_is_said.txt"],
+        &expect_file!["golden/what_is_not_built_is_said.txt"],
     );
 }
 
@@ -230,7 +230,7 @@ fn ports_are_refused_with_the_forms_that_work() {
             "ports: \":80\"",
             "ports: [\":80/x\"]",
         ],
-        expect_file!["golden/ports_are_refused_with_the_forms_that_work.txt"],
+        &expect_file!["golden/ports_are_refused_with_the_forms_that_work.txt"],
     );
 }
 
@@ -245,7 +245,7 @@ fn names_and_count() {
             "names: [1]",
             "names: [localhost]",
         ],
-        expect_file!["golden/names_and_count.txt"],
+        &expect_file!["golden/names_and_count.txt"],
     );
 }
 
@@ -254,7 +254,7 @@ fn a_group_cannot_share_a_host_port() {
     refused(
         with_group,
         &["{count: 2, ports: ['80:80']}"],
-        expect_file!["golden/a_group_cannot_share_a_host_port.txt"],
+        &expect_file!["golden/a_group_cannot_share_a_host_port.txt"],
     );
 }
 
@@ -273,7 +273,7 @@ fn ignition_files() {
             "{ignition: node.ign, template: 1}",
             "vars: [1]",
         ],
-        expect_file!["golden/ignition_files.txt"],
+        &expect_file!["golden/ignition_files.txt"],
     );
 }
 
@@ -282,7 +282,7 @@ fn firmware_fits_the_architecture() {
     refused(
         with_group,
         &["{arch: aarch64, firmware: bios}"],
-        expect_file!["golden/firmware_fits_the_architecture.txt"],
+        &expect_file!["golden/firmware_fits_the_architecture.txt"],
     );
 }
 
@@ -314,7 +314,7 @@ fn images_that_cannot_be() {
             "{disk: disk.qcow2, ignition_transport: fw_cfg}",
             "{kernal: vmlinuz}",
         ],
-        expect_file!["golden/images_that_cannot_be.txt"],
+        &expect_file!["golden/images_that_cannot_be.txt"],
     );
 }
 
@@ -336,7 +336,7 @@ fn the_outline() {
             "cluster: demo\nimage: disk.qcow2\nmachines: {node: 3}",
             "cluster: demo\nimagee: disk.qcow2\nmachines: {node: }",
         ],
-        expect_file!["golden/the_outline.txt"],
+        &expect_file!["golden/the_outline.txt"],
     );
 }
 
@@ -350,7 +350,7 @@ fn machines_that_clash() {
             "cluster: demo\nimage: disk.qcow2\nmachines:\n  a:\n    cpus: 1\n    memory: 1GiB\n    cpus: 2\n",
             "cluster: demo\nimage: disk.qcow2\nmachines:\n  a:\n  a:\n",
         ],
-        expect_file!["golden/machines_that_clash.txt"],
+        &expect_file!["golden/machines_that_clash.txt"],
     );
 }
 
@@ -370,7 +370,7 @@ fn networks() {
             "cluster: demo\nnetwork: {subnet: 224.0.0.0/24}\nmachines: {}",
             "cluster: demo\nnetwork: {subnet: fd00::/64}\nmachines: {}",
         ],
-        expect_file!["golden/networks.txt"],
+        &expect_file!["golden/networks.txt"],
     );
 }
 
@@ -387,7 +387,7 @@ fn ssh_keys() {
             "cluster: demo\nssh: {key: {}}\nmachines: {}",
             "cluster: demo\nssh: {keys: id.pub}\nmachines: {}",
         ],
-        expect_file!["golden/ssh_keys.txt"],
+        &expect_file!["golden/ssh_keys.txt"],
     );
 }
 
@@ -407,7 +407,7 @@ fn yaml_that_is_none() {
             "a: &a [*a]",
             "cluster: 1e999",
         ],
-        expect_file!["golden/yaml_that_is_none.txt"],
+        &expect_file!["golden/yaml_that_is_none.txt"],
     );
 }
 
