@@ -13,9 +13,11 @@ use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
-use kiln_netsetup::address::{self, AddressError, Reservation, Subnet};
+use kiln_netsetup::address::{self, AddressError, Subnet};
 
 use crate::cluster::{Cluster, Machine, NetworkMode};
+use crate::host::kvm::KvmState;
+use crate::state::layout::ClusterFiles;
 use crate::state::files::SCHEMA;
 use crate::state::record::{
     ClusterRecord, MachineRecord, ModeRecord, ReservationRecord, RunRecord, StateRecord,
@@ -29,25 +31,19 @@ pub struct HostFacts {
     pub arch: Arch,
     /// The emulators that are installed.
     pub qemu: BTreeMap<Arch, QemuFacts>,
-    pub kvm: KvmFacts,
+    /// For guests of the host's own architecture.
+    pub kvm: KvmState,
     /// The uid that QEMUs are to run as, where kiln is root.
     pub qemu_uid: Option<u32>,
-    /// Where the state lies; it tells this user's clusters from another's of the same name.
-    pub state: PathBuf,
+    /// The cluster's files; QEMU's uuids come from where they lie.
+    pub files: ClusterFiles,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QemuFacts {
     pub program: PathBuf,
-    pub version: (u32, u32),
-}
-
-/// What trying KVM has shown so far.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum KvmFacts {
-    Untried,
-    Works,
-    Fails { why: String },
+    /// The versioned board that it has for new machines; absent: only the alias is known.
+    pub board: Option<String>,
 }
 
 /// What is already there.
@@ -197,17 +193,25 @@ fn cluster_record(
 ) -> Result<ClusterRecord, PlanError> {
     let name = cluster.name.as_str();
     let subnet = subnet(cluster, inventory)?;
+    let mut reservations = inventory
+        .cluster
+        .as_ref()
+        .map_or_else(BTreeMap::new, |record| record.reservations.clone());
     let mut existing = BTreeMap::new();
-    if let Some(record) = &inventory.cluster {
-        for (machine, reserved) in &record.reservations {
-            let reservation = choice::reservation(machine, reserved)
-                .map_err(|why| PlanError::Record { cluster: name.to_owned(), why })?;
-            existing.insert(machine.clone(), reservation);
-        }
+    for (machine, reserved) in &reservations {
+        let mac = reserved.mac.parse().map_err(|_| PlanError::Record {
+            cluster: name.to_owned(),
+            why: format!("`{}` is no MAC address", reserved.mac),
+        })?;
+        existing.insert(machine.clone(), (mac, reserved.ip));
     }
     let names = cluster.machines.iter().map(|machine| machine.name.as_str());
-    let reservations =
-        address::reserve(name, names, &existing, &subnet).map_err(PlanError::Address)?;
+    let reserved =
+        address::reserve(name, names, &existing, subnet).map_err(PlanError::Address)?;
+    for (machine, (mac, ip)) in reserved {
+        let mac = mac.to_string().to_ascii_lowercase();
+        reservations.insert(machine, ReservationRecord { mac, ip });
+    }
     let kept = inventory.cluster.as_ref();
     Ok(ClusterRecord {
         schema: SCHEMA,
@@ -229,18 +233,8 @@ fn cluster_record(
             .iter()
             .map(|machine| machine.name.to_string())
             .collect(),
-        reservations: reservations
-            .into_iter()
-            .map(|(name, reservation)| (name, reserved(&reservation)))
-            .collect(),
+        reservations,
     })
-}
-
-fn reserved(reservation: &Reservation) -> ReservationRecord {
-    ReservationRecord {
-        mac: choice::mac_text(reservation.mac),
-        ip: reservation.ip,
-    }
 }
 
 /// The kept subnet, or the asked one, or a free one; in this order.
@@ -290,7 +284,7 @@ fn machine_record(
     let reservation = &cluster.reservations[&name];
     let qemu = host.qemu.get(&machine.arch).ok_or_else(|| PlanError::NoQemu {
         machine: name.clone(),
-        program: machine.arch.program().to_owned(),
+        program: machine.arch.qemu_program().to_owned(),
     })?;
     let (accel, accel_reason) = choice::accel(machine, host)?;
     Ok(MachineRecord {
@@ -300,11 +294,11 @@ fn machine_record(
         arch: machine.arch.to_string(),
         accel,
         accel_reason,
-        uuid: choice::uuid(&host.state, &cluster.name, &name),
+        uuid: host.files.uuid(&name),
         board: old
             .filter(|old| old.arch == machine.arch.to_string())
             .and_then(|old| old.board.clone())
-            .or_else(|| choice::board_version(machine.arch, qemu)),
+            .or_else(|| qemu.board.clone()),
         qemu: qemu.program.clone(),
         cpus: machine.cpus.get(),
         memory_mib: choice::mebibytes(machine.memory),

@@ -221,7 +221,8 @@ pub enum NicBackend {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UserNet {
     pub net: Ipv4Net,
-    /// What the guest knows as its gateway; inside [`UserNet::net`].
+    /// What the guest knows as its gateway; inside [`UserNet::net`]. QEMU leads what is sent to
+    /// it to the host's own loopback.
     pub host: Ipv4Addr,
     /// Where QEMU answers DNS; inside [`UserNet::net`], and not the gateway.
     pub dns: Ipv4Addr,
@@ -254,6 +255,9 @@ pub enum Socket {
 }
 
 /// The guest's serial console.
+///
+/// A client has to read all the time: after some 280 writes that nobody took, guest and log wait
+/// for it. Without a client neither waits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Console {
     pub backend: ConsoleBackend,

@@ -129,3 +129,35 @@ impl Object {
         self.0.push('"');
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_comma_is_doubled_in_heads_and_values_and_nothing_else_is_touched() {
+        let opt = Opt::new("a,b")
+            .key("path", "c,,d e=%s\"")
+            .key("romfile", "");
+        assert_eq!(opt.into_value(), "a,,b,path=c,,,,d e=%s\",romfile=");
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_pass() {
+        let opt = Opt::keyed("path", OsStr::from_bytes(b"\xff,"));
+        assert_eq!(opt.into_value().as_bytes(), b"path=\xff,,");
+    }
+
+    #[test]
+    fn objects_nest_and_keep_their_order() {
+        let inner = Object::new().text("name", r#"a"\,"#).null("none");
+        let object = Object::new()
+            .number("size", 0)
+            .boolean("on", true)
+            .object("inner", inner);
+        assert_eq!(
+            object.into_value(),
+            r#"{"size":0,"on":true,"inner":{"name":"a\"\\,","none":null}}"#
+        );
+    }
+}

@@ -174,8 +174,11 @@ impl Render<'_> {
             Accel::Kvm => (self.board.kvm_cpu, "the host's own processor, under KVM"),
             Accel::Tcg => (self.board.tcg_cpu, "the processor that TCG emulates best"),
         };
-        self.command
-            .push("-accel", accel.to_string(), Reason::Spec("accel"))?;
+        self.command.push(
+            "-accel",
+            accel.to_string(),
+            Reason::Host("what `accel` asks for, as far as it works here"),
+        )?;
         self.command.push("-cpu", cpu, self.arch_reason(why))?;
         self.command
             .push("-smp", cpus.to_string(), Reason::Spec("cpus"))?;

@@ -1,36 +1,16 @@
 //! The small choices of a plan, each a function of what it depends on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
-use kiln_arch::Arch;
-use kiln_netsetup::address::Reservation;
-use macaddr::MacAddr6;
 use sha2::{Digest, Sha256};
 
 use crate::cluster::{AccelWish, Machine, Profile, RestartPolicy, Size};
-use crate::plan::{HostFacts, ImageFacts, Inventory, Known, KvmFacts, PlanError, QemuFacts};
-use crate::state::record::{
-    AccelRecord, DiskRecord, MachineRecord, PortRecord, ReservationRecord, RestartRecord,
-};
+use crate::host::kvm::KvmState;
+use crate::plan::{HostFacts, ImageFacts, Inventory, Known, PlanError};
+use crate::state::record::{AccelRecord, DiskRecord, MachineRecord, PortRecord, RestartRecord};
 
 /// Free host ports are chosen from here: below the kernel's ephemeral range (from 32768).
 const FREE_PORTS: std::ops::Range<u16> = 20000..30000;
-
-pub(super) fn mac_text(mac: MacAddr6) -> String {
-    mac.to_string().to_ascii_lowercase()
-}
-
-pub(super) fn reservation(name: &str, record: &ReservationRecord) -> Result<Reservation, String> {
-    Ok(Reservation {
-        name: name.to_owned(),
-        mac: record
-            .mac
-            .parse()
-            .map_err(|_| format!("`{}` is not a MAC address", record.mac))?,
-        ip: record.ip,
-    })
-}
 
 /// The accelerator, and why it is not what one would expect.
 pub(super) fn accel(
@@ -45,56 +25,24 @@ pub(super) fn accel(
             arch: machine.arch,
             host: host.arch,
         }),
-        (AccelWish::Kvm, KvmFacts::Fails { why }) => Err(PlanError::NoKvm {
+        (AccelWish::Kvm, KvmState::Fails(why)) => Err(PlanError::NoKvm {
             machine: machine.name.to_string(),
             why: why.clone(),
         }),
-        (AccelWish::Kvm, KvmFacts::Untried | KvmFacts::Works) => {
+        (AccelWish::Kvm, KvmState::Unknown | KvmState::Works) => {
             Ok((AccelRecord::Kvm, String::new()))
         }
         (AccelWish::Auto, _) if !native => Ok((
             AccelRecord::Tcg,
             format!("the host is {}", host.arch),
         )),
-        (AccelWish::Auto, KvmFacts::Works) => Ok((AccelRecord::Kvm, String::new())),
-        (AccelWish::Auto, KvmFacts::Fails { why }) => Ok((AccelRecord::Tcg, why.clone())),
-        (AccelWish::Auto, KvmFacts::Untried) => Ok((
+        (AccelWish::Auto, KvmState::Works) => Ok((AccelRecord::Kvm, String::new())),
+        (AccelWish::Auto, KvmState::Fails(why)) => Ok((AccelRecord::Tcg, why.clone())),
+        (AccelWish::Auto, KvmState::Unknown) => Ok((
             AccelRecord::Tcg,
             "KVM was not tried yet; `kiln up` tries it".to_owned(),
         )),
     }
-}
-
-/// The machine type with its version, so that a later QEMU keeps the machine as it is.
-pub(super) fn board_version(arch: Arch, qemu: &QemuFacts) -> Option<String> {
-    let (major, minor) = qemu.version;
-    arch.versioned_board(major, minor)
-}
-
-/// A UUID (RFC 9562, version 8) that only this machine of this user's cluster has.
-pub(super) fn uuid(state: &Path, cluster: &str, machine: &str) -> String {
-    let mut hash = Sha256::new();
-    for part in [
-        state.as_os_str().as_encoded_bytes(),
-        cluster.as_bytes(),
-        machine.as_bytes(),
-    ] {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
-    }
-    let digest = hash.finalize();
-    let mut bytes: [u8; 16] = std::array::from_fn(|index| digest[index]);
-    bytes[6] = bytes[6] & 0x0f | 0x80;
-    bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    )
 }
 
 /// Whole MiB, rounded down; the spec has checked the range.

@@ -131,7 +131,7 @@ impl Found {
 }
 
 fn disk_text(disk: &DiskRecord) -> String {
-    format!("{} on {}", disk.size, disk.base.display())
+    format!("{} on {}", disk.size, disk.base.path.display())
 }
 
 fn kernel_text(kernel: &KernelRecord) -> String {

@@ -1,13 +1,15 @@
-//! Files that are old or new, never partial; folders and files that only their owner reads.
+//! Records on the disk: JSON that is old or new, never partial, and says its schema.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::libc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+use crate::folder;
 
 /// The layout of kiln's own files; a record with a higher number is refused, never rewritten.
 pub const SCHEMA: u32 = 1;
@@ -30,12 +32,6 @@ pub enum StateError {
         #[source]
         source: io::Error,
     },
-    #[error("cannot create folder `{}`", path.display())]
-    CreateFolder {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
     #[error("cannot remove `{}`", path.display())]
     Remove {
         path: PathBuf,
@@ -50,41 +46,8 @@ pub enum StateError {
     },
     #[error("`{}` was written by a newer kiln (schema {found}; this one knows {SCHEMA})", path.display())]
     Newer { path: PathBuf, found: u64 },
-    #[error("`{}` belongs to uid {owner}, not to uid {me}", path.display())]
-    Foreign { path: PathBuf, owner: u32, me: u32 },
     #[error("`{}` is in the way: it is not a folder", path.display())]
     NotAFolder { path: PathBuf },
-}
-
-/// Replaces `path` by `bytes`: temporary file (0600), fsync, rename, fsync of the folder.
-///
-/// # Errors
-/// What the kernel says; the old file is intact then and no temporary one is left.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("/"));
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
-    let temporary = folder.join(name);
-    let written = (|| {
-        match std::fs::remove_file(&temporary) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        File::open(folder)?.sync_all()
-    })();
-    if written.is_err() {
-        // The first error is the one to tell; a file that was never made is no second one.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
 }
 
 /// Writes `record` as JSON to `path`, whole or not at all.
@@ -94,7 +57,7 @@ pub fn save<T: Serialize>(path: &Path, record: &T) -> Result<(), StateError> {
         source: source.into(),
     })?;
     bytes.push(b'\n');
-    write_atomic(path, &bytes).map_err(|source| StateError::Write {
+    folder::write_whole(path, &bytes).map_err(|source| StateError::Write {
         path: path.to_owned(),
         source,
     })
@@ -135,36 +98,6 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
     serde_json::from_value(value).map(Some).map_err(damaged)
 }
 
-/// Makes `path` and what is missing above it, each 0700 whatever the umask,
-/// and checks that the last one is a real folder of `uid`.
-pub fn private_folder(path: &Path, uid: u32) -> Result<(), StateError> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|source| StateError::CreateFolder {
-            path: path.to_owned(),
-            source,
-        })?;
-    let meta = std::fs::symlink_metadata(path).map_err(|source| StateError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    if !meta.is_dir() {
-        return Err(StateError::NotAFolder {
-            path: path.to_owned(),
-        });
-    }
-    if meta.uid() != uid {
-        return Err(StateError::Foreign {
-            path: path.to_owned(),
-            owner: meta.uid(),
-            me: uid,
-        });
-    }
-    Ok(())
-}
-
 /// Removes a folder and all in it, following no link; one that is not there is fine.
 pub fn remove_folder(path: &Path) -> Result<(), StateError> {
     match std::fs::remove_dir_all(path) {
@@ -194,33 +127,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_write_that_fails_leaves_the_old_text_and_no_other_file() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("a.json");
-        write_atomic(&path, b"old").unwrap();
-        // A folder in the way of the rename makes the last step fail.
-        let blocked = folder.path().join("b.json");
-        std::fs::create_dir(&blocked).unwrap();
-        assert!(write_atomic(&blocked, b"new").is_err());
-        let names: Vec<_> = std::fs::read_dir(folder.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
-        assert_eq!(names.len(), 2, "{names:?}");
-        assert_eq!(std::fs::read(&path).unwrap(), b"old");
-    }
-
-    #[test]
     fn a_newer_schema_is_refused_and_garbage_is_damaged() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a.json");
-        write_atomic(&path, br#"{"schema":2}"#).unwrap();
+        folder::write_whole(&path, br#"{"schema":2}"#).unwrap();
         assert!(matches!(
             load::<serde_json::Value>(&path),
             Err(StateError::Newer { found: 2, .. })
         ));
         for garbage in [&b""[..], b"{\"schema\":1", b"\0\0\0\0"] {
-            write_atomic(&path, garbage).unwrap();
+            folder::write_whole(&path, garbage).unwrap();
             assert!(matches!(
                 load::<serde_json::Value>(&path),
                 Err(StateError::Damaged { .. })

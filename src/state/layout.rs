@@ -2,6 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest, Sha256};
+
+/// The longest path of a socket below [`Roots::runtime`]: `CLUSTER/8 digits/qmp-spare.sock`.
+pub const LONGEST_SOCKET: usize = 40 + 1 + 8 + 1 + "qmp-spare.sock".len();
+
 /// The three roots, as [`crate::host`] found them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Roots {
@@ -104,15 +109,50 @@ impl ClusterFiles {
     pub fn machine(&self, name: &str) -> MachineFiles {
         MachineFiles {
             folder: self.folder().join("machines").join(name),
-            sockets: self.sockets().join("machines").join(name),
+            sockets: self.sockets().join(&self.uuid(name)[..8]),
         }
+    }
+
+    /// The UUID (RFC 9562, version 8) in the arguments of a machine's QEMU: no other machine
+    /// of this user, or of another, has it.
+    pub fn uuid(&self, machine: &str) -> String {
+        self.uuid_of("machine", machine)
+    }
+
+    pub fn uplink_uuid(&self) -> String {
+        self.uuid_of("uplink", "")
+    }
+
+    fn uuid_of(&self, kind: &str, name: &str) -> String {
+        let mut hash = Sha256::new();
+        for part in [
+            self.folder().as_os_str().as_encoded_bytes(),
+            kind.as_bytes(),
+            name.as_bytes(),
+        ] {
+            hash.update((part.len() as u64).to_be_bytes());
+            hash.update(part);
+        }
+        let digest = hash.finalize();
+        let mut bytes: [u8; 16] = std::array::from_fn(|index| digest[index]);
+        bytes[6] = bytes[6] & 0x0f | 0x80;
+        bytes[8] = bytes[8] & 0x3f | 0x80;
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!(
+            "{}-{}-{}-{}-{}",
+            &hex[..8],
+            &hex[8..12],
+            &hex[12..16],
+            &hex[16..20],
+            &hex[20..]
+        )
     }
 
     /// The QEMU whose slirp is the fabric's way out; it has files like a machine.
     pub fn uplink(&self) -> MachineFiles {
         MachineFiles {
             folder: self.folder().join("uplink"),
-            sockets: self.sockets().join("uplink"),
+            sockets: self.sockets().join(&self.uplink_uuid()[..8]),
         }
     }
 }

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+use crate::image::BaseFacts;
+
 /// The choices that hold for a whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterRecord {
@@ -105,21 +107,9 @@ pub struct KernelRecord {
 /// The root disk: an overlay of ours over a base that nobody may change.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRecord {
-    pub base: PathBuf,
-    pub base_format: FormatRecord,
-    pub base_len: u64,
-    /// Modification time of the base in nanoseconds since the epoch.
-    pub base_mtime: i128,
-    pub base_inode: u64,
+    pub base: BaseFacts,
     /// Virtual size of the overlay in bytes.
     pub size: u64,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum FormatRecord {
-    Qcow2,
-    Raw,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,9 +135,14 @@ pub struct RunRecord {
     pub seen: Vec<SeenRecord>,
     /// RFC 3339, when QEMU was started.
     pub started_at: Option<String>,
-    /// What the user wants of it: a machine that is wanted up is started again
-    /// by its restart policy.
-    pub wanted_up: bool,
+}
+
+/// The fabric's uplink, while there is one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkRecord {
+    pub schema: u32,
+    pub boot_id: String,
+    pub process: ProcessRecord,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use kiln_arch::machine::{
@@ -23,10 +23,10 @@ use kiln_netsetup::address::Subnet;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use crate::cluster::DiskFormat;
+use crate::image::base::Changed;
 use crate::state::layout::{MachineFiles, Socket};
-use crate::state::record::{
-    AccelRecord, ClusterRecord, DiskRecord, FormatRecord, MachineRecord,
-};
+use crate::state::record::{AccelRecord, ClusterRecord, DiskRecord, MachineRecord};
 
 /// One descriptor that a QEMU is handed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,8 +66,8 @@ pub enum LaunchError {
         #[source]
         source: io::Error,
     },
-    #[error("`{}` was changed since the machine's disk was made on it", path.display())]
-    BaseChanged { path: PathBuf },
+    #[error("its disk cannot be used")]
+    BaseChanged(#[source] Changed),
 }
 
 /// The handles of one QEMU, numbered as they come.
@@ -134,7 +134,7 @@ pub fn supervised(
                 source: handles.source(Handle::ReadWrite(files.disk())),
                 backing: Some(Box::new(base(
                     disk,
-                    handles.source(Handle::Read(disk.base.clone())),
+                    handles.source(Handle::Read(disk.base.path.clone())),
                 ))),
             },
             access: Access::ReadWrite,
@@ -173,7 +173,7 @@ pub fn alone(
         drives.push(Drive {
             image: Image::Qcow2 {
                 source: Source::Path(files.disk()),
-                backing: Some(Box::new(base(disk, Source::Path(disk.base.clone())))),
+                backing: Some(Box::new(base(disk, Source::Path(disk.base.path.clone())))),
             },
             access: Access::ReadWrite,
             serial: Some("root".to_owned()),
@@ -285,9 +285,9 @@ fn parsed<T: std::str::FromStr>(
 }
 
 fn base(disk: &DiskRecord, source: Source) -> Image {
-    match disk.base_format {
-        FormatRecord::Raw => Image::Raw(source),
-        FormatRecord::Qcow2 => Image::Qcow2 {
+    match disk.base.format {
+        DiskFormat::Raw => Image::Raw(source),
+        DiskFormat::Qcow2 => Image::Qcow2 {
             source,
             backing: None,
         },
@@ -354,17 +354,13 @@ fn sealed(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Listens on a unix socket at `path`, in place of one that a dead process left.
-///
-/// The kernel takes 107 bytes of path; a longer one is reached through the folder's
-/// descriptor, so that `KILN_HOME` may lie anywhere.
 pub fn listen(path: &Path) -> Result<UnixListener, LaunchError> {
     (|| {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let (_folder, short) = short_path(path)?;
-        UnixListener::bind(short)
+        UnixListener::bind(path)
     })()
     .map_err(|source| LaunchError::Listen {
         path: path.to_owned(),
@@ -372,44 +368,19 @@ pub fn listen(path: &Path) -> Result<UnixListener, LaunchError> {
     })
 }
 
-/// Connects to the unix socket at `path`, however long it is.
-pub fn connect(path: &Path) -> io::Result<UnixStream> {
-    let (_folder, short) = short_path(path)?;
-    UnixStream::connect(short)
-}
-
-/// A name of at most 107 bytes for `path`, good while the descriptor is open.
-fn short_path(path: &Path) -> io::Result<(Option<File>, PathBuf)> {
-    const LIMIT: usize = 107;
-    if path.as_os_str().len() <= LIMIT {
-        return Ok((None, path.to_owned()));
-    }
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
-    };
-    let folder = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC)
-        .open(folder)?;
-    let short = PathBuf::from(format!("/proc/self/fd/{}", folder.as_raw_fd())).join(name);
-    Ok((Some(folder), short))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::os::unix::net::UnixStream;
+
     use super::*;
 
     #[test]
-    fn a_socket_in_a_folder_with_a_long_name_is_reached() {
+    fn a_dead_listener_is_replaced() {
         let folder = tempfile::tempdir().unwrap();
-        let long = folder.path().join("x".repeat(120));
-        std::fs::create_dir(&long).unwrap();
-        let path = long.join("a.sock");
-        let listener = listen(&path).unwrap();
-        let client = connect(&path).unwrap();
-        drop((listener, client));
-        // A dead one's socket is in nobody's way.
-        listen(&path).unwrap();
+        let path = folder.path().join("a.sock");
+        drop(listen(&path).unwrap());
+        let _again = listen(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::num::{NonZeroU16, NonZeroU32};
 use kiln_arch::Arch;
 use kiln_arch::machine::{
     Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Format, Forward, Ignition,
-    Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName, Protocol, Run, Sandbox,
-    Socket, Source, Uplink, UserNet,
+    IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName,
+    Protocol, Run, Sandbox, Socket, Source, Uplink, UserNet,
 };
 use macaddr::MacAddr6;
 
@@ -198,11 +198,12 @@ pub(crate) fn shell(arch: Arch) -> Machine {
     }
 }
 
-/// Firmware that verifies what it boots.
+/// Firmware that verifies what it boots, and an image that looks for its config on a disk.
 pub(crate) fn secure() -> Machine {
     let mut machine = disk(Arch::X86_64);
     let mut fds = Fds(20);
     machine.firmware = Firmware::UefiSecure(flash(&mut fds));
+    machine.ignition = Ignition::ConfigBy(IgnitionTransport::VirtioBlk, fds.source());
     machine
 }
 

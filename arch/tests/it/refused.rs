@@ -9,7 +9,7 @@ use kiln_arch::{Arch, render};
 use crate::fixture::{self, direct, disk, mib};
 
 #[track_caller]
-fn check(machine: &Machine, want: Expect) {
+fn check(machine: &Machine, want: &Expect) {
     want.assert_eq(&render(machine).unwrap_err().to_string());
 }
 
@@ -28,7 +28,7 @@ fn nothing_to_boot() {
     });
     check(
         &machine,
-        expect!["machine `node-1` has neither a kernel nor a disk to boot from"],
+        &expect!["machine `node-1` has neither a kernel nor a disk to boot from"],
     );
 }
 
@@ -38,7 +38,7 @@ fn arm_without_firmware_boots_no_disk() {
     machine.firmware = Firmware::Board;
     check(
         &machine,
-        expect!["aarch64 machines have no firmware of their own: boot a kernel, or give UEFI"],
+        &expect!["aarch64 machines have no firmware of their own: boot a kernel, or give UEFI"],
     );
 }
 
@@ -57,7 +57,7 @@ fn boards_without_uefi_refuse_it() {
     machine.firmware = Firmware::UefiSecure(flash);
     check(
         &machine,
-        expect!["aarch64 machines cannot boot by UEFI with secure boot"],
+        &expect!["aarch64 machines cannot boot by UEFI with secure boot"],
     );
 }
 
@@ -81,7 +81,7 @@ fn memory_that_the_board_cannot_divide() {
     machine.memory = mib(300);
     check(
         &machine,
-        expect!["memory of ppc64le machines is a multiple of 256 MiB, which 300 MiB is not"],
+        &expect!["memory of ppc64le machines is a multiple of 256 MiB, which 300 MiB is not"],
     );
 }
 
@@ -90,7 +90,7 @@ fn a_version_of_another_board() {
     let machine = pc(|machine| machine.board_version = Some("virt-10.0".to_owned()));
     check(
         &machine,
-        expect!["`virt-10.0` is no version of the x86_64 board `q35`"],
+        &expect!["`virt-10.0` is no version of the x86_64 board `q35`"],
     );
 }
 
@@ -103,7 +103,7 @@ fn more_devices_than_slots() {
     });
     check(
         &machine,
-        expect!["44 devices are too many: the x86_64 board has room for 30"],
+        &expect!["44 devices are too many: the x86_64 board has room for 30"],
     );
 }
 
@@ -112,7 +112,7 @@ fn a_serial_that_the_guest_would_see_cut() {
     let machine = pc(|machine| machine.drives[0].serial = Some("x".repeat(21)));
     check(
         &machine,
-        expect![
+        &expect![
             "disk serial `xxxxxxxxxxxxxxxxxxxxx` is longer than the 20 bytes that a guest sees"
         ],
     );
@@ -145,7 +145,7 @@ fn an_image_path_that_json_cannot_hold() {
     });
     check(
         &machine,
-        expect!["image path `/�.raw` is not UTF-8, which is all that QEMU takes for one"],
+        &expect!["image path `/�.raw` is not UTF-8, which is all that QEMU takes for one"],
     );
 }
 
@@ -154,12 +154,12 @@ fn control_bytes_in_plain_values() {
     let machine = pc(|machine| machine.name = "a\nb".to_owned());
     check(
         &machine,
-        expect!["value of `-name` holds the control byte 0x0a, which cannot be passed on"],
+        &expect!["value of `-name` holds the control byte 0x0a, which cannot be passed on"],
     );
     let machine = pc(|machine| machine.kernel.as_mut().unwrap().cmdline.push('\0'));
     check(
         &machine,
-        expect!["value of `-append` holds the control byte 0x00, which cannot be passed on"],
+        &expect!["value of `-append` holds the control byte 0x00, which cannot be passed on"],
     );
 }
 
@@ -168,7 +168,7 @@ fn control_bytes_in_json() {
     let machine = pc(|machine| machine.drives[0].image = Image::Raw(fixture::path("/a\nb")));
     check(
         &machine,
-        expect!["value of `-blockdev` holds the control byte 0x0a, which cannot be passed on"],
+        &expect!["value of `-blockdev` holds the control byte 0x0a, which cannot be passed on"],
     );
 }
 
@@ -179,6 +179,6 @@ fn one_descriptor_for_two_things() {
     });
     check(
         &machine,
-        expect!["descriptor 3 was promised to two options"],
+        &expect!["descriptor 3 was promised to two options"],
     );
 }
