@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
@@ -248,9 +248,10 @@ fn public_keys(node: Node, folders: Folders<'_>) -> Result<Vec<String>, Fault> {
     let Some(node) = fields.take("key") else {
         return Ok(Vec::new());
     };
-    let files = match node.value {
-        Value::List(nodes) => nodes,
-        _ => vec![node],
+    let files = if matches!(node.value, Value::List(_)) {
+        fields::list(node, "key")?
+    } else {
+        vec![node]
     };
     let mut lines: Vec<String> = Vec::new();
     for node in files {
@@ -266,7 +267,7 @@ fn public_keys(node: Node, folders: Folders<'_>) -> Result<Vec<String>, Fault> {
     Ok(lines)
 }
 
-fn key_lines(place: Place, path: &PathBuf, text: &str) -> Result<Vec<String>, Fault> {
+fn key_lines(place: Place, path: &Path, text: &str) -> Result<Vec<String>, Fault> {
     let wrong = |reason: String| Fault::bad_value(place, "key", reason);
     if text.contains("PRIVATE KEY-----") {
         return Err(wrong(format!(
