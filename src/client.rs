@@ -70,7 +70,7 @@ pub struct Client {
 #[derive(Debug)]
 pub enum News {
     Status(ClusterStatus),
-    Notice(Notice),
+    Notice(Box<Notice>),
     /// Nothing came before the deadline.
     Nothing,
 }
@@ -207,6 +207,18 @@ impl Client {
             }
             Answer::Refused { why } => Err(ClientError::Refused { why }),
             Answer::Status(_) | Answer::Notice(_) => Err(self.silent()),
+        }
+    }
+
+    /// Waits until the supervisor, which was told to end, is gone.
+    pub fn wait_for_end(&self) -> Result<(), ClientError> {
+        let Ok(stream) = self.connect() else {
+            return Ok(());
+        };
+        // It serves nobody any more; the end of the connection is the end of the process.
+        match self.watching(stream).answer(ANSWER_DEADLINE) {
+            Ok(Some(_)) | Err(_) => Ok(()),
+            Ok(None) => Err(self.silent()),
         }
     }
 

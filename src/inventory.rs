@@ -18,7 +18,7 @@ use crate::state::layout::{ClusterFiles, Roots};
 use crate::state::record::{
     ClusterRecord, DiskRecord, KernelRecord, MachineRecord, RunRecord, StateRecord,
 };
-use crate::supervisor::process::Process;
+use crate::supervisor::process;
 
 /// Why the world could not be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -131,10 +131,7 @@ pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Known {
         Some(run) if run.boot_id != boot_id => StateRecord::Stopped,
         Some(run) => match &run.process {
             Some(process)
-                if matches!(
-                    Process::adopt(process.pid, process.start_time, &record.uuid),
-                    Ok(Some(_))
-                ) =>
+                if process::lives(process.pid, process.start_time, &record.uuid) =>
             {
                 run.state
             }
@@ -195,7 +192,7 @@ fn image_facts(
             disk,
         } => {
             let intern = |path: &Path| {
-                store.intern(path).map_err(|source| InventoryError::Kernel {
+                store.intern(path, &mut |_| {}).map_err(|source| InventoryError::Kernel {
                     machine: name.to_owned(),
                     source,
                 })

@@ -415,6 +415,37 @@ impl fmt::Display for Plan {
     }
 }
 
+impl Step {
+    /// Whether the machine can report that it is ready.
+    pub fn reports(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.reports)
+    }
+}
+
+impl Inventory {
+    /// The machines whose QEMU lives.
+    pub fn alive(&self) -> Vec<String> {
+        self.machines
+            .iter()
+            .filter(|(_, known)| match known {
+                Known::Whole { state, .. } => match state {
+                    StateRecord::Stopped | StateRecord::Crashed => false,
+                    StateRecord::Starting
+                    | StateRecord::Running
+                    | StateRecord::Ready
+                    | StateRecord::Paused
+                    | StateRecord::Stopping
+                    | StateRecord::Failed
+                    | StateRecord::Unresponsive
+                    | StateRecord::Damaged => true,
+                },
+                Known::Damaged { .. } => true,
+            })
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+}
+
 /// A plan for programs: `kiln plan --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlanView {

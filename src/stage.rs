@@ -185,6 +185,10 @@ pub fn remove_machine(machine: &MachineFiles) {
 }
 
 impl Reserved {
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
     /// Makes keys, disks and configs for every machine that is to be started.
     pub fn prepare(self, cluster: &Cluster) -> Result<Prepared, StageError> {
         let Reserved { plan, files, undo } = self;

@@ -10,7 +10,8 @@ use crate::state::files::{self, StateError};
 use crate::state::layout::ClusterFiles;
 use crate::state::ledger;
 use crate::state::lock::Lock;
-use crate::supervisor::process::Process;
+use crate::supervisor::machine::KILL_DEADLINE;
+use crate::supervisor::process;
 use crate::supervisor::protocol::Request;
 
 pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
@@ -119,11 +120,8 @@ fn end_strays(files: &ClusterFiles) -> Result<(), Error> {
         );
     }
     for uuid in uuids {
-        if let Some(process) = Process::find(&uuid) {
-            process
-                .end(Duration::from_secs(2))
-                .map_err(|error| Error::from_source(Exit::Failed, &error))?;
-        }
+        process::end_by_uuid(&uuid, KILL_DEADLINE)
+            .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     }
     Ok(())
 }

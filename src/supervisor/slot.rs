@@ -9,7 +9,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use kiln_netsetup::fabric::Fabric;
 use nix::libc;
-use nix::sys::signal::Signal;
 use qapi::qmp;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -26,7 +25,7 @@ use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::machine::{Event, Machine, Restart};
 use crate::supervisor::message::{Message, News};
 use crate::supervisor::ports;
-use crate::supervisor::process::{Identity, Launch, Process, ProcessHandle, SpawnError, spawn};
+use crate::supervisor::process::{Identity, Launch, Process, SpawnError, spawn};
 use crate::supervisor::protocol::MachineStatus;
 use crate::supervisor::qmp::Qmp;
 use crate::supervisor::watch::{self, Teller};
@@ -64,7 +63,7 @@ pub(super) struct Slot {
     pub(super) machine: Machine,
     /// Which launch the handles are of.
     pub(super) generation: u64,
-    process: Option<ProcessHandle>,
+    process: Option<Arc<Process>>,
     pub(super) qmp: Option<Qmp>,
     tasks: Vec<JoinHandle<()>>,
     pub(super) seen: Vec<SeenRecord>,
@@ -283,7 +282,8 @@ impl Slot {
             generation: self.generation,
             inbox: inbox.clone(),
         };
-        self.process = Some(process.handle());
+        let process = Arc::new(process);
+        self.process = Some(process.clone());
         self.tasks.push(watch::qmp(
             teller.clone(),
             self.files.socket(Socket::Qmp),
@@ -357,7 +357,7 @@ impl Slot {
 
     pub(super) fn kill(&self) {
         if let Some(process) = &self.process
-            && let Err(error) = process.signal(Signal::SIGKILL)
+            && let Err(error) = process.kill()
         {
             tracing::debug!(machine = self.name, %error, "no process to kill");
         }
@@ -428,7 +428,7 @@ impl Slot {
                 self.machine.reason()
             },
             phase: phase_text(self.machine.phase()),
-            pid: self.process.as_ref().map(ProcessHandle::pid),
+            pid: self.process.as_ref().map(|process| process.pid()),
             addresses,
             report: self.machine.report().cloned(),
             started_at: self.started_at.clone(),
