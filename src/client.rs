@@ -102,11 +102,12 @@ impl Client {
             cluster: cluster(),
             source,
         })?;
-        process::spawn_supervisor(files.name(), listener.into(), &files.supervisor_log())
-            .map_err(|source| ClientError::Spawn {
+        process::spawn_supervisor(files.name(), listener.into(), &files.supervisor_log()).map_err(
+            |source| ClientError::Spawn {
                 cluster: cluster(),
                 source,
-            })?;
+            },
+        )?;
         Ok(client)
     }
 

@@ -301,11 +301,10 @@ fn make_machine(
     own: &MachineFiles,
 ) -> Result<Vec<String>, StageError> {
     folder::make_private(&own.sockets)?;
-    let rendered =
-        ignition::render(machine, facts).map_err(|source| StageError::Ignition {
-            machine: step.name.clone(),
-            source,
-        })?;
+    let rendered = ignition::render(machine, facts).map_err(|source| StageError::Ignition {
+        machine: step.name.clone(),
+        source,
+    })?;
     write(&own.ignition(), rendered.config.as_bytes())?;
     if let Some(disk) = &record.disk
         && !own.disk().exists()
@@ -363,5 +362,8 @@ fn write(path: &std::path::Path, bytes: &[u8]) -> Result<(), StageError> {
 
 /// The machine as the spec has it, for `render` before anything is made.
 pub fn machine_of<'a>(cluster: &'a Cluster, name: &MachineName) -> Option<&'a Machine> {
-    cluster.machines.iter().find(|machine| machine.name == *name)
+    cluster
+        .machines
+        .iter()
+        .find(|machine| machine.name == *name)
 }

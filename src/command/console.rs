@@ -36,7 +36,11 @@ pub(super) fn run(session: &Session<'_>, args: &ConsoleArgs) -> Result<(), Error
     let ended = join(&stream);
     drop(raw);
     ended.map_err(|error| {
-        Error::because(Exit::Failed, format!("the console of `{name}` broke off"), &error)
+        Error::because(
+            Exit::Failed,
+            format!("the console of `{name}` broke off"),
+            &error,
+        )
     })
 }
 

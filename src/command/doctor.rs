@@ -23,7 +23,10 @@ struct Line {
 
 pub(super) fn run(session: &mut Session<'_>) -> Result<(), Error> {
     let checks = doctor::examine(&mut session.host);
-    let native = session.host.arch.map(|arch| session.host.qemu(arch).is_ok());
+    let native = session
+        .host
+        .arch
+        .map(|arch| session.host.qemu(arch).is_ok());
     let lines: Vec<Line> = checks
         .into_iter()
         .map(|check| Line {

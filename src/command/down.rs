@@ -80,11 +80,7 @@ fn describe(error: &StateError) -> String {
     }
 }
 
-fn stop_all(
-    session: &Session<'_>,
-    made: &Made,
-    grace: Option<Duration>,
-) -> Result<(), Error> {
+fn stop_all(session: &Session<'_>, made: &Made, grace: Option<Duration>) -> Result<(), Error> {
     let client = match Client::reach(&made.files) {
         Ok(client) => client,
         Err(error) => {

@@ -37,11 +37,7 @@ pub(super) fn run(session: &mut Session<'_>, args: &ExplainArgs) -> Result<(), E
     let command =
         kiln_arch::render(&machine).map_err(|error| Error::from_source(Exit::Failed, &error))?;
     let mut argv = vec![record.qemu.display().to_string()];
-    argv.extend(
-        command
-            .argv()
-            .map(|arg| arg.to_string_lossy().into_owned()),
-    );
+    argv.extend(command.argv().map(|arg| arg.to_string_lossy().into_owned()));
     let reasons: Vec<Reason> = command
         .args()
         .iter()
@@ -59,7 +55,10 @@ pub(super) fn run(session: &mut Session<'_>, args: &ExplainArgs) -> Result<(), E
         let mut text = format!("{}\n", record.qemu.display());
         for reason in &explained.reasons {
             let value = reason.value.as_deref().unwrap_or_default();
-            text.push_str(&format!("  {} {value}\n      {}\n", reason.option, reason.reason));
+            text.push_str(&format!(
+                "  {} {value}\n      {}\n",
+                reason.option, reason.reason
+            ));
         }
         text
     })

@@ -73,7 +73,9 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
             text.push_str(&format!("removed {}\n", folder.display()));
         }
         for name in &collected.busy {
-            text.push_str(&format!("left cluster {name} alone: another kiln is at it\n"));
+            text.push_str(&format!(
+                "left cluster {name} alone: another kiln is at it\n"
+            ));
         }
         if text.is_empty() {
             text.push_str("nothing to remove\n");

@@ -26,8 +26,10 @@ pub(super) fn run(session: &Session<'_>, args: &LogsArgs) -> Result<(), Error> {
             (Some(name), _) => name.to_string(),
             (None, [only]) => only.clone(),
             (None, _) => {
-                return Err(Error::new(Exit::Usage, "whose log? the cluster has several machines")
-                    .hint(format!("one of: {}", made.record.machines.join(", "))));
+                return Err(
+                    Error::new(Exit::Usage, "whose log? the cluster has several machines")
+                        .hint(format!("one of: {}", made.record.machines.join(", "))),
+                );
             }
         };
         made.known(&name)?;
@@ -61,7 +63,8 @@ pub(super) fn run(session: &Session<'_>, args: &LogsArgs) -> Result<(), Error> {
 pub(super) fn last_line(path: &Path) -> Option<String> {
     let mut file = File::open(path).ok()?;
     let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(4096))).ok()?;
+    file.seek(SeekFrom::Start(length.saturating_sub(4096)))
+        .ok()?;
     let mut bytes = Vec::new();
     file.take(4096).read_to_end(&mut bytes).ok()?;
     let text = sanitize(&bytes);
@@ -213,7 +216,12 @@ mod tests {
         let path = folder.path().join("log");
         let mut file = File::create_new(&path).unwrap();
         file.write_all(b"one\ntwo\nthree\n").unwrap();
-        for (lines, want) in [(0, ""), (1, "three\n"), (2, "two\nthree\n"), (9, "one\ntwo\nthree\n")] {
+        for (lines, want) in [
+            (0, ""),
+            (1, "three\n"),
+            (2, "two\nthree\n"),
+            (9, "one\ntwo\nthree\n"),
+        ] {
             let mut follower = Follower::open(&path, Some(lines)).unwrap();
             let text = follower.next_text().unwrap().unwrap_or_default();
             assert_eq!(text, want, "{lines}");

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::cli::args::{DEFAULT_GRACE, Goal, MachinesArgs, RestartArgs, StartArgs, StopArgs, Waiting};
+use crate::cli::args::{
+    DEFAULT_GRACE, Goal, MachinesArgs, RestartArgs, StartArgs, StopArgs, Waiting,
+};
 use crate::client::Client;
 use crate::command::wait::{default_timeout, goal, until};
 use crate::command::{Made, Session, show};
@@ -14,9 +16,7 @@ use crate::supervisor::machine::{KILL_DEADLINE, QUIT_DEADLINE};
 use crate::supervisor::protocol::Request;
 
 /// What the ladder may take after its grace, and the words about it.
-const LADDER: Duration = Duration::from_secs(
-    QUIT_DEADLINE.as_secs() + KILL_DEADLINE.as_secs() + 1,
-);
+const LADDER: Duration = Duration::from_secs(QUIT_DEADLINE.as_secs() + KILL_DEADLINE.as_secs() + 1);
 
 pub(super) fn start(session: &Session<'_>, args: &StartArgs) -> Result<(), Error> {
     let made = session.made()?;
@@ -97,11 +97,7 @@ pub(super) fn stop_and_wait(
 }
 
 /// Ends machines at once and makes the supervisor forget them.
-pub(super) fn kill_and_forget(
-    client: &Client,
-    made: &Made,
-    names: &[String],
-) -> Result<(), Error> {
+pub(super) fn kill_and_forget(client: &Client, made: &Made, names: &[String]) -> Result<(), Error> {
     client.ask(&Request::Kill {
         machines: names.to_vec(),
     })?;
@@ -160,7 +156,5 @@ fn wait(
 
 fn tell(session: &Session<'_>, made: &Made, client: &Client) -> Result<(), Error> {
     let view = show::view(made, client)?;
-    session
-        .report
-        .result(&view, |style| view.ps_table(style))
+    session.report.result(&view, |style| view.ps_table(style))
 }

@@ -12,9 +12,8 @@ pub(super) fn run(session: &mut Session<'_>, args: &RenderArgs) -> Result<(), Er
     } else {
         fresh(session, args)?
     };
-    let value: serde_json::Value = serde_json::from_str(&config).map_err(|error| {
-        Error::because(Exit::Failed, "the config is no JSON", &error)
-    })?;
+    let value: serde_json::Value = serde_json::from_str(&config)
+        .map_err(|error| Error::because(Exit::Failed, "the config is no JSON", &error))?;
     session.report.result(&value, |_| {
         let mut text = config.clone();
         if !text.ends_with('\n') {

@@ -44,9 +44,7 @@ pub(super) fn ps(session: &Session<'_>) -> Result<(), Error> {
     for note in view.notes() {
         session.report.note(&note);
     }
-    session
-        .report
-        .result(&view, |style| view.ps_table(style))
+    session.report.result(&view, |style| view.ps_table(style))
 }
 
 pub(super) fn ls(session: &Session<'_>) -> Result<(), Error> {
@@ -54,11 +52,12 @@ pub(super) fn ls(session: &Session<'_>) -> Result<(), Error> {
         .iter()
         .map(|name| listed(session, name))
         .collect();
-    session
-        .report
-        .result(&Clusters { clusters: &clusters }, |style| {
-            ls_table(style, &clusters)
-        })
+    session.report.result(
+        &Clusters {
+            clusters: &clusters,
+        },
+        |style| ls_table(style, &clusters),
+    )
 }
 
 #[derive(Serialize)]
@@ -180,19 +179,21 @@ pub(super) fn ip(session: &Session<'_>, args: &IpArgs) -> Result<(), Error> {
     }
     let mut view = view(&made, &Client::reach(&made.files)?)?;
     let Some(name) = &args.machine else {
-        return session
-            .report
-            .result(&Addresses { machines: &view.machines }, |style| {
-                view.ip_table(style)
-            });
+        return session.report.result(
+            &Addresses {
+                machines: &view.machines,
+            },
+            |style| view.ip_table(style),
+        );
     };
     view.machines
         .retain(|machine| machine.name == name.as_str());
     let reserved = made.record.reservations.get(name.as_str());
     let reserved = reserved.map(|reserved| reserved.ip.to_string());
-    session
-        .report
-        .result(&Addresses { machines: &view.machines }, |_| {
-            format!("{}\n", reserved.unwrap_or_default())
-        })
+    session.report.result(
+        &Addresses {
+            machines: &view.machines,
+        },
+        |_| format!("{}\n", reserved.unwrap_or_default()),
+    )
 }

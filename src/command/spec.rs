@@ -109,11 +109,9 @@ pub(super) fn host_facts(
 /// As root, QEMU runs under a uid of its own: from the range that systemd keeps for
 /// services without an account (61184 to 65519, systemd's UIDS-GIDS document).
 fn own_uid(cluster: &Cluster) -> u32 {
-    let hash = cluster
-        .name
-        .as_str()
-        .bytes()
-        .fold(0u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(byte)));
+    let hash = cluster.name.as_str().bytes().fold(0u32, |hash, byte| {
+        hash.wrapping_mul(31).wrapping_add(u32::from(byte))
+    });
     61184 + hash % (65520 - 61184)
 }
 
@@ -123,9 +121,10 @@ pub(super) fn collect(session: &Session<'_>, cluster: &Cluster) -> Result<Invent
     let mut hashing = |machine: &str, done: u64, all: u64| {
         if told.elapsed() > std::time::Duration::from_secs(1) && all > 0 {
             told = std::time::Instant::now();
-            session
-                .report
-                .note(&format!("{machine}: reading its image, {} %", done * 100 / all));
+            session.report.note(&format!(
+                "{machine}: reading its image, {} %",
+                done * 100 / all
+            ));
         }
     };
     Ok(inventory::collect(
@@ -167,14 +166,18 @@ pub(super) fn validate(session: &mut Session<'_>) -> Result<(), Error> {
     let cluster = load(session)?;
     let inventory = collect(session, &cluster)?;
     let facts = host_facts(session, &cluster, false)?;
-    let plan = plan::plan(&cluster, &facts, &Inventory {
-        // Whether the spec is right does not depend on what runs.
-        cluster: None,
-        machines: BTreeMap::new(),
-        taken_ports: std::collections::BTreeSet::new(),
-        taken_networks: Vec::new(),
-        ..inventory
-    });
+    let plan = plan::plan(
+        &cluster,
+        &facts,
+        &Inventory {
+            // Whether the spec is right does not depend on what runs.
+            cluster: None,
+            machines: BTreeMap::new(),
+            taken_ports: std::collections::BTreeSet::new(),
+            taken_networks: Vec::new(),
+            ..inventory
+        },
+    );
     match plan {
         Ok(plan) => check_ignition(session, &cluster, &plan)?,
         // A host that lacks something makes the spec no worse.

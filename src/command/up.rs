@@ -59,7 +59,15 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
         files,
     };
     notes(session, &made, &client)?;
-    finish(session, args, &cluster, &made, &client, &prepared.plan, &prepared.undo)
+    finish(
+        session,
+        args,
+        &cluster,
+        &made,
+        &client,
+        &prepared.plan,
+        &prepared.undo,
+    )
 }
 
 /// A disk is made anew only when the user said so.
@@ -187,7 +195,9 @@ fn finish(
     }
     let view = show::view(made, client)?;
     if plan.is_settled() {
-        session.report.note("nothing to do: all machines are as the spec says");
+        session
+            .report
+            .note("nothing to do: all machines are as the spec says");
     }
     let kiln = match &session.global.file {
         Some(file) => format!("kiln -f {}", file.display()),
@@ -228,7 +238,10 @@ fn undo_if_never_started(
     match undone {
         Ok(()) => Error {
             exit: Exit::Boot,
-            hint: Some("nothing was left behind; `kiln explain MACHINE` shows what QEMU is told".to_owned()),
+            hint: Some(
+                "nothing was left behind; `kiln explain MACHINE` shows what QEMU is told"
+                    .to_owned(),
+            ),
             ..error
         },
         Err(second) => error.cause(format!("and it could not be cleaned up: {second}")),

@@ -34,11 +34,8 @@ pub(super) fn run(session: &Session<'_>, args: &WaitArgs) -> Result<(), Error> {
         .timeout
         .unwrap_or_else(|| default_timeout(&made, &names));
     until(session, &client, &made, &names, args.goal, timeout)?;
-    super::show::view(&made, &client).and_then(|view| {
-        session
-            .report
-            .result(&view, |style| view.ps_table(style))
-    })
+    super::show::view(&made, &client)
+        .and_then(|view| session.report.result(&view, |style| view.ps_table(style)))
 }
 
 /// Five minutes, or more where a guest is emulated.
@@ -173,7 +170,11 @@ fn outcome(made: &Made, status: &MachineStatus, goal: Goal) -> Outcome {
 
 fn boot_error(made: &Made, lost: &[&MachineStatus]) -> Error {
     let names: Vec<&str> = lost.iter().map(|status| status.name.as_str()).collect();
-    let plural = if lost.len() == 1 { "machine" } else { "machines" };
+    let plural = if lost.len() == 1 {
+        "machine"
+    } else {
+        "machines"
+    };
     let mut error = Error::new(
         Exit::Boot,
         format!("{plural} {} did not come up", names.join(", ")),
@@ -197,12 +198,7 @@ fn boot_error(made: &Made, lost: &[&MachineStatus]) -> Error {
     ))
 }
 
-fn timeout_error(
-    made: &Made,
-    pending: &[&MachineStatus],
-    goal: Goal,
-    timeout: Duration,
-) -> Error {
+fn timeout_error(made: &Made, pending: &[&MachineStatus], goal: Goal, timeout: Duration) -> Error {
     let goal_word = match goal {
         Goal::Running => "running",
         Goal::Address => "in use of its address",

@@ -37,6 +37,15 @@ pub struct Qemu {
     pub build: String,
 }
 
+impl Qemu {
+    /// The versioned board that a new machine of `arch` gets; absent where the distribution has
+    /// boards of its own names (RHEL and its kin, whose version says `.el`).
+    pub fn board(&self, arch: Arch) -> Option<String> {
+        let Version(major, minor, _) = self.version;
+        (!self.build.contains(".el")).then(|| arch.board_of(major, minor))
+    }
+}
+
 /// Why guests of an architecture cannot run here.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum QemuError {

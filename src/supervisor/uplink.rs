@@ -117,7 +117,7 @@ impl Uplink {
         if record.boot_id != self.boot_id {
             return None;
         }
-                Process::adopt(record.process.pid, record.process.start_time, &self.uuid).ok()?
+        Process::adopt(record.process.pid, record.process.start_time, &self.uuid).ok()?
     }
 
     fn start(&mut self, machine: &MachineRecord, identity: Identity) -> Result<Process, String> {
@@ -125,9 +125,8 @@ impl Uplink {
             .arch
             .parse()
             .map_err(|_| format!("`{}` is no architecture", machine.arch))?;
-        let (uplink, handles) =
-            launch::uplink(&self.cluster, arch, &self.uuid, &self.files)
-                .map_err(|error| chain(&error))?;
+        let (uplink, handles) = launch::uplink(&self.cluster, arch, &self.uuid, &self.files)
+            .map_err(|error| chain(&error))?;
         let command = kiln_arch::render_uplink(&uplink).map_err(|error| chain(&error))?;
         let fds = launch::open(&handles).map_err(|error| chain(&error))?;
         let stderr = OpenOptions::new()
@@ -181,7 +180,12 @@ impl Uplink {
     }
 }
 
-fn attend(process: Arc<Process>, generation: u64, inbox: mpsc::Sender<Message>, files: &MachineFiles) {
+fn attend(
+    process: Arc<Process>,
+    generation: u64,
+    inbox: mpsc::Sender<Message>,
+    files: &MachineFiles,
+) {
     let log = files.qemu_log();
     drop(tokio::spawn(async move {
         let exit = process.exited().await;
