@@ -50,7 +50,7 @@ pub enum StageError {
     Ignition {
         machine: String,
         #[source]
-        source: IgnitionError,
+        source: Box<IgnitionError>,
     },
     #[error("cannot make the disk of machine `{machine}`")]
     Overlay {
@@ -303,7 +303,7 @@ fn make_machine(
     folder::make_private(&own.sockets)?;
     let rendered = ignition::render(machine, facts).map_err(|source| StageError::Ignition {
         machine: step.name.clone(),
-        source,
+        source: Box::new(source),
     })?;
     write(&own.ignition(), rendered.config.as_bytes())?;
     if let Some(disk) = &record.disk

@@ -12,7 +12,6 @@ use crate::state::ledger;
 use crate::state::lock::Lock;
 use crate::supervisor::machine::KILL_DEADLINE;
 use crate::supervisor::process;
-use crate::supervisor::protocol::Request;
 
 pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
     let name = session.cluster_name()?;
@@ -100,8 +99,7 @@ fn stop_all(session: &Session<'_>, made: &Made, grace: Option<Duration>) -> Resu
         }
     };
     power::stop_and_wait(session, &client, made, &names, grace)?;
-    client.ask(&Request::Shutdown)?;
-    client.wait_for_end()?;
+    client.end()?;
     Ok(())
 }
 

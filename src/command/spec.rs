@@ -258,7 +258,7 @@ pub(super) fn rendered(
     ignition::render(machine, &facts).map_err(|source| {
         Error::from(crate::stage::StageError::Ignition {
             machine: name.to_string(),
-            source,
+            source: Box::new(source),
         })
     })
 }

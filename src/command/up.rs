@@ -185,7 +185,7 @@ fn finish(
         let waited = until(session, client, made, &reporting, goal, timeout).and_then(|()| {
             let goal = match goal {
                 Goal::Ready => Goal::Running,
-                other => other,
+                Goal::Running | Goal::Address | Goal::Stopped => goal,
             };
             until(session, client, made, &silent, goal, timeout)
         });
