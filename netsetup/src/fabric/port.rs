@@ -195,6 +195,7 @@ impl Queue {
         result
     }
 
+    /// What waits to be written.
     fn pending(&self) -> &[u8] {
         &self.buffer[self.written..]
     }
@@ -210,5 +211,13 @@ impl Queue {
                 *spare = buffer;
             }
         }
+    }
+
+    /// Takes all that waits, as a peer that reads would.
+    #[cfg(test)]
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        let bytes = self.pending().to_vec();
+        self.sent(bytes.len(), &mut Vec::new());
+        bytes
     }
 }

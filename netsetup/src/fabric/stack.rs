@@ -188,10 +188,11 @@ impl Stack {
         // When the queue is full, the socket says when there is room again, and no clock has to.
         let blocked = !device.wire.queue.has_room();
         self.dirty = blocked || !done;
-        self.due = match blocked {
+        let stack = match self.dirty {
             true => None,
-            false => self.next_due(now),
+            false => self.next_poll(now),
         };
+        self.due = stack.into_iter().chain(self.next_orphan()).min();
         !done && !blocked
     }
 
@@ -351,20 +352,25 @@ impl Stack {
         });
     }
 
-    fn next_due(&mut self, now: Instant) -> Option<Instant> {
+    /// When smoltcp wants to be called. It must have sent all that it had: asked in between, it panics when a machine
+    /// has sent more than the window that it was last told.
+    fn next_poll(&mut self, now: Instant) -> Option<Instant> {
         let time = self.time(now);
-        let delay = self.interface.poll_delay(time, &self.sockets);
+        let delay = self.interface.poll_delay(time, &self.sockets)?;
         // The runtime's clock ticks in milliseconds, and a stack that always wants to be called at once must not
         // have the processor for itself.
-        let stack = delay.map(|delay| now + Duration::from(delay).max(Duration::from_millis(1)));
-        let orphans = self
+        Some(now + Duration::from(delay).max(Duration::from_millis(1)))
+    }
+
+    fn next_orphan(&self) -> Option<Instant> {
+        let until = self
             .connections
             .values()
             .filter_map(|connection| match connection {
                 Connection::Open { orphan_until, .. } => *orphan_until,
                 Connection::Over { .. } => None,
             });
-        stack.into_iter().chain(orphans).min()
+        until.min()
     }
 
     fn socket(&mut self, number: u64) -> Option<&mut Socket<'static>> {
@@ -483,3 +489,6 @@ impl TxToken for Outbound<'_> {
         queue.push_with(&header, length, spare, f)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -374,6 +374,11 @@ async fn the_uplink_sees_what_goes_out_and_nothing_else() {
     for to in [&host, &loopback, &outside] {
         a.send(&a.datagram(to, 80, b"out")).await;
     }
+    // The first two come back as "unreachable, prohibited".
+    for _ in 0..2 {
+        let told = a.next().await;
+        assert_eq!(told[ETHERNET_HEADER + 20..][..2], [3, 13]);
+    }
     let frame = uplink.next().await;
     let packet = Ipv4::parse(&frame[ETHERNET_HEADER..]).unwrap();
     assert_eq!(
