@@ -61,6 +61,8 @@ pub(super) struct Stack {
     dirty: bool,
     /// When smoltcp or an orphan wants to be looked at next.
     due: Option<Instant>,
+    /// Whether the machine is gone.
+    abandoned: bool,
     driver: Waker,
 }
 
@@ -117,6 +119,7 @@ impl Stack {
             started: Instant::now(),
             dirty: false,
             due: None,
+            abandoned: false,
             driver,
         })))
     }
@@ -203,6 +206,7 @@ impl Stack {
 
     /// Ends all connections, without a word to the machine, which is gone.
     pub(super) fn abandon(&mut self) {
+        self.abandoned = true;
         for (_, socket) in self.sockets.iter_mut() {
             let smoltcp::socket::Socket::Tcp(socket) = socket;
             socket.abort();
@@ -215,6 +219,7 @@ impl Stack {
         number: u64,
         cx: &Context<'_>,
     ) -> Poll<io::Result<()>> {
+        let abandoned = self.abandoned;
         let Some(socket) = self.socket(number) else {
             return Poll::Ready(Ok(()));
         };
@@ -223,6 +228,7 @@ impl Stack {
                 socket.register_recv_waker(cx.waker());
                 Poll::Pending
             }
+            State::Closed if abandoned => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
             State::Closed => Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into())),
             State::Established
             | State::CloseWait
