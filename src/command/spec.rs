@@ -101,6 +101,7 @@ pub(super) fn host_facts(
         arch,
         qemu,
         kvm,
+        has_qemu_img: session.host.tools.qemu_img.is_some(),
         qemu_uid: session.host.is_root().then(|| own_uid(cluster)),
         files: session.roots.cluster(cluster.name.as_str()),
     })

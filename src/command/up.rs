@@ -41,7 +41,8 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
     let reserved = stage::reserve(plan, before, &files, &session.roots)?;
     drop(reservations);
     stop_first(session, &files, reserved.plan(), &running)?;
-    let prepared = reserved.prepare(&cluster)?;
+    let qemu_img = session.host.tools.qemu_img.clone().unwrap_or_default();
+    let prepared = reserved.prepare(&cluster, &qemu_img)?;
     for warning in &prepared.warnings {
         session.report.note(warning);
     }
