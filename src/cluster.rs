@@ -111,7 +111,9 @@ pub enum DiskFormat {
 }
 
 /// Where the user's Ignition config is, read and known to be UTF-8 at parse time.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// Its text is a secret, so `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
 pub struct IgnitionSource {
     pub path: PathBuf,
     /// The file's text as read when the spec was loaded.
@@ -163,8 +165,8 @@ pub struct MachineName(String);
 pub enum NameError {
     #[error("a name cannot be empty")]
     Empty,
-    #[error("`{name}` is {} bytes long; at most {limit} are allowed", name.len())]
-    TooLong { name: String, limit: usize },
+    #[error("a name of {length} bytes is too long; at most {limit} are allowed")]
+    TooLong { length: usize, limit: usize },
     #[error(
         "`{name}` is not a DNS label: use a-z, 0-9 and `-`, beginning and ending with a letter or digit"
     )]
@@ -195,7 +197,7 @@ fn parse_label(name: &str, limit: usize) -> Result<String, NameError> {
     }
     if name.len() > limit {
         return Err(NameError::TooLong {
-            name: name.to_owned(),
+            length: name.len(),
             limit,
         });
     }
@@ -297,6 +299,16 @@ impl fmt::Display for Size {
             }
         }
         write!(f, "{} bytes", self.0)
+    }
+}
+
+impl fmt::Debug for IgnitionSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IgnitionSource")
+            .field("path", &self.path)
+            .field("text", &format_args!("{} bytes", self.text.len()))
+            .field("template", &self.template)
+            .finish()
     }
 }
 

@@ -1,5 +1,20 @@
-//! What runs while machines run: one process for each cluster, parent of its
-//! QEMUs and the only one that speaks QMP to them.
+//! The parent of a cluster's QEMUs: one process, one event loop.
+//!
+//! It is the only one that speaks QMP, and the owner of the switch. Commands talk
+//! to it over the control socket ([`protocol`]). If it dies the machines live, and
+//! the next command starts a new one, which adopts them.
 
+pub mod console;
+mod control;
+pub mod diagnose;
+pub mod dispatcher;
+pub mod launch;
+pub mod machine;
+mod message;
+mod ports;
 pub mod process;
+pub mod protocol;
 pub mod qmp;
+mod slot;
+mod uplink;
+mod watch;

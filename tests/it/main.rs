@@ -1,1 +1,3 @@
-fn main() {}
+//! The real binary, from outside.
+
+mod command_line;

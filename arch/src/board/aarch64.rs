@@ -1,0 +1,20 @@
+//! Arm's virtual board. It has no firmware of its own.
+
+use crate::board::{Board, BoardFirmware, Bus, ConsoleDevice};
+use crate::machine::IgnitionTransport;
+
+pub(super) const BOARD: Board = Board {
+    program: "qemu-system-aarch64",
+    machine: "virt",
+    version_prefix: "virt-",
+    kvm_cpu: "host",
+    tcg_cpu: "cortex-a72",
+    tcg_options: &[],
+    bus: Bus::Pci { slots: 31 },
+    console: ConsoleDevice::Serial,
+    tty: "ttyAMA0",
+    ignition: IgnitionTransport::FwCfg,
+    firmware: BoardFirmware::UefiOnly,
+    panic_device: Some("pvpanic-pci"),
+    memory_step: 1,
+};

@@ -1,0 +1,96 @@
+//! Block devices: `-blockdev`, and the virtio disk.
+
+use crate::board::Bus;
+use crate::device::virtio;
+use crate::machine::Access;
+use crate::opt::{Object, Opt};
+
+/// `-blockdev`: a node, and the nodes that it stands on.
+///
+/// The format is always named and the backing file always said, `null` included, so that no
+/// image's header is followed.
+#[derive(Debug)]
+pub(crate) enum Blockdev {
+    Raw {
+        filename: String,
+        access: Access,
+    },
+    Qcow2 {
+        filename: String,
+        access: Access,
+        backing: Option<Box<Blockdev>>,
+    },
+    /// A disk without a byte.
+    Empty,
+}
+
+impl Blockdev {
+    pub(crate) fn named(&self, node_name: &str) -> Object {
+        self.describe(Object::new().text("node-name", node_name))
+    }
+
+    fn describe(&self, node: Object) -> Object {
+        match self {
+            Blockdev::Raw { filename, access } => format(node, "raw", filename, *access),
+            Blockdev::Qcow2 {
+                filename,
+                access,
+                backing,
+            } => {
+                let node = format(node, "qcow2", filename, *access);
+                match backing {
+                    Some(backing) => node.object("backing", backing.describe(Object::new())),
+                    None => node.null("backing"),
+                }
+            }
+            Blockdev::Empty => node
+                .text("driver", "null-co")
+                .number("size", 0)
+                .boolean("read-only", true),
+        }
+    }
+}
+
+fn format(node: Object, driver: &str, filename: &str, access: Access) -> Object {
+    let file = Object::new()
+        .text("driver", "file")
+        .text("filename", filename);
+    let node = node.text("driver", driver);
+    match access {
+        // What the guest discards is given back to the host.
+        Access::ReadWrite => node
+            .boolean("read-only", false)
+            .text("discard", "unmap")
+            .object("file", file.text("discard", "unmap")),
+        Access::ReadOnly => node.boolean("read-only", true).object("file", file),
+    }
+}
+
+/// `-device virtio-blk-*`.
+#[derive(Debug)]
+pub(crate) struct VirtioBlk<'a> {
+    pub(crate) bus: Bus,
+    pub(crate) id: &'a str,
+    pub(crate) drive: &'a str,
+    pub(crate) serial: Option<&'a str>,
+    pub(crate) bootindex: Option<u32>,
+}
+
+impl VirtioBlk<'_> {
+    pub(crate) fn opt(&self) -> Opt {
+        let mut opt = virtio("virtio-blk", self.bus)
+            .key("id", self.id)
+            .key("drive", self.drive)
+            // The machine pauses on any fault of the host's storage and can be resumed when the
+            // fault is gone; the guest never sees an error that is not its disk's.
+            .key("werror", "stop")
+            .key("rerror", "stop");
+        if let Some(serial) = self.serial {
+            opt = opt.key("serial", serial);
+        }
+        if let Some(bootindex) = self.bootindex {
+            opt = opt.key("bootindex", bootindex.to_string());
+        }
+        opt
+    }
+}

@@ -1,0 +1,40 @@
+//! The fabric's way out: a QEMU without a guest, whose user-mode network is plugged into the
+//! switch by QEMU's own hub.
+
+use crate::Unsupported;
+use crate::command::{QemuCommand, Reason};
+use crate::device::{Netdev, NetdevBackend};
+use crate::machine::Uplink;
+use crate::render::{begin, monitor, take_socket};
+
+const OUT: Reason = Reason::Kiln("the way out to the world, which needs no right on the host");
+const SWITCH: Reason = Reason::Kiln("the uplink's port on the cluster's switch");
+const JOIN: Reason = Reason::Kiln("joins the two");
+
+pub(crate) fn command(uplink: &Uplink) -> Result<QemuCommand, Unsupported> {
+    let mut command = QemuCommand::new(uplink.arch.qemu_program());
+    begin(
+        &mut command,
+        &uplink.cluster,
+        "uplink",
+        &uplink.uuid,
+        uplink.sandbox,
+    )?;
+    command.push("-machine", "none", Reason::Kiln("no guest runs here"))?;
+    monitor(
+        &mut command,
+        "qmp0",
+        &uplink.monitor,
+        Reason::Kiln("QMP, by which the uplink is watched and ended"),
+    )?;
+    take_socket(&mut command, &uplink.switch)?;
+    for (id, backend, why) in [
+        ("out", NetdevBackend::User(&uplink.net), OUT),
+        ("switch", NetdevBackend::Stream(&uplink.switch), SWITCH),
+        ("hub-out", NetdevBackend::Hubport("out"), JOIN),
+        ("hub-switch", NetdevBackend::Hubport("switch"), JOIN),
+    ] {
+        command.push("-netdev", Netdev { id, backend }.opt().into_value(), why)?;
+    }
+    Ok(command)
+}

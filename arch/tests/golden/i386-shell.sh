@@ -1,0 +1,25 @@
+qemu-system-i386 \
+  -no-user-config \
+  -nodefaults \
+  -name guest=demo/node-1,debug-threads=on \
+  -uuid 6b696c6e-0000-8000-8000-000000000001 \
+  -display none \
+  -machine pc,dump-guest-core=off \
+  -accel tcg \
+  -cpu max \
+  -smp 1 \
+  -m 256M \
+  -chardev stdio,id=console,logfile=/run/kiln/console.log,logappend=on \
+  -serial chardev:console \
+  -device virtio-serial-pci \
+  -chardev socket,id=port0,path=/run/kiln/agent,,1.sock,server=on,wait=off \
+  -device virtserialport,chardev=port0,name=org.qemu.guest_agent.0 \
+  -device virtio-rng-pci \
+  -device pvpanic-pci \
+  -netdev user,id=net0,net=10.80.1.0/24,host=10.80.1.1,dns=10.80.1.2,ipv6=off,hostfwd=tcp:127.0.0.1:2222-10.80.1.15:22,hostfwd=udp:127.0.0.1:5353-10.80.1.15:53 \
+  -device virtio-net-pci,id=nic0,netdev=net0,mac=52:54:00:ab:cd:03,romfile= \
+  -kernel '/srv/it'\''s a kernel' \
+  -append 'quiet a=b,c' \
+  -blockdev '{"node-name":"disk0","driver":"qcow2","read-only":false,"discard":"unmap","file":{"driver":"file","filename":"/srv/a,b/\"root\".qcow2","discard":"unmap"},"backing":{"driver":"raw","read-only":true,"file":{"driver":"file","filename":"/srv/base.raw"}}}' \
+  -device virtio-blk-pci,id=virtio-disk0,drive=disk0,werror=stop,rerror=stop \
+  -fw_cfg name=opt/com.coreos/config,file=/run/kiln/a,,b.ign

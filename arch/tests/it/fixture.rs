@@ -1,0 +1,243 @@
+//! Machines to render.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::num::{NonZeroU16, NonZeroU32};
+
+use kiln_arch::Arch;
+use kiln_arch::machine::{
+    Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Format, Forward, Ignition,
+    IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName,
+    Protocol, Run, Sandbox, Socket, Source, Uplink, UserNet,
+};
+use macaddr::MacAddr6;
+
+/// Hands out descriptors' numbers.
+#[derive(Debug, Default)]
+struct Fds(u16);
+
+impl Fds {
+    fn next(&mut self) -> ChildFd {
+        self.0 += 1;
+        ChildFd::nth(self.0 - 1).unwrap()
+    }
+
+    fn source(&mut self) -> Source {
+        Source::Fd(self.next())
+    }
+
+    fn socket(&mut self) -> Socket {
+        Socket::Listener(self.next())
+    }
+}
+
+pub(crate) fn mib(amount: u32) -> MiB {
+    MiB(NonZeroU32::new(amount).unwrap())
+}
+
+fn mac(last: u8) -> MacAddr6 {
+    MacAddr6::new(0x52, 0x54, 0x00, 0xAB, 0xCD, last)
+}
+
+/// As the supervisor starts a machine: all by descriptors, a kernel of one's own, an overlay, the
+/// fabric.
+pub(crate) fn direct(arch: Arch) -> Machine {
+    let mut fds = Fds::default();
+    Machine {
+        cluster: "demo".to_owned(),
+        name: "node-1".to_owned(),
+        uuid: "6b696c6e-0000-8000-8000-000000000001".to_owned(),
+        arch,
+        accel: Accel::Tcg,
+        board_version: None,
+        cpus: NonZeroU16::new(1).unwrap(),
+        memory: mib(256),
+        firmware: Firmware::Board,
+        monitors: vec![fds.socket(), fds.socket()],
+        console: Console {
+            backend: ConsoleBackend::Socket(fds.socket()),
+            log: Some(fds.source()),
+        },
+        ports: [
+            PortName::Report,
+            PortName::GuestAgent,
+            PortName::IgnitionJournal,
+        ]
+        .map(|name| Port {
+            name,
+            socket: fds.socket(),
+        })
+        .into(),
+        nics: vec![Nic {
+            mac: mac(1),
+            backend: NicBackend::Stream(fds.socket()),
+        }],
+        kernel: Some(Kernel {
+            image: fds.source(),
+            initrd: Some(fds.source()),
+            cmdline: format!("console={} ignition.platform.id=qemu", arch.console_tty()),
+        }),
+        drives: vec![Drive {
+            image: Image::Qcow2 {
+                source: fds.source(),
+                backing: Some(Box::new(Image::Qcow2 {
+                    source: fds.source(),
+                    backing: None,
+                })),
+            },
+            access: Access::ReadWrite,
+            serial: Some("root".to_owned()),
+        }],
+        ignition: Ignition::Config(fds.source()),
+        sandbox: Sandbox::Full,
+        run: Run::Supervised,
+    }
+}
+
+/// A machine that boots from its disk by its firmware, under KVM, on a tap; with data disks.
+pub(crate) fn disk(arch: Arch) -> Machine {
+    let mut fds = Fds::default();
+    let board_version = match arch {
+        Arch::I386 => "pc-i440fx-9.2",
+        Arch::X86_64 => "pc-q35-9.2",
+        Arch::Aarch64 => "virt-9.2",
+        Arch::S390x => "s390-ccw-virtio-9.2",
+        Arch::Ppc64le => "pseries-9.2",
+    };
+    Machine {
+        accel: Accel::Kvm,
+        board_version: Some(board_version.to_owned()),
+        cpus: NonZeroU16::new(4).unwrap(),
+        memory: mib(2048),
+        monitors: vec![fds.socket()],
+        console: Console {
+            backend: ConsoleBackend::Socket(fds.socket()),
+            log: None,
+        },
+        ports: Vec::new(),
+        nics: vec![Nic {
+            mac: mac(2),
+            backend: NicBackend::Tap(fds.next()),
+        }],
+        firmware: match arch {
+            Arch::Aarch64 => Firmware::Uefi(flash(&mut fds)),
+            Arch::I386 | Arch::X86_64 | Arch::S390x | Arch::Ppc64le => Firmware::Board,
+        },
+        kernel: None,
+        drives: vec![
+            Drive {
+                image: Image::Qcow2 {
+                    source: fds.source(),
+                    backing: Some(Box::new(Image::Raw(fds.source()))),
+                },
+                access: Access::ReadWrite,
+                serial: None,
+            },
+            Drive {
+                image: Image::Raw(fds.source()),
+                access: Access::ReadWrite,
+                serial: Some("data".to_owned()),
+            },
+            Drive {
+                image: Image::Qcow2 {
+                    source: fds.source(),
+                    backing: None,
+                },
+                access: Access::ReadOnly,
+                serial: Some("tools".to_owned()),
+            },
+        ],
+        ignition: Ignition::None,
+        ..direct(arch)
+    }
+}
+
+/// What `explain --shell` prints: all by path, on QEMU's own network, with nobody to look after it.
+pub(crate) fn shell(arch: Arch) -> Machine {
+    Machine {
+        monitors: Vec::new(),
+        console: Console {
+            backend: ConsoleBackend::Stdio,
+            log: Some(path("/run/kiln/console.log")),
+        },
+        ports: vec![Port {
+            name: PortName::GuestAgent,
+            socket: Socket::Path("/run/kiln/agent,1.sock".into()),
+        }],
+        nics: vec![Nic {
+            mac: mac(3),
+            backend: NicBackend::User(user_net(vec![
+                Forward {
+                    protocol: Protocol::Tcp,
+                    listen: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 2222),
+                    guest: SocketAddrV4::new(Ipv4Addr::new(10, 80, 1, 15), 22),
+                },
+                Forward {
+                    protocol: Protocol::Udp,
+                    listen: SocketAddrV4::new(Ipv4Addr::LOCALHOST, 5353),
+                    guest: SocketAddrV4::new(Ipv4Addr::new(10, 80, 1, 15), 53),
+                },
+            ])),
+        }],
+        kernel: Some(Kernel {
+            image: path("/srv/it's a kernel"),
+            initrd: None,
+            cmdline: "quiet a=b,c".to_owned(),
+        }),
+        drives: vec![Drive {
+            image: Image::Qcow2 {
+                source: path("/srv/a,b/\"root\".qcow2"),
+                backing: Some(Box::new(Image::Raw(path("/srv/base.raw")))),
+            },
+            access: Access::ReadWrite,
+            serial: None,
+        }],
+        ignition: Ignition::Config(path("/run/kiln/a,b.ign")),
+        run: Run::Alone,
+        sandbox: Sandbox::Absent,
+        ..direct(arch)
+    }
+}
+
+/// Firmware that verifies what it boots, and an image that looks for its config on a disk.
+pub(crate) fn secure() -> Machine {
+    let mut machine = disk(Arch::X86_64);
+    let mut fds = Fds(20);
+    machine.firmware = Firmware::UefiSecure(flash(&mut fds));
+    machine.ignition = Ignition::ConfigBy(IgnitionTransport::VirtioBlk, fds.source());
+    machine
+}
+
+pub(crate) fn uplink() -> Uplink {
+    let mut fds = Fds::default();
+    Uplink {
+        cluster: "demo".to_owned(),
+        uuid: "6b696c6e-0000-8000-8000-000000000002".to_owned(),
+        arch: Arch::X86_64,
+        net: user_net(Vec::new()),
+        switch: fds.socket(),
+        monitor: fds.socket(),
+        sandbox: Sandbox::Full,
+    }
+}
+
+pub(crate) fn path(path: &str) -> Source {
+    Source::Path(path.into())
+}
+
+fn flash(fds: &mut Fds) -> Pflash {
+    Pflash {
+        code: fds.source(),
+        code_format: Format::Raw,
+        vars: fds.source(),
+        vars_format: Format::Qcow2,
+    }
+}
+
+fn user_net(forwards: Vec<Forward>) -> UserNet {
+    UserNet {
+        net: "10.80.1.0/24".parse().unwrap(),
+        host: Ipv4Addr::new(10, 80, 1, 1),
+        dns: Ipv4Addr::new(10, 80, 1, 2),
+        forwards,
+    }
+}

@@ -1,0 +1,214 @@
+//! One socket of the fabric: frames out of a byte stream, and a bounded queue of frames into it.
+//!
+//! A port holds memory only for what is under way: the start of a frame whose end has not come, and frames that the
+//! other side has not yet taken. It must not wait: what does not fit is dropped and counted.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+
+/// Length of the number in front of each frame.
+const PREFIX: usize = 4;
+
+/// The longest frame that QEMU can send (`NET_BUFSIZE`); a greater length means that the stream is out of step.
+pub(super) const LONGEST: usize = 4096 + 65536;
+
+/// Bytes that wait for a machine at most, besides those in the socket's own buffer and the end of the last frame.
+const QUEUE: usize = 64 * 1024;
+
+/// What went through a port since its attach. Bytes are those of the frames.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Frames that came from the machine.
+    pub frames_in: u64,
+    /// Their bytes.
+    pub bytes_in: u64,
+    /// Frames queued for the machine.
+    pub frames_out: u64,
+    /// Their bytes.
+    pub bytes_out: u64,
+    /// Frames from the machine that the switch did not pass on.
+    pub refused: u64,
+    /// Frames for the machine that were dropped, because it did not read.
+    pub dropped: u64,
+}
+
+/// A connected socket.
+#[derive(Debug)]
+pub(super) struct Port {
+    stream: UnixStream,
+    /// The start of a frame, length included, that is not yet here in whole.
+    partial: Vec<u8>,
+    pub(super) queue: Queue,
+    pub(super) refused: u64,
+    frames_in: u64,
+    bytes_in: u64,
+}
+
+/// How a port ends: by its peer, or by an error.
+pub(super) type End = Option<io::Error>;
+
+impl Port {
+    pub(super) fn new(stream: UnixStream) -> Port {
+        Port {
+            stream,
+            partial: Vec::new(),
+            queue: Queue::default(),
+            refused: 0,
+            frames_in: 0,
+            bytes_in: 0,
+        }
+    }
+
+    /// Reads once into `buffer`, behind what was left of the last time, and says how many bytes there are now.
+    /// The buffer must hold more than the longest frame.
+    pub(super) fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut [u8],
+    ) -> Poll<Result<usize, End>> {
+        let (head, space) = buffer.split_at_mut(self.partial.len());
+        let mut space = ReadBuf::new(space);
+        match Pin::new(&mut self.stream).poll_read(cx, &mut space) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Err(error)) => Poll::Ready(Err(Some(error))),
+            Poll::Ready(Ok(())) if space.filled().is_empty() => Poll::Ready(Err(None)),
+            Poll::Ready(Ok(())) => {
+                head.copy_from_slice(&self.partial);
+                self.partial.clear();
+                Poll::Ready(Ok(head.len() + space.filled().len()))
+            }
+        }
+    }
+
+    /// Takes the first whole frame off `bytes`. Where there is none, keeps what is there for the next read.
+    pub(super) fn next_frame<'a>(
+        &mut self,
+        bytes: &mut &'a mut [u8],
+    ) -> Result<Option<&'a mut [u8]>, End> {
+        let length = match bytes.first_chunk::<PREFIX>() {
+            Some(prefix) => usize::try_from(u32::from_be_bytes(*prefix)).unwrap_or(usize::MAX),
+            None => 0,
+        };
+        if length > LONGEST {
+            return Err(Some(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("a frame of {length} bytes was announced, {LONGEST} is the most"),
+            )));
+        }
+        let all = std::mem::take(bytes);
+        if all.len() < PREFIX + length || all.len() < PREFIX {
+            self.partial = all.to_vec();
+            return Ok(None);
+        }
+        let (first, rest) = all.split_at_mut(PREFIX + length);
+        *bytes = rest;
+        self.frames_in += 1;
+        self.bytes_in += length as u64;
+        Ok(Some(&mut first[PREFIX..]))
+    }
+
+    /// Writes as much of the queue as the socket takes, and says whether that was anything.
+    pub(super) fn flush(&mut self, cx: &mut Context<'_>, spare: &mut Vec<u8>) -> Result<bool, End> {
+        let mut wrote = false;
+        while let pending @ [_, ..] = self.queue.pending() {
+            match Pin::new(&mut self.stream).poll_write(cx, pending) {
+                Poll::Pending => return Ok(wrote),
+                Poll::Ready(Err(error)) => return Err(Some(error)),
+                Poll::Ready(Ok(count)) => self.queue.sent(count, spare),
+            }
+            wrote = true;
+        }
+        Ok(wrote)
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        Counters {
+            frames_in: self.frames_in,
+            bytes_in: self.bytes_in,
+            frames_out: self.queue.frames,
+            bytes_out: self.queue.bytes,
+            refused: self.refused,
+            dropped: self.queue.dropped,
+        }
+    }
+}
+
+/// Frames that wait to be written, each behind its length.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    buffer: Vec<u8>,
+    /// How much of the buffer is written already.
+    written: usize,
+    frames: u64,
+    bytes: u64,
+    dropped: u64,
+}
+
+impl Queue {
+    /// Whether one more frame is taken.
+    pub(super) fn has_room(&self) -> bool {
+        self.buffer.len() - self.written < QUEUE
+    }
+
+    /// Queues `frame`, or drops it when there is no room. An emptied queue starts with the `spare` buffer.
+    pub(super) fn push(&mut self, frame: &[u8], spare: &mut Vec<u8>) {
+        self.push_with(frame, 0, spare, |_| ());
+    }
+
+    /// Like [`Queue::push`], with a frame whose `head` is given and whose other `length` bytes are written in place
+    /// by `fill`, which is called in any case.
+    pub(super) fn push_with<R>(
+        &mut self,
+        head: &[u8],
+        length: usize,
+        spare: &mut Vec<u8>,
+        fill: impl FnOnce(&mut [u8]) -> R,
+    ) -> R {
+        if self.buffer.capacity() == 0 {
+            self.buffer = std::mem::take(spare);
+        }
+        let has_room = self.has_room();
+        let frame = head.len() + length;
+        if self.written > 0 && self.buffer.len() + PREFIX + frame > self.buffer.capacity() {
+            self.buffer.drain(..self.written);
+            self.written = 0;
+        }
+        let before = self.buffer.len();
+        // No frame is longer than LONGEST, which fits.
+        let prefix = u32::try_from(frame).unwrap_or(u32::MAX);
+        self.buffer.extend(prefix.to_be_bytes());
+        self.buffer.extend(head);
+        let start = self.buffer.len();
+        self.buffer.resize(start + length, 0);
+        let result = fill(&mut self.buffer[start..]);
+        if has_room {
+            self.frames += 1;
+            self.bytes += frame as u64;
+        } else {
+            self.buffer.truncate(before);
+            self.dropped += 1;
+        }
+        result
+    }
+
+    fn pending(&self) -> &[u8] {
+        &self.buffer[self.written..]
+    }
+
+    /// Forgets what was written. An empty queue holds no memory: its buffer becomes the spare one of all ports.
+    fn sent(&mut self, count: usize, spare: &mut Vec<u8>) {
+        self.written += count;
+        if self.written == self.buffer.len() {
+            self.written = 0;
+            self.buffer.clear();
+            let buffer = std::mem::take(&mut self.buffer);
+            if spare.capacity() < buffer.capacity() {
+                *spare = buffer;
+            }
+        }
+    }
+}

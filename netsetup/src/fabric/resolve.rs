@@ -1,0 +1,71 @@
+//! Asking the host's resolvers for names that are not the cluster's.
+//!
+//! Each query has a socket of its own, so its source port is as random as the kernel makes it, and an id that the
+//! guest did not choose. Nothing is kept between queries.
+
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio::time::{Instant, timeout_at};
+
+use crate::dns::{self, Code};
+
+/// How long a query may take in all, however many resolvers there are.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// How long one resolver may take while there is another one to ask.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// The longest answer that is taken. Longer ones are cut by the kernel and no longer parse in the guest, but no
+/// resolver sends them, since no query announces more.
+const LONGEST: usize = 4096;
+
+/// Asks `resolvers` in turn and returns the first answer, or the message that says that there was none. The answer
+/// has the query's own id.
+pub(super) async fn ask(resolvers: Arc<[SocketAddr]>, query: &[u8]) -> Vec<u8> {
+    let end = Instant::now() + DEADLINE;
+    for (index, resolver) in resolvers.iter().enumerate() {
+        let until = match index + 1 < resolvers.len() {
+            true => end.min(Instant::now() + PATIENCE),
+            false => end,
+        };
+        match timeout_at(until, ask_one(*resolver, query)).await {
+            Ok(Ok(answer)) => return answer,
+            Ok(Err(error)) => tracing::debug!(%resolver, %error, "cannot ask resolver"),
+            Err(_) => tracing::debug!(%resolver, "resolver is silent"),
+        }
+    }
+    dns::failure(query, Code::ServFail)
+}
+
+async fn ask_one(resolver: SocketAddr, query: &[u8]) -> io::Result<Vec<u8>> {
+    let local: SocketAddr = match resolver {
+        SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    };
+    let socket = UdpSocket::bind(local).await?;
+    // Connected, the socket takes datagrams from the resolver alone.
+    socket.connect(resolver).await?;
+
+    let [first, second, ..] = random().to_be_bytes();
+    let mut asked = query.to_vec();
+    asked[..2].copy_from_slice(&[first, second]);
+    socket.send(&asked).await?;
+    let mut answer = vec![0; LONGEST];
+    loop {
+        let length = socket.recv(&mut answer).await?;
+        if dns::is_answer_to(&answer[..length], &asked) {
+            answer.truncate(length);
+            answer[..2].copy_from_slice(&query[..2]);
+            return Ok(answer);
+        }
+    }
+}
+
+/// A number that an outsider cannot guess: the standard library seeds its hash keys from the kernel, and its SipHash
+/// is what keeps them secret.
+pub(super) fn random() -> u64 {
+    RandomState::new().hash_one(0u8)
+}

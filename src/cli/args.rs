@@ -1,0 +1,285 @@
+//! What may be said to each verb.
+//!
+//! A duration that was not given stays absent, so that the commands can stretch
+//! the default where guests are emulated, and leave alone what the user said.
+
+use std::ffi::OsString;
+use std::num::NonZeroU16;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use crate::cluster::{ClusterName, MachineName};
+
+/// How long `up`, `start`, `restart` and `wait` wait when the user does not say.
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
+/// How long a guest may take to shut down when the user does not say.
+pub const DEFAULT_GRACE: Duration = Duration::from_secs(60);
+/// No deadline is later than this: a week.
+pub const LONGEST: Duration = Duration::from_secs(7 * 24 * 60 * 60);
+
+/// How far machines have to come before a command returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Reach {
+    /// Return when everything has been set going
+    None,
+    /// QEMU runs the machine
+    Running,
+    /// The machine's address was seen in use
+    Address,
+    /// The machine has reported that it is up
+    Ready,
+}
+
+/// What `wait` can wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Goal {
+    /// QEMU runs the machine
+    Running,
+    /// The machine's address was seen in use
+    Address,
+    /// The machine has reported that it is up
+    Ready,
+    /// The machine has stopped
+    Stopped,
+}
+
+/// Some machines of the cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct MachinesArgs {
+    /// Only these; all machines of the cluster when none is named
+    #[arg(value_name = "MACHINE")]
+    pub machines: Vec<MachineName>,
+}
+
+/// What to wait for, and how long.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Waiting {
+    /// Return when the machines have come so far
+    #[arg(long, value_name = "STAGE", default_value = "ready")]
+    pub wait: Reach,
+    /// Give up waiting after this long, such as `90s` or `5m`; the machines run on [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct InitArgs {
+    /// Where to write it; a file that exists is left alone [default: kiln.yaml]
+    #[arg(value_name = "FILE")]
+    pub path: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub machines: MachinesArgs,
+    /// Plan as `up --replace` would
+    #[arg(long)]
+    pub replace: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  kiln up                          all machines of the spec
+  kiln up node-1 node-2            only these
+  kiln up --wait running           return as soon as QEMU runs them
+  kiln up --dry-run                print the plan and do nothing")]
+pub struct UpArgs {
+    #[command(flatten)]
+    pub machines: MachinesArgs,
+    #[command(flatten)]
+    pub waiting: Waiting,
+    /// Print the plan and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Make machines anew whose image or Ignition config has changed; their disks are lost
+    #[arg(long)]
+    pub replace: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct DownArgs {
+    /// How long guests may take to shut down before they are ended, such as `30s` [default: 1m]
+    #[arg(long, value_name = "DURATION", value_parser = duration, alias = "grace")]
+    pub timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct StartArgs {
+    #[command(flatten)]
+    pub machines: MachinesArgs,
+    #[command(flatten)]
+    pub waiting: Waiting,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct StopArgs {
+    #[command(flatten)]
+    pub machines: MachinesArgs,
+    /// How long guests may take to shut down before they are ended, such as `30s` [default: 1m]
+    #[arg(long, value_name = "DURATION", value_parser = duration, alias = "grace")]
+    pub timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct RestartArgs {
+    #[command(flatten)]
+    pub machines: MachinesArgs,
+    #[command(flatten)]
+    pub waiting: Waiting,
+    /// How long guests may take to shut down before they are ended, such as `30s` [default: 1m]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub grace: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct InspectArgs {
+    /// Only this machine; the whole cluster when none is named
+    #[arg(value_name = "MACHINE")]
+    pub machine: Option<MachineName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct IpArgs {
+    /// Only this machine's, and only the address; a table of all when none is named
+    #[arg(value_name = "MACHINE")]
+    pub machine: Option<MachineName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  kiln wait                        until all machines are ready
+  kiln wait node-1 --for stopped   until node-1 has stopped")]
+pub struct WaitArgs {
+    #[command(flatten)]
+    pub machines: MachinesArgs,
+    /// Return when the machines have come so far
+    #[arg(long = "for", value_name = "STAGE", default_value = "ready")]
+    pub goal: Goal,
+    /// Give up after this long, such as `90s` or `5m` [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct EventsArgs {
+    #[command(flatten)]
+    pub machines: MachinesArgs,
+    /// Print the machines as they are now, and stop
+    #[arg(long)]
+    pub no_follow: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  kiln logs node-1                 the whole console
+  kiln logs node-1 -n 50 -f        its last 50 lines, and all that follow
+  kiln logs node-1 --qemu          what QEMU itself said")]
+pub struct LogsArgs {
+    /// The machine; may be left out where the cluster has only one
+    #[arg(value_name = "MACHINE")]
+    pub machine: Option<MachineName>,
+    /// Go on printing what is added
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin with the last N lines; all of them when not given
+    #[arg(short = 'n', long, value_name = "N")]
+    pub tail: Option<u64>,
+    /// What QEMU said, not the guest
+    #[arg(long)]
+    pub qemu: bool,
+    /// What the cluster's supervisor said
+    #[arg(long, conflicts_with_all = ["qemu", "machine"])]
+    pub supervisor: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct ConsoleArgs {
+    /// The machine
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineName,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  kiln ssh node-1                  a shell
+  kiln ssh node-1 -l root          a shell as another user
+  kiln ssh node-1 -- systemctl --failed")]
+pub struct SshArgs {
+    /// The machine
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineName,
+    /// The user to log in as
+    #[arg(short, long, value_name = "USER", default_value = "core")]
+    pub login: String,
+    /// What to run there, as ssh would; a shell when nothing is given
+    #[arg(value_name = "COMMAND", trailing_var_arg = true)]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct RenderArgs {
+    /// The machine
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineName,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct ExplainArgs {
+    /// The machine
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineName,
+    /// Print a shell command that runs by itself, without kiln
+    #[arg(long)]
+    pub shell: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  kiln completions bash > ~/.local/share/bash-completion/completions/kiln
+  kiln completions zsh > ~/.zfunc/_kiln
+  kiln completions fish > ~/.config/fish/completions/kiln.fish")]
+pub struct CompletionsArgs {
+    /// The shell to write it for
+    #[arg(value_name = "SHELL")]
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct ManArgs {
+    /// Write the pages of kiln and of each verb into this folder instead
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct SuperviseArgs {
+    #[arg(value_name = "CLUSTER")]
+    pub name: ClusterName,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct ProxyArgs {
+    /// The machine
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineName,
+    #[arg(value_name = "PORT")]
+    pub port: NonZeroU16,
+}
+
+/// `90s`, `5m`, `1h 30m`: up to [`LONGEST`].
+fn duration(text: &str) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text)
+        .map_err(|_| "write a number and a unit, such as `30s` or `5m`".to_owned())?;
+    if duration > LONGEST {
+        return Err("at most 7 days".to_owned());
+    }
+    Ok(duration)
+}

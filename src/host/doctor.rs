@@ -1,0 +1,258 @@
+//! What `kiln doctor` says: one line for each thing that kiln needs or likes to have.
+//!
+//! Each check is a pure function of what was found; only [`examine`] touches the host. Nothing is
+//! printed here.
+
+use kiln_arch::Arch;
+
+use super::distribution::{Distribution, Piece};
+use super::kvm::{Ask, KvmState};
+use super::probe::Host;
+use super::qemu::{Qemu, QemuError, program_name};
+use crate::folder::{self, FolderError};
+
+/// Below this many open files, a supervisor of some fifty machines runs out.
+const ENOUGH_FILES: u64 = 1024;
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Check {
+    /// Short and stable: scripts look for it.
+    pub name: String,
+    pub status: Status,
+    /// What there is, as a clause for people.
+    pub found: String,
+    /// What the user can do, most often a command to run; absent where all is well.
+    pub remedy: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Status {
+    Ok,
+    /// kiln works, with less.
+    Warn,
+    /// Something that was asked of kiln will not work.
+    Missing,
+}
+
+/// Looks at everything; tries KVM again and makes kiln's folders. Takes at most some seconds.
+pub fn examine(host: &mut Host) -> Vec<Check> {
+    let mut checks = Vec::new();
+    for arch in [
+        Arch::X86_64,
+        Arch::Aarch64,
+        Arch::I386,
+        Arch::S390x,
+        Arch::Ppc64le,
+    ] {
+        checks.push(qemu(arch, host.arch, host.qemu(arch), host.distribution));
+    }
+    if let Some(arch) = host.arch {
+        checks.push(kvm(&host.try_kvm(arch, Ask::Again)));
+    }
+    for (piece, name, path, use_) in [
+        (
+            Piece::Ssh,
+            "ssh",
+            &host.tools.ssh,
+            "`kiln ssh` and `kiln cp`",
+        ),
+        (
+            Piece::QemuImg,
+            "qemu-img",
+            &host.tools.qemu_img,
+            "checking and exporting disks",
+        ),
+        (
+            Piece::IgnitionValidate,
+            "ignition-validate",
+            &host.tools.ignition_validate,
+            "a second opinion on Ignition configs",
+        ),
+    ] {
+        let found = path.as_ref().map(|path| path.display().to_string());
+        checks.push(tool(name, found, use_, host.distribution.install(piece)));
+    }
+    for (name, path) in [
+        ("state folder", &host.folders.state),
+        ("cache folder", &host.folders.cache),
+        ("runtime folder", &host.folders.runtime),
+    ] {
+        let shown = path.display().to_string();
+        checks.push(folder(name, shown, folder::make_private(path)));
+    }
+    checks.push(open_files(host.open_files));
+    checks
+}
+
+fn qemu(
+    arch: Arch,
+    host: Option<Arch>,
+    found: Result<&Qemu, &QemuError>,
+    distribution: Distribution,
+) -> Check {
+    let name = program_name(arch).to_owned();
+    match found {
+        Ok(qemu) => Check {
+            name,
+            status: Status::Ok,
+            found: format!("{} {}", qemu.program.display(), qemu.version),
+            remedy: None,
+        },
+        Err(error) => Check {
+            name,
+            // Guests of other architectures are a wish; the host's own are what kiln is for.
+            status: match host == Some(arch) {
+                true => Status::Missing,
+                false => Status::Warn,
+            },
+            found: chain(error),
+            remedy: distribution.install(Piece::Qemu(arch)),
+        },
+    }
+}
+
+fn kvm(state: &KvmState) -> Check {
+    let (status, found, remedy) = match state {
+        KvmState::Works => (Status::Ok, "a test guest ran".to_owned(), None),
+        KvmState::Unknown => (Status::Warn, "not tried".to_owned(), None),
+        KvmState::Fails(why) => (
+            Status::Warn,
+            format!("{why}; machines run under TCG, which is slower"),
+            why.contains("group `kvm`")
+                .then(|| "usermod -aG kvm \"$USER\", then log in again".to_owned()),
+        ),
+    };
+    Check {
+        name: "kvm".to_owned(),
+        status,
+        found,
+        remedy,
+    }
+}
+
+fn tool(name: &str, found: Option<String>, use_: &str, install: Option<String>) -> Check {
+    let name = name.to_owned();
+    match found {
+        Some(path) => Check {
+            name,
+            status: Status::Ok,
+            found: path,
+            remedy: None,
+        },
+        None => Check {
+            found: format!("`{name}` is not installed; it is for {use_}"),
+            name,
+            status: Status::Warn,
+            remedy: install,
+        },
+    }
+}
+
+fn folder(name: &str, path: String, made: Result<(), FolderError>) -> Check {
+    let name = name.to_owned();
+    match made {
+        Ok(()) => Check {
+            name,
+            status: Status::Ok,
+            found: path,
+            remedy: None,
+        },
+        Err(error) => Check {
+            name,
+            status: Status::Missing,
+            found: chain(&error),
+            remedy: Some("set KILN_HOME to a folder of yours".to_owned()),
+        },
+    }
+}
+
+fn open_files((soft, hard): (u64, u64)) -> Check {
+    let enough = soft >= ENOUGH_FILES;
+    Check {
+        name: "open files".to_owned(),
+        status: if enough { Status::Ok } else { Status::Warn },
+        found: format!("{soft} at a time, {hard} at most"),
+        remedy: (!enough).then(|| format!("ulimit -n {}", hard.min(ENOUGH_FILES))),
+    }
+}
+
+/// An error and its causes in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::qemu::Version;
+
+    #[test]
+    fn a_missing_qemu_comes_with_the_command_that_installs_it() {
+        let error = QemuError::Missing {
+            arch: Arch::Aarch64,
+            program: "qemu-system-aarch64",
+        };
+        let check = |host| qemu(Arch::Aarch64, host, Err(&error), Distribution::Debian);
+        assert_eq!(
+            check(Some(Arch::Aarch64)),
+            Check {
+                name: "qemu-system-aarch64".to_owned(),
+                status: Status::Missing,
+                found: "`qemu-system-aarch64` is not installed".to_owned(),
+                remedy: Some("apt-get install qemu-system-arm".to_owned()),
+            }
+        );
+        assert_eq!(check(Some(Arch::X86_64)).status, Status::Warn);
+        assert_eq!(check(None).status, Status::Warn);
+    }
+
+    #[test]
+    fn an_installed_qemu_is_shown_with_its_version() {
+        let found = Qemu {
+            program: "/usr/bin/qemu-system-x86_64".into(),
+            version: Version(10, 0, 2),
+            build: String::new(),
+        };
+        let check = qemu(Arch::X86_64, None, Ok(&found), Distribution::Other);
+        assert_eq!(check.status, Status::Ok);
+        assert_eq!(check.found, "/usr/bin/qemu-system-x86_64 10.0.2");
+    }
+
+    #[test]
+    fn kvm_that_fails_says_why_and_what_happens_instead() {
+        let check = kvm(&KvmState::Fails("there is no /dev/kvm".to_owned()));
+        assert_eq!(check.status, Status::Warn);
+        assert_eq!(
+            check.found,
+            "there is no /dev/kvm; machines run under TCG, which is slower"
+        );
+        assert_eq!(kvm(&KvmState::Works).status, Status::Ok);
+    }
+
+    #[test]
+    fn few_open_files_are_warned_of_within_the_hard_limit() {
+        assert_eq!(open_files((1024, 4096)).status, Status::Ok);
+        let check = open_files((256, 512));
+        assert_eq!(check.status, Status::Warn);
+        assert_eq!(check.remedy.as_deref(), Some("ulimit -n 512"));
+    }
+
+    #[test]
+    fn a_whole_examination_names_each_thing_once() {
+        let home = tempfile::tempdir().unwrap();
+        let checks = examine(&mut Host::at_home_in(home.path()));
+        let mut names: Vec<&str> = checks.iter().map(|check| check.name.as_str()).collect();
+        assert_eq!(names.len(), 13);
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), 13);
+    }
+}

@@ -1,0 +1,18 @@
+//! This host, probed once: who we are, where our files lie, what is installed and what works.
+//!
+//! With `Inventory::collect`, [`Host::probe`] is the only reader of the environment; what it found
+//! is plain data for the plan. It makes nothing on the disk but remembered facts in the cache, and
+//! starts no program when those facts still hold.
+
+pub mod distribution;
+pub mod doctor;
+mod environment;
+pub mod folders;
+pub mod kvm;
+mod network;
+mod payload;
+mod probe;
+pub mod qemu;
+pub mod timing;
+
+pub use probe::{Host, HostError, Tools, native_arch};

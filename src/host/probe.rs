@@ -1,0 +1,295 @@
+//! Reads the environment, once, into a [`Host`].
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use ipnet::Ipv4Net;
+use kiln_arch::Arch;
+use nix::sys::resource::{Resource, getrlimit};
+use nix::unistd::{Uid, User, getegid, geteuid};
+
+use super::distribution::Distribution;
+use super::environment::Environment;
+use super::folders::Folders;
+use super::kvm::{self, Ask, KvmState};
+use super::network::{parse_resolvers, parse_routes};
+use super::qemu::{self, Qemu, QemuError, Qemus};
+use crate::cluster::Size;
+use crate::memo::Memo;
+
+/// What kiln knows of the host that it runs on.
+#[derive(Debug)]
+pub struct Host {
+    /// Effective ids.
+    pub uid: u32,
+    pub gid: u32,
+    pub home: Option<PathBuf>,
+    pub folders: Folders,
+    /// `None` on a host whose own architecture kiln runs no guests of.
+    pub arch: Option<Arch>,
+    /// Differs from boot to boot; from `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// Those that this process may use, cgroup quotas included.
+    pub cpus: NonZeroUsize,
+    /// All of the host's memory, used or not.
+    pub memory: Size,
+    /// How many descriptors a process may have open: the soft and the hard limit.
+    pub open_files: (u64, u64),
+    /// Where programs are looked for.
+    pub path: OsString,
+    pub tools: Tools,
+    /// Whether the user's environment lets a terminal show color.
+    pub color: bool,
+    /// The host's name servers, in order.
+    pub resolvers: Vec<SocketAddr>,
+    /// Destinations of the main routing table, default routes left out.
+    pub routes: Vec<Ipv4Net>,
+    pub distribution: Distribution,
+    /// Remembered facts, in the cache folder.
+    pub memo: Memo,
+    qemus: Qemus,
+    kvm: OnceLock<KvmState>,
+}
+
+/// Programs other than the QEMUs, where they are installed; absolute.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tools {
+    pub qemu_img: Option<PathBuf>,
+    pub ssh: Option<PathBuf>,
+    pub ignition_validate: Option<PathBuf>,
+}
+
+/// Why the host cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    #[error("user {uid} has no home folder to keep anything in; set HOME or KILN_HOME")]
+    NoHome { uid: u32 },
+    #[error("cannot tell the folder that KILN_HOME means")]
+    CurrentFolder {
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot read `{}`", path.display())]
+    Read {
+        path: &'static Path,
+        #[source]
+        source: io::Error,
+    },
+    #[error("`{}` does not say how much memory there is", path.display())]
+    Memory { path: &'static Path },
+    #[error("cannot tell how many processors there are")]
+    Processors {
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot tell how many files may be open")]
+    OpenFiles {
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The architecture that this kiln was built for, and so the host's, if kiln runs guests of it.
+pub fn native_arch() -> Option<Arch> {
+    match std::env::consts::ARCH {
+        "x86_64" => Some(Arch::X86_64),
+        "x86" => Some(Arch::I386),
+        "aarch64" => Some(Arch::Aarch64),
+        "s390x" => Some(Arch::S390x),
+        "powerpc64" if cfg!(target_endian = "little") => Some(Arch::Ppc64le),
+        _ => None,
+    }
+}
+
+impl Host {
+    /// Looks around. Starts no program, makes no file, takes about a millisecond.
+    pub fn probe() -> Result<Host, HostError> {
+        Host::look(Environment::read(|name| std::env::var_os(name)))
+    }
+
+    fn look(mut environment: Environment) -> Result<Host, HostError> {
+        let uid = geteuid();
+        if environment.home.is_none() {
+            environment.home = home_of(uid);
+        }
+        let folders = Folders::choose(&environment, uid.as_raw())
+            .map_err(|source| HostError::CurrentFolder { source })?
+            .ok_or(HostError::NoHome { uid: uid.as_raw() })?;
+        let memo = Memo::new(folders.cache.join("facts"));
+        let tool = |name| qemu::find(&environment.path, name);
+        Ok(Host {
+            uid: uid.as_raw(),
+            gid: getegid().as_raw(),
+            arch: native_arch(),
+            boot_id: read("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
+            cpus: std::thread::available_parallelism()
+                .map_err(|source| HostError::Processors { source })?,
+            memory: memory()?,
+            open_files: getrlimit(Resource::RLIMIT_NOFILE).map_err(|errno| {
+                HostError::OpenFiles {
+                    source: errno.into(),
+                }
+            })?,
+            tools: Tools {
+                qemu_img: tool("qemu-img"),
+                ssh: tool("ssh"),
+                ignition_validate: tool("ignition-validate"),
+            },
+            color: environment.color,
+            // These three may be absent: a container has no routes, a chroot no names.
+            resolvers: parse_resolvers(&read("/etc/resolv.conf").unwrap_or_default()),
+            routes: parse_routes(&read("/proc/net/route").unwrap_or_default()),
+            distribution: Distribution::parse(&read("/etc/os-release").unwrap_or_default()),
+            qemus: Qemus::new(environment.path.clone(), memo.clone()),
+            kvm: OnceLock::new(),
+            path: environment.path,
+            home: environment.home,
+            folders,
+            memo,
+        })
+    }
+
+    pub fn is_root(&self) -> bool {
+        self.uid == 0
+    }
+
+    /// The QEMU for guests of `arch`; looked for when first asked after.
+    pub fn qemu(&self, arch: Arch) -> Result<&Qemu, &QemuError> {
+        self.qemus.get(arch)
+    }
+
+    /// What is known of KVM for guests of `arch`, without trying: it never waits.
+    pub fn kvm(&self, arch: Arch) -> KvmState {
+        match self.kvm_host(arch) {
+            Err(why) => KvmState::Fails(why),
+            Ok((_, qemu)) => self
+                .kvm
+                .get_or_init(|| kvm::remembered(&self.memo, &self.boot_id, qemu))
+                .clone(),
+        }
+    }
+
+    /// Whether KVM runs guests of `arch`, tried if need be; waits at most [`kvm::DEADLINE`].
+    ///
+    /// Never [`KvmState::Unknown`]. What was found is what [`Host::kvm`] says from then on.
+    pub fn try_kvm(&mut self, arch: Arch, ask: Ask) -> KvmState {
+        let known = self.kvm(arch);
+        if known != KvmState::Unknown && ask == Ask::Remembered {
+            return known;
+        }
+        let verdict = match self.kvm_host(arch) {
+            Err(why) => return KvmState::Fails(why),
+            Ok((arch, qemu)) => kvm::try_boot(&self.memo, &self.boot_id, arch, qemu),
+        };
+        self.kvm = OnceLock::from(verdict.clone());
+        verdict
+    }
+
+    /// The architecture and QEMU to try KVM with, for guests of `arch`. An error is the reason.
+    fn kvm_host(&self, arch: Arch) -> Result<(Arch, &Qemu), String> {
+        let host = match (self.arch, arch) {
+            (Some(host), guest) if host == guest => host,
+            (Some(host @ Arch::X86_64), Arch::I386) => host,
+            _ => return Err("KVM runs only guests of the host's own architecture".to_owned()),
+        };
+        match self.qemu(host) {
+            Ok(qemu) => Ok((host, qemu)),
+            Err(error) => Err(format!("there is nothing to try it with: {error}")),
+        }
+    }
+}
+
+#[cfg(test)]
+impl Host {
+    /// This host, with all of kiln's folders below `home`; for tests.
+    pub(crate) fn at_home_in(home: &Path) -> Host {
+        let home = OsString::from(home);
+        Host::look(Environment::read(|name| match name {
+            "KILN_HOME" => Some(home.clone()),
+            _ => std::env::var_os(name),
+        }))
+        .unwrap()
+    }
+}
+
+/// The user's folder in the user database.
+fn home_of(uid: Uid) -> Option<PathBuf> {
+    let user = User::from_uid(uid).ok()??;
+    user.dir.is_absolute().then_some(user.dir)
+}
+
+fn read(path: &'static str) -> Result<String, HostError> {
+    fs::read_to_string(path).map_err(|source| HostError::Read {
+        path: Path::new(path),
+        source,
+    })
+}
+
+fn memory() -> Result<Size, HostError> {
+    const PATH: &str = "/proc/meminfo";
+    parse_memory(&read(PATH)?).ok_or(HostError::Memory {
+        path: Path::new(PATH),
+    })
+}
+
+/// `MemTotal: 123 kB`, the unit being 1024 bytes.
+fn parse_memory(text: &str) -> Option<Size> {
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib = line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?;
+    kib.checked_mul(1024).map(Size::from_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::tempdir;
+
+    use super::*;
+
+    #[test]
+    fn this_host_can_be_probed() {
+        let home = tempdir().unwrap();
+        let host = Host::at_home_in(home.path());
+        assert!(host.memory > Size::from_mib(64));
+        assert_eq!(host.boot_id.len(), 36);
+        assert_eq!(host.folders.state, home.path().join("state"));
+        assert_eq!(
+            fs::read_dir(home.path()).unwrap().count(),
+            0,
+            "made something"
+        );
+        let (soft, hard) = host.open_files;
+        assert!(0 < soft && soft <= hard);
+    }
+
+    #[test]
+    fn memory_is_read() {
+        let text = "MemTotal:        4027436 kB\nMemFree:         1 kB\n";
+        assert_eq!(parse_memory(text), Some(Size::from_bytes(4_027_436 * 1024)));
+        for text in [
+            "",
+            "MemTotal: kB",
+            "MemTotal: -1 kB",
+            "MemTotal: 99999999999999999999 kB",
+        ] {
+            assert_eq!(parse_memory(text), None);
+        }
+    }
+
+    #[test]
+    fn kvm_is_only_for_the_host_s_own_architecture() {
+        let home = tempdir().unwrap();
+        let host = Host::at_home_in(home.path());
+        let foreign = match host.arch {
+            Some(Arch::S390x) => Arch::Ppc64le,
+            _ => Arch::S390x,
+        };
+        assert!(matches!(host.kvm(foreign), KvmState::Fails(why) if why.contains("own")));
+    }
+}

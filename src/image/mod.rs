@@ -1,0 +1,15 @@
+//! Images: what machines boot from, taken in as the hostile input that it is.
+//!
+//! A base image is read by an own parser before any QEMU sees it, and is never written to.
+//! Machines stand on qcow2 overlays of it, which kiln writes itself. Kernels and initial RAM disks
+//! are copied into the cache by digest. No format is ever guessed from content, and no header is
+//! ever followed to another file.
+
+pub mod base;
+mod digest;
+pub mod overlay;
+pub mod qcow2;
+pub mod store;
+mod tables;
+
+pub use base::{BaseFacts, ImageError};

@@ -1,0 +1,275 @@
+//! What is already there, collected once: records, living machines, other clusters, ports, images.
+//!
+//! With [`crate::host`], the only reader of the world before a plan is made. It writes
+//! nothing but the cache's remembered facts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::cluster::{Cluster, DiskImage, Image, Machine};
+use crate::host::Host;
+use crate::image::store::{Store, StoreError};
+use crate::image::{self, ImageError};
+use crate::plan::{ImageFacts, Inventory, Known};
+use crate::state::files::{self, StateError};
+use crate::state::layout::{ClusterFiles, Roots};
+use crate::state::record::{
+    ClusterRecord, DiskRecord, KernelRecord, MachineRecord, RunRecord, StateRecord,
+};
+use crate::supervisor::process::Process;
+
+/// Why the world could not be looked at.
+#[derive(Debug, thiserror::Error)]
+pub enum InventoryError {
+    #[error("cannot use the record of cluster `{cluster}`")]
+    Cluster {
+        cluster: String,
+        #[source]
+        source: StateError,
+    },
+    #[error("cannot use the image of machine `{machine}`")]
+    Image {
+        machine: String,
+        #[source]
+        source: ImageError,
+    },
+    #[error("cannot use the kernel of machine `{machine}`")]
+    Kernel {
+        machine: String,
+        #[source]
+        source: StoreError,
+    },
+}
+
+/// Tells how far the hashing of an image has come: machine, bytes done, bytes in all.
+pub type Hashing<'a> = &'a mut dyn FnMut(&str, u64, u64);
+
+/// Collects what a plan for `cluster` has to know.
+pub fn collect(
+    cluster: &Cluster,
+    host: &Host,
+    roots: &Roots,
+    hashing: Hashing<'_>,
+) -> Result<Inventory, InventoryError> {
+    let name = cluster.name.as_str();
+    let ours = roots.cluster(name);
+    let record: Option<ClusterRecord> =
+        files::load(&ours.record()).map_err(|source| InventoryError::Cluster {
+            cluster: name.to_owned(),
+            source,
+        })?;
+    let mut inventory = Inventory {
+        taken_networks: host.routes.clone(),
+        taken_ports: listening_ports(),
+        ..Inventory::default()
+    };
+    for other in cluster_names(roots) {
+        if other == name {
+            continue;
+        }
+        let files = roots.cluster(&other);
+        // A damaged neighbour keeps nobody from making a cluster.
+        let Ok(Some(record)) = files::load::<ClusterRecord>(&files.record()) else {
+            continue;
+        };
+        inventory.taken_networks.push(record.subnet);
+        for machine in &record.machines {
+            if let Ok(Some(record)) =
+                files::load::<MachineRecord>(&files.machine(machine).record())
+            {
+                let ports = record.ports.iter().map(|port| port.host);
+                inventory.taken_ports.extend(ports);
+            }
+        }
+    }
+    for machine in record.iter().flat_map(|record| &record.machines) {
+        inventory
+            .machines
+            .insert(machine.clone(), known(&ours, machine, &host.boot_id));
+    }
+    inventory.cluster = record;
+    inventory.images = images(cluster, host, hashing)?;
+    Ok(inventory)
+}
+
+/// The names of all clusters that have a ledger: those that anything was made for.
+pub fn cluster_names(roots: &Roots) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(roots.clusters()) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| {
+            let name = entry.ok()?.file_name().into_string().ok()?;
+            Some(name.strip_suffix(".ledger")?.to_owned())
+        })
+        .collect();
+    names.sort();
+    names
+}
+
+/// What the files say of a machine, and whether its QEMU lives.
+pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Known {
+    let machine = files.machine(name);
+    let record = match files::load::<MachineRecord>(&machine.record()) {
+        Ok(Some(record)) => record,
+        Ok(None) => {
+            return Known::Damaged {
+                why: format!("`{}` is missing", machine.record().display()),
+            };
+        }
+        Err(error) => {
+            return Known::Damaged {
+                why: error.to_string(),
+            };
+        }
+    };
+    let run = files::load::<RunRecord>(&machine.run()).ok().flatten();
+    let state = match &run {
+        None => StateRecord::Stopped,
+        Some(run) if run.boot_id != boot_id => StateRecord::Stopped,
+        Some(run) => match &run.process {
+            Some(process)
+                if matches!(
+                    Process::adopt(process.pid, process.start_time, &record.uuid),
+                    Ok(Some(_))
+                ) =>
+            {
+                run.state
+            }
+            Some(_) => StateRecord::Crashed,
+            None => run.state,
+        },
+    };
+    Known::Whole {
+        record: Box::new(record),
+        run: run.map(Box::new),
+        state,
+    }
+}
+
+fn images(
+    cluster: &Cluster,
+    host: &Host,
+    hashing: Hashing<'_>,
+) -> Result<BTreeMap<String, ImageFacts>, InventoryError> {
+    let store = Store::new(&host.folders.cache, host.memo.clone());
+    let mut images = BTreeMap::new();
+    let mut seen: Vec<(&Image, ImageFacts)> = Vec::new();
+    for machine in &cluster.machines {
+        let facts = match seen.iter().find(|(image, _)| *image == &machine.image) {
+            Some((_, facts)) => facts.clone(),
+            None => {
+                let facts = image_facts(machine, host, &store, hashing)?;
+                seen.push((&machine.image, facts.clone()));
+                facts
+            }
+        };
+        images.insert(machine.name.to_string(), facts);
+    }
+    Ok(images)
+}
+
+fn image_facts(
+    machine: &Machine,
+    host: &Host,
+    store: &Store,
+    hashing: Hashing<'_>,
+) -> Result<ImageFacts, InventoryError> {
+    let name = machine.name.as_str();
+    let mut disk_facts = |disk: &DiskImage| {
+        image::base::check(disk, &host.memo, &mut |done, all| hashing(name, done, all)).map_err(
+            |source| InventoryError::Image {
+                machine: name.to_owned(),
+                source,
+            },
+        )
+    };
+    let (kernel, disk, label) = match &machine.image {
+        Image::Disk(disk) => (None, Some(disk_facts(disk)?), file_name(&disk.path)),
+        Image::Kernel {
+            kernel,
+            initrd,
+            cmdline,
+            disk,
+        } => {
+            let intern = |path: &Path| {
+                store.intern(path).map_err(|source| InventoryError::Kernel {
+                    machine: name.to_owned(),
+                    source,
+                })
+            };
+            let record = KernelRecord {
+                kernel: intern(kernel)?.path,
+                initrd: initrd.as_deref().map(intern).transpose()?.map(|it| it.path),
+                cmdline: cmdline.clone(),
+            };
+            let disk = disk.as_ref().map(disk_facts).transpose()?;
+            (Some(record), disk, file_name(kernel))
+        }
+    };
+    let disk = disk.map(|base| DiskRecord {
+        size: base.virtual_size,
+        base,
+    });
+    Ok(ImageFacts {
+        identity: image_identity(kernel.as_ref(), disk.as_ref()),
+        kernel,
+        disk,
+        label,
+    })
+}
+
+/// A disk belongs to its base; a kernel beside it may change like any other program.
+fn image_identity(kernel: Option<&KernelRecord>, disk: Option<&DiskRecord>) -> String {
+    let text = match (disk, kernel) {
+        (Some(disk), _) => serde_json::to_string(&disk.base),
+        (None, kernel) => serde_json::to_string(&kernel),
+    };
+    let digest = Sha256::digest(text.unwrap_or_default());
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or(path.as_os_str())
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// TCP ports that something on this host listens on, from `/proc/net/tcp` and `tcp6`.
+fn listening_ports() -> BTreeSet<u16> {
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok())
+        .flat_map(|text| parse_listening(&text))
+        .collect()
+}
+
+/// The local ports of the lines in state `0A` (TCP_LISTEN, include/net/tcp_states.h).
+fn parse_listening(text: &str) -> Vec<u16> {
+    text.lines()
+        .skip(1)
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            let (_, port) = fields.next()?.rsplit_once(':')?;
+            let state = fields.nth(1)?;
+            (state == "0A").then(|| u16::from_str_radix(port, 16).ok())?
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_listeners_take_a_port() {
+        let text = "  sl  local_address rem_address   st tx_queue rx_queue\n\
+             0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000\n\
+             1: 0100007F:0050 0100007F:C350 01 00000000:00000000 00:00000000\n\
+             2: garbage\n";
+        assert_eq!(parse_listening(text), [8080]);
+    }
+}

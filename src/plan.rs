@@ -1,0 +1,415 @@
+//! Every choice, made once: a pure function of the spec, the host and what is already there.
+//!
+//! The same three inputs give the same plan. After it nothing is decided: the
+//! records in a [`Plan`] hold each address, port, path and accelerator, and the
+//! stages that follow only do. It reads nothing and asks nobody.
+
+mod choice;
+mod difference;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use kiln_arch::Arch;
+use kiln_netsetup::address::{self, AddressError, Subnet};
+
+use crate::cluster::{Cluster, Machine, NetworkMode};
+use crate::host::kvm::KvmState;
+use crate::state::layout::ClusterFiles;
+use crate::state::files::SCHEMA;
+use crate::state::record::{
+    ClusterRecord, MachineRecord, ModeRecord, ReservationRecord, RunRecord, StateRecord,
+};
+
+pub use difference::{Difference, Price};
+
+/// What a plan must know of the host.
+#[derive(Debug, Clone)]
+pub struct HostFacts {
+    pub arch: Arch,
+    /// The emulators that are installed.
+    pub qemu: BTreeMap<Arch, QemuFacts>,
+    /// For guests of the host's own architecture.
+    pub kvm: KvmState,
+    /// The uid that QEMUs are to run as, where kiln is root.
+    pub qemu_uid: Option<u32>,
+    /// The cluster's files; QEMU's uuids come from where they lie.
+    pub files: ClusterFiles,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QemuFacts {
+    pub program: PathBuf,
+    /// The versioned board that it has for new machines; absent: only the alias is known.
+    pub board: Option<String>,
+}
+
+/// What is already there.
+#[derive(Debug, Clone, Default)]
+pub struct Inventory {
+    pub cluster: Option<ClusterRecord>,
+    pub machines: BTreeMap<String, Known>,
+    /// Networks that a new subnet must not overlap: the host's routes, other clusters.
+    pub taken_networks: Vec<Ipv4Net>,
+    /// TCP ports that someone listens on or another cluster has.
+    pub taken_ports: BTreeSet<u16>,
+    /// What each machine's image turned out to be, by machine.
+    pub images: BTreeMap<String, ImageFacts>,
+}
+
+/// A machine that was made before.
+#[derive(Debug, Clone)]
+pub enum Known {
+    Whole {
+        record: Box<MachineRecord>,
+        run: Option<Box<RunRecord>>,
+        /// Its state as far as the inventory can tell.
+        state: StateRecord,
+    },
+    /// Its record cannot be read.
+    Damaged { why: String },
+}
+
+/// What an image is, as far as choices depend on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFacts {
+    pub kernel: Option<crate::state::record::KernelRecord>,
+    pub disk: Option<crate::state::record::DiskRecord>,
+    /// Changes when, and only when, the image's content does.
+    pub identity: String,
+    /// For tables.
+    pub label: String,
+}
+
+/// All choices for one `up`.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub cluster: ClusterRecord,
+    /// Whether nothing of this cluster is there yet.
+    pub is_new: bool,
+    pub steps: Vec<Step>,
+}
+
+/// What is to become of one machine.
+#[derive(Debug, Clone)]
+pub struct Step {
+    pub name: String,
+    pub action: Action,
+    /// Why; for a change, what changed.
+    pub why: Vec<String>,
+    /// What it is to be; absent for [`Action::Remove`].
+    pub record: Option<MachineRecord>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// It is up and as the spec says.
+    Keep,
+    /// It is there, and is started.
+    Start,
+    /// It is stopped and started with its changed record; its disk stays.
+    Restart,
+    /// Its disk is made anew: what is on it is lost.
+    Recreate,
+    Create,
+    /// The spec has no such machine any more.
+    Remove,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("machine `{machine}` needs `{program}`, which is not installed")]
+    NoQemu { machine: String, program: String },
+    #[error("machine `{machine}` asks for KVM, which does not work here: {why}")]
+    NoKvm { machine: String, why: String },
+    #[error("machine `{machine}` asks for KVM, but its architecture `{arch}` is not the host's (`{host}`)")]
+    ForeignKvm {
+        machine: String,
+        arch: Arch,
+        host: Arch,
+    },
+    #[error("cannot give the machines addresses")]
+    Address(#[source] AddressError),
+    #[error("the subnet of cluster `{cluster}` is {kept} and cannot change to {asked} while the cluster exists")]
+    SubnetMoved {
+        cluster: String,
+        kept: Ipv4Net,
+        asked: Ipv4Net,
+    },
+    #[error("subnet {subnet} overlaps {taken}, which is in use on this host")]
+    SubnetTaken { subnet: Ipv4Net, taken: Ipv4Net },
+    #[error("host port {port} of machine `{machine}` is taken")]
+    PortTaken { machine: String, port: u16 },
+    #[error("no free host port is left for machine `{machine}`")]
+    NoPort { machine: String },
+    #[error("the record of cluster `{cluster}` cannot be used: {why}")]
+    Record { cluster: String, why: String },
+    #[error("machine `{machine}` is damaged: {why}")]
+    Damaged { machine: String, why: String },
+    #[error("nothing is known of the image of machine `{machine}`")]
+    NoImage { machine: String },
+}
+
+/// Makes the plan.
+///
+/// # Errors
+/// [`PlanError`] when the host lacks something, or what is there contradicts the spec.
+pub fn plan(
+    cluster: &Cluster,
+    host: &HostFacts,
+    inventory: &Inventory,
+) -> Result<Plan, PlanError> {
+    let record = cluster_record(cluster, host, inventory)?;
+    let mut ports = choice::Ports::new(inventory);
+    let mut steps = Vec::new();
+    for machine in &cluster.machines {
+        let record = machine_record(machine, &record, host, inventory, &mut ports)?;
+        steps.push(step(machine, record, inventory)?);
+    }
+    for name in inventory.machines.keys() {
+        if !cluster.machines.iter().any(|machine| machine.name.as_str() == name) {
+            steps.push(Step {
+                name: name.clone(),
+                action: Action::Remove,
+                why: vec!["the spec has no such machine any more".to_owned()],
+                record: None,
+            });
+        }
+    }
+    Ok(Plan {
+        cluster: record,
+        is_new: inventory.cluster.is_none(),
+        steps,
+    })
+}
+
+fn cluster_record(
+    cluster: &Cluster,
+    host: &HostFacts,
+    inventory: &Inventory,
+) -> Result<ClusterRecord, PlanError> {
+    let name = cluster.name.as_str();
+    let subnet = subnet(cluster, inventory)?;
+    let mut reservations = inventory
+        .cluster
+        .as_ref()
+        .map_or_else(BTreeMap::new, |record| record.reservations.clone());
+    let mut existing = BTreeMap::new();
+    for (machine, reserved) in &reservations {
+        let mac = reserved.mac.parse().map_err(|_| PlanError::Record {
+            cluster: name.to_owned(),
+            why: format!("`{}` is no MAC address", reserved.mac),
+        })?;
+        existing.insert(machine.clone(), (mac, reserved.ip));
+    }
+    let names = cluster.machines.iter().map(|machine| machine.name.as_str());
+    let reserved =
+        address::reserve(name, names, &existing, subnet).map_err(PlanError::Address)?;
+    for (machine, (mac, ip)) in reserved {
+        let mac = mac.to_string().to_ascii_lowercase();
+        reservations.insert(machine, ReservationRecord { mac, ip });
+    }
+    let kept = inventory.cluster.as_ref();
+    Ok(ClusterRecord {
+        schema: SCHEMA,
+        name: name.to_owned(),
+        spec: cluster.spec.clone(),
+        mode: ModeRecord::Fabric,
+        mode_reason: match kept {
+            Some(record) => record.mode_reason.clone(),
+            None => match cluster.network.mode {
+                NetworkMode::Fabric => String::new(),
+                NetworkMode::Auto => "the one mode that this kiln has".to_owned(),
+            },
+        },
+        subnet: subnet.net(),
+        domain: format!("{name}.internal"),
+        qemu_uid: kept.map_or(host.qemu_uid, |record| record.qemu_uid),
+        machines: cluster
+            .machines
+            .iter()
+            .map(|machine| machine.name.to_string())
+            .collect(),
+        reservations,
+    })
+}
+
+/// The kept subnet, or the asked one, or a free one; in this order.
+fn subnet(cluster: &Cluster, inventory: &Inventory) -> Result<Subnet, PlanError> {
+    let asked = cluster.network.subnet;
+    if let Some(record) = &inventory.cluster {
+        return match asked {
+            Some(asked) if asked.trunc() != record.subnet => Err(PlanError::SubnetMoved {
+                cluster: record.name.clone(),
+                kept: record.subnet,
+                asked,
+            }),
+            _ => Subnet::new(record.subnet).map_err(PlanError::Address),
+        };
+    }
+    let Some(asked) = asked else {
+        return address::choose_subnet(cluster.name.as_str(), &inventory.taken_networks)
+            .map_err(PlanError::Address);
+    };
+    let overlaps =
+        |taken: &&Ipv4Net| taken.contains(&asked.network()) || asked.contains(&taken.network());
+    match inventory.taken_networks.iter().find(overlaps) {
+        Some(taken) => Err(PlanError::SubnetTaken {
+            subnet: asked,
+            taken: *taken,
+        }),
+        None => Subnet::new(asked.trunc()).map_err(PlanError::Address),
+    }
+}
+
+fn machine_record(
+    machine: &Machine,
+    cluster: &ClusterRecord,
+    host: &HostFacts,
+    inventory: &Inventory,
+    ports: &mut choice::Ports,
+) -> Result<MachineRecord, PlanError> {
+    let name = machine.name.to_string();
+    let old = match inventory.machines.get(&name) {
+        Some(Known::Whole { record, .. }) => Some(record.as_ref()),
+        Some(Known::Damaged { .. }) | None => None,
+    };
+    let image = inventory
+        .images
+        .get(&name)
+        .ok_or_else(|| PlanError::NoImage { machine: name.clone() })?;
+    let reservation = &cluster.reservations[&name];
+    let qemu = host.qemu.get(&machine.arch).ok_or_else(|| PlanError::NoQemu {
+        machine: name.clone(),
+        program: machine.arch.qemu_program().to_owned(),
+    })?;
+    let (accel, accel_reason) = choice::accel(machine, host)?;
+    Ok(MachineRecord {
+        schema: SCHEMA,
+        group: machine.group.to_string(),
+        index: machine.index,
+        arch: machine.arch.to_string(),
+        accel,
+        accel_reason,
+        uuid: host.files.uuid(&name),
+        board: old
+            .filter(|old| old.arch == machine.arch.to_string())
+            .and_then(|old| old.board.clone())
+            .or_else(|| qemu.board.clone()),
+        qemu: qemu.program.clone(),
+        cpus: machine.cpus.get(),
+        memory_mib: choice::mebibytes(machine.memory),
+        kernel: image.kernel.clone(),
+        disk: choice::disk(machine, image, old),
+        ignition: true,
+        mac: reservation.mac.clone(),
+        ip: reservation.ip,
+        ports: ports.choose(machine, old)?,
+        restart: choice::restart(machine.restart),
+        image: image.label.clone(),
+        identity: crate::ignition::identity(machine, &image.identity),
+        reports: choice::reports(machine.profile),
+        name,
+    })
+}
+
+fn step(
+    machine: &Machine,
+    record: MachineRecord,
+    inventory: &Inventory,
+) -> Result<Step, PlanError> {
+    let name = machine.name.to_string();
+    let (action, why) = match inventory.machines.get(&name) {
+        None => (Action::Create, Vec::new()),
+        Some(Known::Damaged { why }) => {
+            return Err(PlanError::Damaged {
+                machine: name,
+                why: why.clone(),
+            });
+        }
+        Some(Known::Whole { record: old, state, .. }) => {
+            let differences = difference::between(old, &record);
+            let price = differences.iter().map(|difference| difference.price).max();
+            let why = differences.iter().map(ToString::to_string).collect();
+            match (price, state) {
+                (Some(Price::Disk), _) => (Action::Recreate, why),
+                (_, StateRecord::Stopped | StateRecord::Crashed) => (Action::Start, why),
+                (Some(Price::Restart), _) => (Action::Restart, why),
+                (None | Some(Price::Nothing), StateRecord::Failed) => (
+                    Action::Restart,
+                    vec!["its guest has given up".to_owned()],
+                ),
+                (
+                    None | Some(Price::Nothing),
+                    StateRecord::Starting
+                    | StateRecord::Running
+                    | StateRecord::Ready
+                    | StateRecord::Paused
+                    | StateRecord::Stopping
+                    | StateRecord::Unresponsive
+                    | StateRecord::Damaged,
+                ) => (Action::Keep, why),
+            }
+        }
+    };
+    Ok(Step {
+        name,
+        action,
+        why,
+        record: Some(record),
+    })
+}
+
+impl Plan {
+    /// Whether doing it would change nothing.
+    pub fn is_settled(&self) -> bool {
+        !self.is_new && self.steps.iter().all(|step| step.action == Action::Keep)
+    }
+
+    /// The machines whose disk would be lost.
+    pub fn recreated(&self) -> impl Iterator<Item = &Step> {
+        self.steps
+            .iter()
+            .filter(|step| step.action == Action::Recreate)
+    }
+}
+
+impl Action {
+    pub fn word(self) -> &'static str {
+        match self {
+            Action::Keep => "keep",
+            Action::Start => "start",
+            Action::Restart => "restart",
+            Action::Recreate => "recreate",
+            Action::Create => "create",
+            Action::Remove => "remove",
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "cluster {}: network fabric, {}",
+            self.cluster.name, self.cluster.subnet
+        )?;
+        for step in &self.steps {
+            write!(f, "  {:<9} {}", step.action.word(), step.name)?;
+            if let Some(record) = &step.record {
+                write!(f, " ({}, {})", record.arch, record.ip)?;
+            }
+            writeln!(f)?;
+            for why in &step.why {
+                writeln!(f, "            {why}")?;
+            }
+        }
+        if self.is_settled() {
+            writeln!(f, "nothing to do")?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,166 @@
+//! The small choices of a plan, each a function of what it depends on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sha2::{Digest, Sha256};
+
+use crate::cluster::{AccelWish, Machine, Profile, RestartPolicy, Size};
+use crate::host::kvm::KvmState;
+use crate::plan::{HostFacts, ImageFacts, Inventory, Known, PlanError};
+use crate::state::record::{AccelRecord, DiskRecord, MachineRecord, PortRecord, RestartRecord};
+
+/// Free host ports are chosen from here: below the kernel's ephemeral range (from 32768).
+const FREE_PORTS: std::ops::Range<u16> = 20000..30000;
+
+/// The accelerator, and why it is not what one would expect.
+pub(super) fn accel(
+    machine: &Machine,
+    host: &HostFacts,
+) -> Result<(AccelRecord, String), PlanError> {
+    let native = machine.arch == host.arch;
+    match (machine.accel, &host.kvm) {
+        (AccelWish::Tcg, _) => Ok((AccelRecord::Tcg, String::new())),
+        (AccelWish::Kvm, _) if !native => Err(PlanError::ForeignKvm {
+            machine: machine.name.to_string(),
+            arch: machine.arch,
+            host: host.arch,
+        }),
+        (AccelWish::Kvm, KvmState::Fails(why)) => Err(PlanError::NoKvm {
+            machine: machine.name.to_string(),
+            why: why.clone(),
+        }),
+        (AccelWish::Kvm, KvmState::Unknown | KvmState::Works) => {
+            Ok((AccelRecord::Kvm, String::new()))
+        }
+        (AccelWish::Auto, _) if !native => Ok((
+            AccelRecord::Tcg,
+            format!("the host is {}", host.arch),
+        )),
+        (AccelWish::Auto, KvmState::Works) => Ok((AccelRecord::Kvm, String::new())),
+        (AccelWish::Auto, KvmState::Fails(why)) => Ok((AccelRecord::Tcg, why.clone())),
+        (AccelWish::Auto, KvmState::Unknown) => Ok((
+            AccelRecord::Tcg,
+            "KVM was not tried yet; `kiln up` tries it".to_owned(),
+        )),
+    }
+}
+
+/// Whole MiB, rounded down; the spec has checked the range.
+pub(super) fn mebibytes(size: Size) -> u32 {
+    u32::try_from(size.bytes() >> 20).unwrap_or(u32::MAX)
+}
+
+/// The overlay: as large as asked, or as it was, or as its base, whichever is most.
+pub(super) fn disk(
+    machine: &Machine,
+    image: &ImageFacts,
+    old: Option<&MachineRecord>,
+) -> Option<DiskRecord> {
+    let base = image.disk.as_ref()?;
+    let asked = machine.disk.map_or(0, Size::bytes);
+    let was = old
+        .and_then(|old| old.disk.as_ref())
+        .filter(|disk| disk.base == base.base)
+        .map_or(0, |disk| disk.size);
+    Some(DiskRecord {
+        size: base.size.max(asked).max(was),
+        ..base.clone()
+    })
+}
+
+pub(super) fn restart(policy: RestartPolicy) -> RestartRecord {
+    match policy {
+        RestartPolicy::No => RestartRecord::No,
+        RestartPolicy::OnFailure => RestartRecord::OnFailure,
+        RestartPolicy::Always => RestartRecord::Always,
+    }
+}
+
+pub(super) fn reports(profile: Profile) -> bool {
+    match profile {
+        Profile::Basic => true,
+        Profile::None => false,
+    }
+}
+
+/// Host ports: fixed ones must be free, others are chosen by the machine's name and kept.
+#[derive(Debug)]
+pub(super) struct Ports {
+    taken: BTreeSet<u16>,
+    /// What the machines of this cluster have already; their own listeners are no obstacle.
+    own: BTreeMap<String, Vec<PortRecord>>,
+}
+
+impl Ports {
+    pub(super) fn new(inventory: &Inventory) -> Ports {
+        let own: BTreeMap<String, Vec<PortRecord>> = inventory
+            .machines
+            .iter()
+            .filter_map(|(name, known)| match known {
+                Known::Whole { record, .. } => Some((name.clone(), record.ports.clone())),
+                Known::Damaged { .. } => None,
+            })
+            .collect();
+        let kept: BTreeSet<u16> = own.values().flatten().map(|port| port.host).collect();
+        Ports {
+            taken: inventory.taken_ports.union(&kept).copied().collect(),
+            own,
+        }
+    }
+
+    pub(super) fn choose(
+        &mut self,
+        machine: &Machine,
+        old: Option<&MachineRecord>,
+    ) -> Result<Vec<PortRecord>, PlanError> {
+        let name = machine.name.to_string();
+        let own = self.own.get(&name).cloned().unwrap_or_default();
+        let mut chosen: Vec<PortRecord> = Vec::new();
+        for port in &machine.ports {
+            let guest = port.guest.get();
+            let host = match port.host {
+                Some(host) => {
+                    let host = host.get();
+                    let mine = own.iter().any(|port| port.host == host);
+                    if self.taken.contains(&host) && !mine {
+                        return Err(PlanError::PortTaken {
+                            machine: name,
+                            port: host,
+                        });
+                    }
+                    host
+                }
+                None => {
+                    let kept = old.into_iter().flat_map(|old| &old.ports).find(|kept| {
+                        kept.guest == guest
+                            && kept.bind == port.bind
+                            && !chosen.iter().any(|port| port.host == kept.host)
+                    });
+                    match kept {
+                        Some(kept) => kept.host,
+                        None => self.free(&name, guest)?,
+                    }
+                }
+            };
+            self.taken.insert(host);
+            chosen.push(PortRecord {
+                bind: port.bind,
+                host,
+                guest,
+            });
+        }
+        Ok(chosen)
+    }
+
+    fn free(&self, machine: &str, guest: u16) -> Result<u16, PlanError> {
+        let digest = Sha256::digest(format!("{machine}:{guest}"));
+        let count = FREE_PORTS.end - FREE_PORTS.start;
+        let start = u16::from_be_bytes([digest[0], digest[1]]) % count;
+        (0..count)
+            .map(|step| FREE_PORTS.start + (start + step) % count)
+            .find(|port| !self.taken.contains(port))
+            .ok_or_else(|| PlanError::NoPort {
+                machine: machine.to_owned(),
+            })
+    }
+}

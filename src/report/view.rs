@@ -1,0 +1,347 @@
+//! What `ps`, `ls`, `ip` and `up` show: one type for programs and people alike.
+//!
+//! Serialized, these are the `result` of `--json`; the names of their fields are
+//! fixed. What is not known (of a damaged machine, of a cluster whose supervisor is
+//! away) is `null`, never left out.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use serde::Serialize;
+
+use crate::report::style::{Paint, Style};
+use crate::report::table::{Cell, table};
+use crate::state::record::{
+    AccelRecord, ClusterRecord, MachineRecord, ModeRecord, PortRecord, SeenRecord, StateRecord,
+};
+use crate::supervisor::protocol::MachineStatus;
+
+/// A cluster and its machines, as `ps` and `up` show them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ClusterView {
+    pub cluster: String,
+    pub spec: PathBuf,
+    pub network: NetworkView,
+    pub supervisor: SupervisorView,
+    pub machines: Vec<MachineView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct NetworkView {
+    pub mode: ModeRecord,
+    /// Why this mode and not a better one; empty when the spec named it.
+    pub reason: String,
+    pub subnet: Ipv4Net,
+    pub domain: String,
+    /// What is wrong with the way out to the world; empty when all is well.
+    pub uplink: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SupervisorView {
+    /// Absent while none runs.
+    pub pid: Option<u32>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MachineView {
+    pub name: String,
+    pub arch: Option<String>,
+    pub accel: Option<AccelRecord>,
+    /// Why this accelerator; empty when the spec named it.
+    pub accel_reason: String,
+    pub state: StateRecord,
+    pub reason: String,
+    /// How far the boot has come.
+    pub phase: String,
+    pub ready: bool,
+    pub pid: Option<i32>,
+    pub mac: Option<String>,
+    pub reserved_ip: Option<Ipv4Addr>,
+    /// Only what was seen in use.
+    pub addresses: Vec<SeenRecord>,
+    pub ports: Vec<PortRecord>,
+    pub image: Option<String>,
+    /// RFC 3339.
+    pub started_at: Option<String>,
+    /// Whether kiln's keys are in it, so that `kiln ssh` gets in.
+    #[serde(skip)]
+    pub ssh: bool,
+}
+
+/// One of the clusters that `ls` lists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ListedView {
+    pub cluster: String,
+    /// What is wrong with its records; empty when they can be read.
+    pub damage: String,
+    /// Absent, as what follows, when the records cannot be read.
+    pub spec: Option<PathBuf>,
+    pub mode: Option<ModeRecord>,
+    pub subnet: Option<Ipv4Net>,
+    pub supervisor: SupervisorView,
+    /// How many machines are in each state, by the state's name.
+    pub machines: BTreeMap<&'static str, usize>,
+}
+
+/// The state's fixed name.
+pub fn state_word(state: StateRecord) -> &'static str {
+    match state {
+        StateRecord::Stopped => "stopped",
+        StateRecord::Starting => "starting",
+        StateRecord::Running => "running",
+        StateRecord::Ready => "ready",
+        StateRecord::Paused => "paused",
+        StateRecord::Stopping => "stopping",
+        StateRecord::Crashed => "crashed",
+        StateRecord::Failed => "failed",
+        StateRecord::Unresponsive => "unresponsive",
+        StateRecord::Damaged => "damaged",
+    }
+}
+
+/// What progress says of a machine: its phase while it comes up, else its state and why.
+pub fn progress_text(status: &MachineStatus) -> String {
+    let MachineStatus {
+        state,
+        reason,
+        phase,
+        ..
+    } = status;
+    if matches!(state, StateRecord::Starting | StateRecord::Running) && !phase.is_empty() {
+        return match phase.strip_prefix("ignition") {
+            Some(stage) => format!("Ignition{stage}"),
+            None => phase.clone(),
+        };
+    }
+    if reason.is_empty() {
+        return state_word(*state).to_owned();
+    }
+    format!("{}: {reason}", state_word(*state))
+}
+
+impl NetworkView {
+    /// `uplink` is what the supervisor says of it, empty without one.
+    pub fn new(record: &ClusterRecord, uplink: &str) -> NetworkView {
+        NetworkView {
+            mode: record.mode,
+            reason: record.mode_reason.clone(),
+            subnet: record.subnet,
+            domain: record.domain.clone(),
+            uplink: uplink.to_owned(),
+        }
+    }
+}
+
+impl MachineView {
+    /// `record` is absent where it cannot be read.
+    pub fn new(record: Option<&MachineRecord>, status: &MachineStatus) -> MachineView {
+        MachineView {
+            name: status.name.clone(),
+            arch: record.map(|record| record.arch.clone()),
+            accel: record.map(|record| record.accel),
+            accel_reason: record.map_or_else(String::new, |record| record.accel_reason.clone()),
+            state: status.state,
+            reason: status.reason.clone(),
+            phase: status.phase.clone(),
+            ready: status.state == StateRecord::Ready,
+            pid: status.pid,
+            mac: record.map(|record| record.mac.clone()),
+            reserved_ip: record.map(|record| record.ip),
+            addresses: status.addresses.clone(),
+            ports: record.map_or_else(Vec::new, |record| record.ports.clone()),
+            image: record.map(|record| record.image.clone()),
+            started_at: status.started_at.clone(),
+            ssh: record.is_some_and(|record| record.reports),
+        }
+    }
+
+    /// Each address once, however many sources saw it.
+    fn addresses(&self) -> String {
+        let mut addresses: Vec<String> = Vec::new();
+        for seen in &self.addresses {
+            let ip = seen.ip.to_string();
+            if !addresses.contains(&ip) {
+                addresses.push(ip);
+            }
+        }
+        addresses.join(" ")
+    }
+
+    /// The verb that gets a user into the machine as it is now, if one does.
+    fn way_in(&self) -> Option<&'static str> {
+        match self.state {
+            StateRecord::Starting
+            | StateRecord::Running
+            | StateRecord::Ready
+            | StateRecord::Paused
+            | StateRecord::Stopping => Some(if self.ssh { "ssh" } else { "console" }),
+            StateRecord::Failed | StateRecord::Unresponsive => Some("console"),
+            StateRecord::Stopped | StateRecord::Crashed | StateRecord::Damaged => None,
+        }
+    }
+
+    fn ports(&self) -> String {
+        let ports = self.ports.iter().map(|port| {
+            let PortRecord { bind, host, guest } = port;
+            format!("{bind}:{host}->{guest}")
+        });
+        ports.collect::<Vec<_>>().join(" ")
+    }
+
+    fn state(&self) -> Cell {
+        let paint = match self.state {
+            StateRecord::Ready => Paint::Good,
+            StateRecord::Stopped => Paint::Faint,
+            StateRecord::Starting
+            | StateRecord::Running
+            | StateRecord::Stopping
+            | StateRecord::Paused => Paint::Busy,
+            StateRecord::Crashed
+            | StateRecord::Failed
+            | StateRecord::Unresponsive
+            | StateRecord::Damaged => Paint::Bad,
+        };
+        Cell::painted(paint, state_word(self.state))
+    }
+}
+
+impl ClusterView {
+    /// `kiln ps`.
+    pub fn ps_table(&self, style: Style) -> String {
+        let row = |machine: &MachineView| {
+            [
+                Cell::new(&machine.name),
+                machine.state(),
+                Cell::new(machine.arch.as_deref().unwrap_or_default()),
+                Cell::new(machine.accel.map_or("", accel_word)),
+                Cell::new(machine.addresses()),
+                Cell::new(machine.ports()),
+                Cell::new(&machine.reason),
+            ]
+        };
+        let rows: Vec<_> = self.machines.iter().map(row).collect();
+        let headers = [
+            "NAME", "STATE", "ARCH", "ACCEL", "ADDRESS", "PORTS", "REASON",
+        ];
+        table(style, headers, &rows)
+    }
+
+    /// What `up` ends with. `kiln` is how to call kiln so that it finds this cluster,
+    /// such as `kiln -c demo`.
+    pub fn up_table(&self, style: Style, kiln: &str) -> String {
+        let row = |machine: &MachineView| {
+            let way_in = machine.way_in();
+            let enter = way_in.map(|verb| format!("{kiln} {verb} {}", machine.name));
+            [
+                Cell::new(&machine.name),
+                machine.state(),
+                Cell::new(machine.addresses()),
+                Cell::new(machine.ports()),
+                Cell::new(enter.unwrap_or_default()),
+            ]
+        };
+        let rows: Vec<_> = self.machines.iter().map(row).collect();
+        table(style, ["NAME", "STATE", "ADDRESS", "PORTS", "ENTER"], &rows)
+    }
+
+    /// `kiln ip`.
+    pub fn ip_table(&self, style: Style) -> String {
+        let row = |machine: &MachineView| {
+            let reserved = machine.reserved_ip.map(|ip| ip.to_string());
+            [
+                Cell::new(&machine.name),
+                Cell::new(machine.addresses()),
+                Cell::new(reserved.unwrap_or_default()),
+            ]
+        };
+        let rows: Vec<_> = self.machines.iter().map(row).collect();
+        table(style, ["NAME", "ADDRESS", "RESERVED"], &rows)
+    }
+
+    /// What is weaker or worse than a user would think: each is told in `up` and `ps`.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let NetworkView {
+            mode,
+            reason,
+            uplink,
+            ..
+        } = &self.network;
+        if !reason.is_empty() {
+            notes.push(format!("the network is `{}`: {reason}", mode_word(*mode)));
+        }
+        if !uplink.is_empty() {
+            notes.push(format!("the way out to the world is not open: {uplink}"));
+        }
+        let mut emulated: Vec<(&str, Vec<&str>)> = Vec::new();
+        for machine in &self.machines {
+            if machine.accel != Some(AccelRecord::Tcg) || machine.accel_reason.is_empty() {
+                continue;
+            }
+            match emulated
+                .iter_mut()
+                .find(|(why, _)| *why == machine.accel_reason)
+            {
+                Some((_, names)) => names.push(&machine.name),
+                None => emulated.push((&machine.accel_reason, vec![&machine.name])),
+            }
+        }
+        for (why, names) in emulated {
+            let are = if names.len() == 1 { "is" } else { "are" };
+            let names = names.join(", ");
+            notes.push(format!("{names} {are} emulated (tcg), and slow: {why}"));
+        }
+        notes
+    }
+}
+
+/// `kiln ls`.
+pub fn ls_table(style: Style, clusters: &[ListedView]) -> String {
+    let row = |cluster: &ListedView| {
+        let machines = cluster.machines.iter();
+        let machines: Vec<_> = machines
+            .map(|(state, count)| format!("{count} {state}"))
+            .collect();
+        let spec = match &cluster.spec {
+            Some(spec) => spec.to_string_lossy().into_owned(),
+            None => format!("damaged: {}", cluster.damage),
+        };
+        [
+            Cell::new(&cluster.cluster),
+            Cell::new(machines.join(", ")),
+            Cell::new(cluster.mode.map_or("", mode_word)),
+            Cell::new(
+                cluster
+                    .subnet
+                    .map(|subnet| subnet.to_string())
+                    .unwrap_or_default(),
+            ),
+            Cell::new(spec),
+        ]
+    };
+    let rows: Vec<_> = clusters.iter().map(row).collect();
+    table(
+        style,
+        ["NAME", "MACHINES", "NETWORK", "SUBNET", "SPEC"],
+        &rows,
+    )
+}
+
+fn accel_word(accel: AccelRecord) -> &'static str {
+    match accel {
+        AccelRecord::Kvm => "kvm",
+        AccelRecord::Tcg => "tcg",
+    }
+}
+
+fn mode_word(mode: ModeRecord) -> &'static str {
+    match mode {
+        ModeRecord::Fabric => "fabric",
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,292 @@
+//! `image:` in its forms: a path, `{disk: …}`, or `{kernel: …, initrd: …, cmdline: …}`.
+//!
+//! A file's format is what the user says or what its name ends in, never what
+//! its bytes look like; the bytes are only asked whether they contradict.
+
+use std::path::Path;
+
+use super::document::{Node, Value};
+use super::error::{Fault, Place};
+use super::fields::{self, Fields, Keys};
+use super::files::{self, Folders};
+use super::suggest;
+use super::warning::SpecWarning;
+use crate::cluster::{DiskFormat, DiskImage, Image};
+
+/// The first bytes of every qcow2 file (QEMU, docs/interop/qcow2.txt).
+const QCOW2_MAGIC: &[u8] = b"QFI\xfb";
+/// What the kernel takes as its command line, on the most generous architecture.
+const CMDLINE_LIMIT: usize = 4096;
+/// Image streams that this kiln knows by name and cannot fetch yet.
+const STREAMS: &[&str] = &["fedora-coreos", "fcos", "flatcar", "rhcos"];
+
+const DISK_KEYS: Keys = Keys {
+    known: &["disk", "format", "sha256", "insecure"],
+    not_built: NOT_BUILT,
+};
+const IMAGE_KEYS: Keys = Keys {
+    known: &[
+        "disk", "format", "sha256", "insecure", "kernel", "initrd", "cmdline",
+    ],
+    not_built: NOT_BUILT,
+};
+const NOT_BUILT: &[(&str, &str)] = &[(
+    "ignition_transport",
+    "leave it out: each architecture's usual transport is used",
+)];
+
+/// Reads an `image:` and looks whether its files are there.
+pub(super) fn image(
+    node: Node,
+    key: &str,
+    owner: &str,
+    folders: Folders<'_>,
+    warnings: &mut Vec<SpecWarning>,
+) -> Result<Image, Fault> {
+    if !matches!(node.value, Value::Map(_)) {
+        return disk(node, key, owner, folders, warnings).map(Image::Disk);
+    }
+    let mut fields = Fields::new(node, format!("`image` of {owner}"), IMAGE_KEYS)?;
+    let initrd = fields.take("initrd");
+    let cmdline = fields.take("cmdline");
+    let Some(kernel) = fields.take("kernel") else {
+        if let Some(node) = initrd.or(cmdline) {
+            return Err(Fault::bad_value(
+                node.place,
+                key,
+                "`initrd` and `cmdline` mean something only beside `kernel`",
+            ));
+        }
+        return disk_fields(fields, folders, warnings)?.map_or_else(
+            |fields| {
+                Err(fields
+                    .missing("disk")
+                    .hint("an image has a `disk`, or a `kernel`, or both"))
+            },
+            |disk| Ok(Image::Disk(disk)),
+        );
+    };
+    let file = |node: Node, key: &str| {
+        let place = node.place;
+        let path = folders.resolve(place, key, &fields::text(node, key)?)?;
+        files::open(&path).map_err(files::fault(place, key))?;
+        Ok(path)
+    };
+    let kernel = file(kernel, "kernel")?;
+    let initrd = initrd.map(|node| file(node, "initrd")).transpose()?;
+    let cmdline = cmdline.map(command_line).transpose()?.unwrap_or_default();
+    let disk = disk_fields(fields, folders, warnings)?.ok();
+    Ok(Image::Kernel {
+        kernel,
+        initrd,
+        cmdline,
+        disk,
+    })
+}
+
+/// The disk that a map describes; the fields again when they say nothing of one.
+fn disk_fields(
+    mut fields: Fields,
+    folders: Folders<'_>,
+    warnings: &mut Vec<SpecWarning>,
+) -> Result<Result<DiskImage, Fields>, Fault> {
+    let format = fields.take_as("format", |node, key| {
+        fields::choice(
+            node,
+            key,
+            &[("qcow2", DiskFormat::Qcow2), ("raw", DiskFormat::Raw)],
+            &[],
+        )
+    })?;
+    let sha256 = fields.take_as("sha256", digest)?;
+    let insecure = fields.take("insecure");
+    let Some(node) = fields.take("disk") else {
+        if format.is_some() || sha256.is_some() || insecure.is_some() {
+            return Err(fields
+                .missing("disk")
+                .hint("`format`, `sha256` and `insecure` describe a `disk`"));
+        }
+        return Ok(Err(fields));
+    };
+    if matches!(node.value, Value::Map(_)) {
+        if format.is_some() || sha256.is_some() || insecure.is_some() {
+            return Err(Fault::bad_value(
+                node.place,
+                "disk",
+                "a disk that is a map says `format`, `sha256` and `insecure` itself",
+            ));
+        }
+        let owner = fields.owner.clone();
+        return disk(node, "disk", &owner, folders, warnings).map(Ok);
+    }
+    if let Some(node) = insecure {
+        let place = node.place;
+        if fields::boolean(node, "insecure")? {
+            if sha256.is_some() {
+                return Err(Fault::bad_value(
+                    place,
+                    "insecure",
+                    "`insecure: true` and `sha256` contradict each other",
+                ));
+            }
+            warnings.push(SpecWarning::InsecureLocalImage { place });
+        }
+    }
+    let place = node.place;
+    let path = folders.resolve(place, "disk", &local(node, "disk")?)?;
+    let image = DiskImage {
+        format: known_format(place, "disk", &path, format)?,
+        path,
+        sha256,
+    };
+    look(&image, place, "disk", warnings)?;
+    Ok(Ok(image))
+}
+
+/// A disk image: a path, or a map with `disk` and what is to be known of it.
+fn disk(
+    node: Node,
+    key: &str,
+    owner: &str,
+    folders: Folders<'_>,
+    warnings: &mut Vec<SpecWarning>,
+) -> Result<DiskImage, Fault> {
+    match node.value {
+        Value::Map(_) => {
+            let fields = Fields::new(node, format!("`{key}` of {owner}"), DISK_KEYS)?;
+            disk_fields(fields, folders, warnings)?.map_err(|fields| fields.missing("disk"))
+        }
+        Value::Text(_) => {
+            let place = node.place;
+            let path = folders.resolve(place, key, &local(node, key)?)?;
+            let image = DiskImage {
+                format: known_format(place, key, &path, None)?,
+                path,
+                sha256: None,
+            };
+            look(&image, place, key, warnings)?;
+            Ok(image)
+        }
+        _ => Err(fields::wrong_type(&node, key, "a path or a map")),
+    }
+}
+
+/// The text of a local path; names of streams and addresses are refused with words.
+fn local(node: Node, key: &str) -> Result<String, Fault> {
+    let place = node.place;
+    let text = fields::text(node, key)?;
+    let stream = text.split_once(':').map_or(text.as_str(), |(name, _)| name);
+    let feature = if text.starts_with("https://") || text.starts_with("http://") {
+        "fetching an image over the network"
+    } else if STREAMS.contains(&stream) {
+        "fetching an image by name"
+    } else {
+        return Ok(text);
+    };
+    Err(Fault::not_built(place, feature)
+        .hint("use a local file: `image: ./disk.qcow2`, or `image: {kernel: …, initrd: …}`"))
+}
+
+fn known_format(
+    place: Place,
+    key: &str,
+    path: &Path,
+    said: Option<DiskFormat>,
+) -> Result<DiskFormat, Fault> {
+    if let Some(format) = said {
+        return Ok(format);
+    }
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    match ending {
+        Some("qcow2") => Ok(DiskFormat::Qcow2),
+        Some("raw" | "img") => Ok(DiskFormat::Raw),
+        Some("xz" | "gz" | "zst" | "bz2") => {
+            Err(
+                Fault::bad_value(place, key, format!("`{}` is compressed", path.display()))
+                    .hint("unpack it first; kiln boots qcow2 and raw images"),
+            )
+        }
+        _ => Err(Fault::bad_value(
+            place,
+            key,
+            format!(
+                "`{}` does not end in {}",
+                path.display(),
+                suggest::list(&[".qcow2", ".raw", ".img"])
+            ),
+        )
+        .hint("say the format: `image: {disk: …, format: qcow2}` or `format: raw`")),
+    }
+}
+
+/// Looks whether the file is there and does not contradict its format.
+fn look(
+    image: &DiskImage,
+    place: Place,
+    key: &str,
+    warnings: &mut Vec<SpecWarning>,
+) -> Result<(), Fault> {
+    let head =
+        files::head(&image.path, QCOW2_MAGIC.len() as u64).map_err(files::fault(place, key))?;
+    match (image.format, head == QCOW2_MAGIC) {
+        (DiskFormat::Qcow2, true) | (DiskFormat::Raw, false) => Ok(()),
+        (DiskFormat::Qcow2, false) => Err(Fault::bad_value(
+            place,
+            key,
+            format!(
+                "`{}` is not a qcow2 image: its first bytes are not `QFI\\xfb`",
+                image.path.display()
+            ),
+        )
+        .hint("a raw image needs `format: raw` or a name that ends in `.raw` or `.img`")),
+        (DiskFormat::Raw, true) => {
+            warnings.push(SpecWarning::RawLooksLikeQcow2 {
+                place,
+                path: image.path.clone(),
+            });
+            Ok(())
+        }
+    }
+}
+
+fn digest(node: Node, key: &str) -> Result<String, Fault> {
+    let place = node.place;
+    let text = fields::text(node, key)?.to_ascii_lowercase();
+    if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return Ok(text);
+    }
+    Err(Fault::bad_value(
+        place,
+        key,
+        "a SHA-256 digest is 64 hexadecimal digits",
+    ))
+}
+
+fn command_line(node: Node) -> Result<String, Fault> {
+    let place = node.place;
+    let text = fields::text(node, "cmdline")?;
+    if text.len() > CMDLINE_LIMIT {
+        return Err(Fault::bad_value(
+            place,
+            "cmdline",
+            format!("a kernel takes at most {CMDLINE_LIMIT} bytes"),
+        ));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Fault::bad_value(
+            place,
+            "cmdline",
+            "a command line is one line without control characters",
+        )
+        .hint("YAML's `>-` folds several lines into one"));
+    }
+    Ok(text)
+}
+
+/// Whether an image has a disk that `disk:` could grow.
+pub(super) fn has_disk(image: &Image) -> bool {
+    match image {
+        Image::Disk(_) => true,
+        Image::Kernel { disk, .. } => disk.is_some(),
+    }
+}

@@ -1,0 +1,297 @@
+//! The whole spec: the top-level keys, and what holds between machines.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use ipnet::Ipv4Net;
+use kiln_arch::Arch;
+
+use super::document::{self, Node, Value};
+use super::error::{Fault, Place, Problem, SpecError};
+use super::fields::{self, Fields, Keys};
+use super::files::{self, FileError, Folders};
+use super::group::{self, Defaults};
+use super::image;
+use super::port;
+use super::suggest;
+use super::warning::SpecWarning;
+use crate::cluster::{Cluster, MachineName, Network, NetworkMode, Size};
+use crate::keys;
+
+/// More than any spec has; hostile files end here.
+const SPEC_LIMIT: Size = Size::from_mib(1);
+/// A file of public keys has a few hundred bytes for each.
+const KEY_FILE_LIMIT: Size = Size::from_mib(1);
+/// The smallest subnet that holds a gateway and a machine, and the largest private one.
+const PREFIX_LENGTHS: std::ops::RangeInclusive<u8> = 8..=29;
+
+const KEYS: Keys = Keys {
+    known: &["cluster", "image", "network", "ssh", "machines"],
+    not_built: &[(
+        "storage",
+        "leave it out; disks are files in kiln's state folder",
+    )],
+};
+const NETWORK_KEYS: Keys = Keys {
+    known: &["mode", "subnet"],
+    not_built: &[],
+};
+const SSH_KEYS: Keys = Keys {
+    known: &["key"],
+    not_built: &[],
+};
+
+/// What the spec cannot know by itself.
+#[derive(Debug, Clone, Copy)]
+pub struct Context<'a> {
+    /// `arch` where a group names none.
+    pub host_arch: Arch,
+    /// What `~` means in paths.
+    pub home: Option<&'a Path>,
+    /// `--scale`: counts that replace those of the spec's groups.
+    pub scale: &'a BTreeMap<MachineName, u16>,
+}
+
+/// A cluster, and what looks like a mistake in its spec.
+#[derive(Debug)]
+pub struct Loaded {
+    pub cluster: Cluster,
+    pub warnings: Vec<SpecWarning>,
+}
+
+/// Reads a spec and the files that it names.
+///
+/// Costs at most a second and a few MiB whatever the file holds.
+///
+/// # Errors
+/// [`SpecError`], for the first thing that is wrong.
+pub fn load(path: &Path, context: Context<'_>) -> Result<Loaded, SpecError> {
+    let unreadable = |problem| {
+        Fault {
+            place: None,
+            problem: Problem::Spec(problem),
+            hint: None,
+        }
+        .in_file(path, "")
+    };
+    let text = files::text(path, SPEC_LIMIT).map_err(unreadable)?;
+    // The real folder, so that a cluster is the same by whatever link it is reached.
+    let spec = fs::canonicalize(path).map_err(|source| {
+        unreadable(FileError::Read {
+            path: path.to_owned(),
+            source,
+        })
+    })?;
+    read(&text, &spec, context).map_err(|fault| fault.in_file(path, &text))
+}
+
+/// The spec's text to a cluster; `spec` is the file, absolute.
+fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> {
+    let folder = spec.parent().unwrap_or(Path::new("/"));
+    let folders = Folders {
+        spec: folder,
+        home: context.home,
+    };
+    let mut warnings = Vec::new();
+    let root = document::parse(text)?;
+    if root.value == Value::Nothing {
+        return Err(Fault {
+            place: None,
+            problem: Problem::Syntax {
+                message: "the file is empty".to_owned(),
+            },
+            hint: Some("`kiln init` writes one to begin with".to_owned()),
+        });
+    }
+    let mut fields = Fields::new(root, "the spec".to_owned(), KEYS)?;
+    let name = match fields.take("cluster") {
+        None => return Err(fields.missing("cluster")),
+        Some(node) => {
+            let place = node.place;
+            fields::text(node, "cluster")?
+                .parse()
+                .map_err(|error| Fault::bad_value(place, "cluster", error))?
+        }
+    };
+    let image = fields.take_as("image", |node, key| {
+        image::image(node, key, "the spec", folders, &mut warnings)
+    })?;
+    let network = match fields.take("network") {
+        Some(node) => network(node, &mut warnings)?,
+        None => Network {
+            mode: NetworkMode::Auto,
+            subnet: None,
+        },
+    };
+    let authorized_keys = match fields.take("ssh") {
+        Some(node) => public_keys(node, folders)?,
+        None => Vec::new(),
+    };
+    let groups = match fields.take("machines") {
+        None => return Err(fields.missing("machines")),
+        Some(node) => {
+            let place = node.place;
+            let groups = fields::map(node, "machines")?;
+            if groups.is_empty() {
+                return Err(Fault::bad_value(place, "machines", "there is no group"));
+            }
+            groups
+        }
+    };
+    if let Some(group) = context
+        .scale
+        .keys()
+        .find(|name| !groups.iter().any(|(key, _)| key.text == name.as_str()))
+    {
+        return Err(unknown_group(group, &groups));
+    }
+    let defaults = Defaults {
+        image: image.as_ref(),
+        arch: context.host_arch,
+        folders,
+        scale: context.scale,
+    };
+    let mut machines = Vec::new();
+    for (key, node) in groups {
+        machines.extend(group::group(&key, node, defaults, &mut warnings)?);
+    }
+    group::refuse_duplicates(&machines)?;
+    port::refuse_clashes(&machines)?;
+    Ok(Loaded {
+        cluster: Cluster {
+            name,
+            spec: spec.to_owned(),
+            folder: folder.to_owned(),
+            network,
+            authorized_keys,
+            machines: machines.into_iter().map(|placed| placed.machine).collect(),
+        },
+        warnings,
+    })
+}
+
+fn unknown_group(group: &MachineName, groups: &[(document::Key, Node)]) -> Fault {
+    let names: Vec<&str> = groups.iter().map(|(key, _)| key.text.as_str()).collect();
+    Fault {
+        place: None,
+        problem: Problem::UnknownGroup {
+            group: group.to_string(),
+        },
+        hint: Some(match suggest::nearest(group.as_str(), &names) {
+            Some(name) => format!("did you mean `{name}`?"),
+            None => format!("the spec has {}", suggest::list(&names)),
+        }),
+    }
+}
+
+fn network(node: Node, warnings: &mut Vec<SpecWarning>) -> Result<Network, Fault> {
+    let mut fields = Fields::new(node, "`network`".to_owned(), NETWORK_KEYS)?;
+    let mode = fields.take_as("mode", |node, key| {
+        if matches!(node.value, Value::Map(_)) {
+            return Err(
+                Fault::not_built(node.place, "attaching to a bridge of the host")
+                    .hint("this kiln knows `auto` or `fabric`"),
+            );
+        }
+        let words = [("auto", NetworkMode::Auto), ("fabric", NetworkMode::Fabric)];
+        fields::choice(node, key, &words, &["namespace", "user"])
+    })?;
+    let subnet = fields.take_as("subnet", |node, key| {
+        let place = node.place;
+        let text = fields::text(node, key)?;
+        let subnet = subnet(place, &text)?;
+        if !subnet.addr().is_private() {
+            warnings.push(SpecWarning::PublicSubnet { place });
+        }
+        Ok(subnet)
+    })?;
+    Ok(Network {
+        mode: mode.unwrap_or(NetworkMode::Auto),
+        subnet,
+    })
+}
+
+fn subnet(place: Place, text: &str) -> Result<Ipv4Net, Fault> {
+    let wrong = |reason: String| Fault::bad_value(place, "subnet", reason);
+    let shown: String = text.chars().take(80).collect();
+    let subnet: Ipv4Net = text.parse().map_err(|_| {
+        wrong(format!(
+            "`{shown}` is not an IPv4 network such as `10.80.1.0/24`"
+        ))
+    })?;
+    if !PREFIX_LENGTHS.contains(&subnet.prefix_len()) {
+        return Err(wrong(format!(
+            "the prefix has to be between /{} and /{}, not /{}",
+            PREFIX_LENGTHS.start(),
+            PREFIX_LENGTHS.end(),
+            subnet.prefix_len()
+        )));
+    }
+    if subnet.addr() != subnet.network() {
+        return Err(wrong(format!(
+            "`{shown}` is an address in a network; the network is `{}`",
+            subnet.trunc()
+        )));
+    }
+    let address = subnet.addr();
+    let first = address.octets()[0];
+    if first == 0 || first >= 224 || address.is_loopback() || address.is_link_local() {
+        return Err(wrong(format!("`{shown}` cannot be a network of machines")));
+    }
+    Ok(subnet)
+}
+
+/// `ssh.key`: one file of public keys, or a list of such files.
+fn public_keys(node: Node, folders: Folders<'_>) -> Result<Vec<String>, Fault> {
+    let mut fields = Fields::new(node, "`ssh`".to_owned(), SSH_KEYS)?;
+    let Some(node) = fields.take("key") else {
+        return Ok(Vec::new());
+    };
+    let files = match node.value {
+        Value::List(nodes) => nodes,
+        _ => vec![node],
+    };
+    let mut lines: Vec<String> = Vec::new();
+    for node in files {
+        let place = node.place;
+        let path = folders.resolve(place, "key", &fields::text(node, "key")?)?;
+        let text = files::text(&path, KEY_FILE_LIMIT).map_err(files::fault(place, "key"))?;
+        for line in key_lines(place, &path, &text)? {
+            if !lines.contains(&line) {
+                lines.push(line);
+            }
+        }
+    }
+    Ok(lines)
+}
+
+fn key_lines(place: Place, path: &PathBuf, text: &str) -> Result<Vec<String>, Fault> {
+    let wrong = |reason: String| Fault::bad_value(place, "key", reason);
+    if text.contains("PRIVATE KEY-----") {
+        return Err(wrong(format!(
+            "`{}` is a private key; a machine gets only public ones",
+            path.display()
+        ))
+        .hint(format!("did you mean `{}.pub`?", path.display())));
+    }
+    let lines: Vec<String> = text
+        .lines()
+        .map(str::trim)
+        .enumerate()
+        .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+        .map(|(index, line)| {
+            keys::check_public(line).map_err(|error| {
+                wrong(format!(
+                    "line {} of `{}`: {error}",
+                    index + 1,
+                    path.display()
+                ))
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    if lines.is_empty() {
+        return Err(wrong(format!("`{}` holds no key", path.display())));
+    }
+    Ok(lines)
+}

@@ -1,0 +1,33 @@
+//! The file format: `kiln.yaml` becomes a [`crate::cluster::Cluster`].
+//!
+//! The text is read into a tree whose every node knows its line and column
+//! (`document`), and the tree is taken apart key by key (`fields`, `image`,
+//! `port`, `group`). What comes out cannot be wrong by itself; what is wrong is
+//! said with file, line, column, what is allowed, and a suggestion. A key whose
+//! feature this kiln lacks is refused, never ignored.
+//!
+//! This module reads the spec and the files that it names (Ignition configs,
+//! public keys, the first bytes of images). It must not read the environment,
+//! probe the host, write or print.
+
+mod document;
+mod error;
+mod fields;
+mod files;
+mod find;
+mod group;
+mod image;
+mod init;
+mod load;
+mod port;
+mod suggest;
+mod warning;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::error::{Place, Problem, SpecError};
+pub use self::find::{FindError, SPEC_FILE_NAME, find};
+pub use self::init::init_template;
+pub use self::load::{Context, Loaded, load};
+pub use self::warning::SpecWarning;

@@ -1,0 +1,725 @@
+//! Every message of a bad spec, whole, and properties of all specs.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use expect_test::{ExpectFile, expect, expect_file};
+use kiln_arch::Arch;
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeValLike as _;
+use proptest::prelude::{ProptestConfig, any, prop, proptest};
+
+use super::{Context, Loaded, SpecError, init_template, load};
+use crate::cluster::{Image, MachineName, Size};
+
+/// A folder of its own for each test, with what the specs below name.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Folder {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let path = std::env::temp_dir().join(format!(
+            "kiln-spec-test-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        ));
+        fs::create_dir_all(&path).unwrap();
+        let folder = Folder(fs::canonicalize(path).unwrap());
+        folder.write("disk.qcow2", b"QFI\xfb\x00\x00\x00\x03");
+        folder.write("disk.raw", b"\x00");
+        folder.write("fake.qcow2", b"MZ");
+        folder.write("disk.iso", b"");
+        folder.write("vmlinuz", b"");
+        folder.write("initrd", b"");
+        folder.write("node.ign", b"{}");
+        folder.write("node.ign.j2", b"{}");
+        folder.write("latin1.ign", b"\xe4");
+        folder.write(
+            "id.pub",
+            b"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIDHGpvhsN/9FOdsCrrk2ctYV7HKVBM3/KNdj6ySpvNnp me\n",
+        );
+        folder.write("id", b"-----BEGIN OPENSSH PRIVATE KEY-----\nhunter2\n");
+        folder.write("bad.pub", b"# mine\nssh-ed25519 hunter2\n");
+        folder
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.0.join(name), bytes).unwrap();
+    }
+
+    fn load(&self, text: &[u8], scale: &[(&str, u16)]) -> Result<Loaded, SpecError> {
+        self.write("kiln.yaml", text);
+        let scale: BTreeMap<MachineName, u16> = scale
+            .iter()
+            .map(|(name, count)| (name.parse().unwrap(), *count))
+            .collect();
+        load(
+            &self.0.join("kiln.yaml"),
+            Context {
+                host_arch: Arch::X86_64,
+                home: Some(&self.0),
+                scale: &scale,
+            },
+        )
+    }
+
+    /// The text without this folder's name.
+    fn anonymous(&self, text: &str) -> String {
+        text.replace(&format!("{}/", self.0.display()), "")
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // A folder left behind harms no test.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+fn shown(folder: &Folder, error: &SpecError) -> String {
+    let mut text = format!("{error} [{}]\n", error.code());
+    for part in [error.snippet(), error.hint()].into_iter().flatten() {
+        text.push_str(part);
+        text.push('\n');
+    }
+    folder.anonymous(&text)
+}
+
+/// Each text is refused; the golden file holds what each is told.
+#[track_caller]
+fn refused(spec: fn(&str) -> String, texts: &[&str], want: ExpectFile) {
+    let folder = Folder::new();
+    let mut told = String::new();
+    for text in texts {
+        match folder.load(spec(text).as_bytes(), &[]) {
+            Ok(loaded) => panic!("this loads: {text}: {loaded:#?}"),
+            Err(error) => {
+                told.push_str(&shown(&folder, &error));
+                told.push('\n');
+            }
+        }
+    }
+    want.assert_eq(&told);
+}
+
+#[track_caller]
+fn loaded(text: &str) -> Loaded {
+    let folder = Folder::new();
+    match folder.load(text.as_bytes(), &[]) {
+        Ok(loaded) => loaded,
+        Err(error) => panic!("{}", shown(&folder, &error)),
+    }
+}
+
+/// The text is the whole spec.
+fn whole(text: &str) -> String {
+    text.to_owned()
+}
+
+/// A spec whose only group has these lines.
+fn with_group(lines: &str) -> String {
+    format!("cluster: demo\nimage: disk.qcow2\nmachines:\n  node:\n    {lines}\n")
+}
+
+/// A spec with this image.
+fn with_image(image: &str) -> String {
+    format!("cluster: demo\nimage: {image}\nmachines: {{node: }}\n")
+}
+
+fn names(loaded: &Loaded) -> Vec<&str> {
+    loaded
+        .cluster
+        .machines
+        .iter()
+        .map(|machine| machine.name.as_str())
+        .collect()
+}
+
+#[test]
+fn unknown_keys_get_a_suggestion() {
+    refused(
+        with_group,
+        &["memroy: 1GiB", "volumes: []"],
+        expect_file!["golden/unknown_keys_get_a_suggestion.txt"],
+    );
+}
+
+#[test]
+fn sizes_have_units_and_limits() {
+    refused(
+        with_group,
+        &[
+            "memory: 512",
+            "memory: 512M",
+            "memory: 1MiB",
+            "memory: 65537KiB",
+            "memory: 99999999999TiB",
+            "disk: [1GiB]",
+        ],
+        expect_file!["golden/sizes_have_units_and_limits.txt"],
+    );
+}
+
+#[test]
+fn numbers_have_limits() {
+    refused(
+        with_group,
+        &[
+            "cpus: 0",
+            "cpus: 256",
+            "cpus: two",
+            "cpus: 1.5",
+            "count: -1",
+            "count: 1001",
+        ],
+        expect_file!["golden/numbers_have_limits.txt"],
+    );
+}
+
+#[test]
+fn words_come_from_closed_sets() {
+    refused(
+        with_group,
+        &[
+            "accel: kwm",
+            "restart: sometimes",
+            "restart: true",
+            "profile: bsaic",
+            "arch: riscv64",
+            "firmware: ''",
+        ],
+        expect_file!["golden/words_come_from_closed_sets.txt"],
+    );
+}
+
+#[test]
+fn what_is_not_built_is_said() {
+    refused(
+        with_group,
+        &[
+            "butane: node.bu",
+            "ignition: node.bu",
+            "disks: []",
+            "shares: []",
+            "profile: etcd",
+            "firmware: uefi",
+            "graphics: vnc",
+            "ports: [\"53:53/udp\"]",
+            "ports: [\"[::1]:80:80\"]",
+        ],
+        expect_file!["golden/what_is_not_built_is_said.txt"],
+    );
+}
+
+#[test]
+fn ports_are_refused_with_the_forms_that_work() {
+    refused(
+        with_group,
+        &[
+            "ports: [80]",
+            "ports: [\"80\"]",
+            "ports: [\"0:80\"]",
+            "ports: [\"80:http\"]",
+            "ports: [\"70000:80\"]",
+            "ports: [\"300.0.0.1:80:80\"]",
+            "ports: [\"1:2:3:4\"]",
+            "ports: [\":80\", \":80\"]",
+            "ports: \":80\"",
+            "ports: [\":80/x\"]",
+        ],
+        expect_file!["golden/ports_are_refused_with_the_forms_that_work.txt"],
+    );
+}
+
+#[test]
+fn names_and_count() {
+    refused(
+        with_group,
+        &[
+            "{count: 1, names: [a]}",
+            "names: [a, b, a]",
+            "names: [A]",
+            "names: [1]",
+            "names: [localhost]",
+        ],
+        expect_file!["golden/names_and_count.txt"],
+    );
+}
+
+#[test]
+fn a_group_cannot_share_a_host_port() {
+    refused(
+        with_group,
+        &["{count: 2, ports: ['80:80']}"],
+        expect_file!["golden/a_group_cannot_share_a_host_port.txt"],
+    );
+}
+
+#[test]
+fn ignition_files() {
+    refused(
+        with_group,
+        &[
+            "ignition: missing.ign",
+            "ignition: .",
+            "ignition: latin1.ign",
+            "ignition: ''",
+            "ignition: \"a\\0b\"",
+            "ignition: ~root/x",
+            "template: true",
+            "{ignition: node.ign, template: 1}",
+            "vars: [1]",
+        ],
+        expect_file!["golden/ignition_files.txt"],
+    );
+}
+
+#[test]
+fn firmware_fits_the_architecture() {
+    refused(
+        with_group,
+        &["{arch: aarch64, firmware: bios}"],
+        expect_file!["golden/firmware_fits_the_architecture.txt"],
+    );
+}
+
+#[test]
+fn images_that_cannot_be() {
+    refused(
+        with_image,
+        &[
+            "missing.qcow2",
+            "fake.qcow2",
+            "disk.iso",
+            "disk.qcow2.xz",
+            "fedora-coreos:stable",
+            "flatcar",
+            "rhcos:4.16",
+            "https://example.org/a.qcow2",
+            "[]",
+            ".",
+            "{}",
+            "{kernel: missing}",
+            "{initrd: initrd}",
+            "{kernel: vmlinuz, format: raw}",
+            "{kernel: vmlinuz, cmdline: \"a\\nb\"}",
+            "{disk: disk.qcow2, sha256: abc}",
+            "{disk: disk.qcow2, insecure: true, sha256: '0000000000000000000000000000000000000000000000000000000000000000'}",
+            "{disk: disk.raw, format: vmdk}",
+            "{kernel: vmlinuz, disk: {disk: disk.raw}, format: raw}",
+            "{kernel: vmlinuz, disk: {kernel: vmlinuz}}",
+            "{disk: disk.qcow2, ignition_transport: fw_cfg}",
+            "{kernal: vmlinuz}",
+        ],
+        expect_file!["golden/images_that_cannot_be.txt"],
+    );
+}
+
+#[test]
+fn the_outline() {
+    refused(
+        whole,
+        &[
+            "",
+            "[]",
+            "cluster: demo",
+            "machines: {}",
+            "cluster: demo\nmachines: {}",
+            "cluster: demo\nmachines: {node: }",
+            "cluster: 7\nmachines: {node: }",
+            "cluster: De_mo\nmachines: {node: }",
+            "cluster: demo\nstorage: {vg: vg0}\nmachines: {node: }",
+            "cluster: demo\nimage: disk.qcow2\nmachines: {Node: }",
+            "cluster: demo\nimage: disk.qcow2\nmachines: {node: 3}",
+            "cluster: demo\nimagee: disk.qcow2\nmachines: {node: }",
+        ],
+        expect_file!["golden/the_outline.txt"],
+    );
+}
+
+#[test]
+fn machines_that_clash() {
+    refused(
+        whole,
+        &[
+            "cluster: demo\nimage: disk.qcow2\nmachines:\n  node: {count: 2}\n  other: {names: [node-2]}\n",
+            "cluster: demo\nimage: disk.qcow2\nmachines:\n  a: {ports: ['80:80']}\n  b:\n    ports:\n      - '0.0.0.0:80:8080'\n",
+            "cluster: demo\nimage: disk.qcow2\nmachines:\n  a:\n    cpus: 1\n    memory: 1GiB\n    cpus: 2\n",
+            "cluster: demo\nimage: disk.qcow2\nmachines:\n  a:\n  a:\n",
+        ],
+        expect_file!["golden/machines_that_clash.txt"],
+    );
+}
+
+#[test]
+fn networks() {
+    refused(
+        whole,
+        &[
+            "cluster: demo\nnetwork: {mode: user}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: namespace}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: {attach: br0}}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: fabrik}\nmachines: {}",
+            "cluster: demo\nnetwork: {subnet: 10.0.0.0}\nmachines: {}",
+            "cluster: demo\nnetwork: {subnet: 10.0.0.1/24}\nmachines: {}",
+            "cluster: demo\nnetwork: {subnet: 10.0.0.0/30}\nmachines: {}",
+            "cluster: demo\nnetwork: {subnet: 127.0.0.0/24}\nmachines: {}",
+            "cluster: demo\nnetwork: {subnet: 224.0.0.0/24}\nmachines: {}",
+            "cluster: demo\nnetwork: {subnet: fd00::/64}\nmachines: {}",
+        ],
+        expect_file!["golden/networks.txt"],
+    );
+}
+
+#[test]
+fn ssh_keys() {
+    refused(
+        whole,
+        &[
+            "cluster: demo\nssh: {key: missing.pub}\nmachines: {}",
+            "cluster: demo\nssh: {key: id}\nmachines: {}",
+            "cluster: demo\nssh: {key: bad.pub}\nmachines: {}",
+            "cluster: demo\nssh: {key: node.ign}\nmachines: {}",
+            "cluster: demo\nssh: {key: [id.pub, 7]}\nmachines: {}",
+            "cluster: demo\nssh: {key: {}}\nmachines: {}",
+            "cluster: demo\nssh: {keys: id.pub}\nmachines: {}",
+        ],
+        expect_file!["golden/ssh_keys.txt"],
+    );
+}
+
+#[test]
+fn yaml_that_is_none() {
+    refused(
+        whole,
+        &[
+            "cluster: [",
+            "a: b: c",
+            "cluster: demo\n\timage: x",
+            "a: *b",
+            "--- {}\n--- {}",
+            "cluster: \"de\\xmo\"",
+            "cluster: .inf",
+            "? [a]\n: b",
+            "a: &a [*a]",
+            "cluster: 1e999",
+        ],
+        expect_file!["golden/yaml_that_is_none.txt"],
+    );
+}
+
+#[test]
+fn a_full_group_is_read() {
+    let loaded = loaded(
+        "cluster: demo
+network: {mode: fabric, subnet: 10.80.1.0/24}
+ssh: {key: [id.pub, ~/id.pub]}
+machines:
+  node:
+    count: 2
+    image: {kernel: ./vmlinuz, initrd: initrd, cmdline: console=ttyS0, disk: disk.raw}
+    arch: arm64
+    accel: tcg
+    cpus: 2
+    memory: 2GiB
+    disk: 20GiB
+    ignition: node.ign.j2
+    vars: {role: worker, deep: [1, {a: yes}]}
+    profile: none
+    ports: [:80, 127.0.0.2::22/tcp]
+    firmware: auto
+    graphics: none
+    restart: no
+  web:
+    image: {disk: disk.qcow2, sha256: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA}
+    ignition: node.ign
+    ports: ['0.0.0.0:8080:80', '127.0.0.1:2222:22']
+",
+    );
+    assert_eq!(loaded.warnings, []);
+    let text = format!("{:#?}\n", loaded.cluster);
+    let folder = loaded.cluster.folder.display().to_string();
+    expect_file!["golden/a_full_group_is_read.txt"].assert_eq(&text.replace(&folder, "FOLDER"));
+}
+
+#[test]
+fn a_group_alone_is_one_machine_with_defaults() {
+    let loaded = loaded(&with_image("disk.qcow2"));
+    let machine = &loaded.cluster.machines[0];
+    assert_eq!(names(&loaded), ["node"]);
+    assert_eq!(machine.memory, Size::from_mib(1024));
+    assert_eq!(machine.cpus.get(), 1);
+    assert_eq!(machine.arch, Arch::X86_64);
+}
+
+#[test]
+fn counts_and_names_make_machines() {
+    let spec = "cluster: demo
+image: disk.qcow2
+machines:
+  none: {count: 0}
+  one: {count: 1}
+  node: {count: 3}
+  greek: {names: [alpha, beta]}
+";
+    assert_eq!(
+        names(&loaded(spec)),
+        ["one-1", "node-1", "node-2", "node-3", "alpha", "beta"]
+    );
+}
+
+#[test]
+fn scaling_replaces_counts() {
+    let folder = Folder::new();
+    let spec = b"cluster: demo
+image: disk.qcow2
+machines: {node: {count: 3}, alone: }
+";
+    let loaded = folder.load(spec, &[("node", 1)]).unwrap();
+    assert_eq!(names(&loaded), ["node-1", "alone"]);
+    let unknown = folder.load(spec, &[("nod", 1)]).unwrap_err();
+    expect![[r#"
+        kiln.yaml: there is no group `nod` to scale [unknown-group]
+        did you mean `node`?
+    "#]]
+    .assert_eq(&shown(&folder, &unknown));
+    let alone = folder.load(spec, &[("alone", 2)]).unwrap_err();
+    expect![[r#"
+        kiln.yaml:3:30: `machines`: group `alone` has no `count`, so it cannot be scaled [bad-value]
+          3 | machines: {node: {count: 3}, alone: }
+            |                              ^
+        write `count: 1` in the group
+    "#]]
+    .assert_eq(&shown(&folder, &alone));
+}
+
+#[test]
+fn anchors_and_merge_keys_work() {
+    let loaded = loaded(
+        "cluster: demo
+image: &image disk.qcow2
+machines:
+  a: &a {memory: 2GiB, image: *image}
+  b: {<<: *a, cpus: 2}
+",
+    );
+    assert_eq!(loaded.cluster.machines[1].memory, Size::from_mib(2048));
+    assert_eq!(loaded.cluster.machines[1].cpus.get(), 2);
+}
+
+#[test]
+fn what_looks_like_a_mistake_is_warned_of() {
+    let folder = Folder::new();
+    folder.write("odd.raw", b"QFI\xfb");
+    let loaded = folder
+        .load(
+            b"cluster: demo
+image: odd.raw
+network: {subnet: 8.8.8.0/24}
+machines:
+  a: {ignition: node.ign, vars: {a: 1}}
+  b: {image: {disk: disk.qcow2, insecure: true}}
+",
+            &[],
+        )
+        .unwrap();
+    let lines: Vec<String> = loaded
+        .warnings
+        .iter()
+        .map(|warning| format!("{}: {warning}", warning.place().line))
+        .collect();
+    expect![[r#"
+        2: `odd.raw` is taken as raw, but begins like a qcow2 image; the machine will see those bytes
+        3: `subnet` is not a private one: the machines cannot reach the hosts that own these addresses
+        5: group `a` has `vars`, but its Ignition config is not a template: say `template: true` or end its name in `.j2`
+        6: `insecure: true` changes nothing for a local file: only downloads carry signatures"#]].assert_eq(&folder.anonymous(&lines.join("\n")));
+}
+
+#[test]
+fn what_init_writes_loads() {
+    let loaded = loaded(&init_template(&"fresh".parse().unwrap()));
+    assert_eq!(loaded.cluster.name.as_str(), "fresh");
+    assert_eq!(names(&loaded), ["node-1", "node-2", "node-3"]);
+    assert!(matches!(loaded.cluster.machines[0].image, Image::Disk(_)));
+}
+
+/// Every key that `init` shows in a comment is one that loads.
+#[test]
+fn what_init_comments_out_loads_too() {
+    let text: String = init_template(&"fresh".parse().unwrap())
+        .lines()
+        .filter(|line| !line.contains("vmlinuz"))
+        .map(|line| match line.split_once("# ") {
+            Some((indent, rest))
+                if indent.trim().is_empty()
+                    && rest.split_once(':').is_some_and(|(key, value)| {
+                        !key.trim().contains(' ') && !value.contains("`kiln")
+                    }) =>
+            {
+                format!("{indent}{rest}\n")
+            }
+            _ => format!("{line}\n"),
+        })
+        .collect();
+    let text = text.replace("~/.ssh/id_ed25519.pub", "id.pub");
+    let loaded = loaded(&text);
+    assert!(loaded.cluster.network.subnet.is_some(), "{text}");
+    assert_eq!(loaded.cluster.authorized_keys.len(), 1, "{text}");
+    assert_eq!(loaded.cluster.machines[0].ports.len(), 1, "{text}");
+}
+
+#[test]
+fn files_that_are_no_specs() {
+    let folder = Folder::new();
+    let context = Context {
+        host_arch: Arch::X86_64,
+        home: None,
+        scale: &BTreeMap::new(),
+    };
+    let mut lines = Vec::new();
+    for path in [
+        folder.0.join("missing.yaml"),
+        folder.0.clone(),
+        folder.0.join("latin1.ign"),
+        Path::new("/dev/zero").to_owned(),
+    ] {
+        lines.push(load(&path, context).unwrap_err().to_string());
+    }
+    expect![[r#"
+        missing.yaml: cannot read the spec: `missing.yaml` does not exist
+        FOLDER: cannot read the spec: `FOLDER` is not a regular file
+        latin1.ign: cannot read the spec: `latin1.ign` is not UTF-8 text
+        /dev/zero: cannot read the spec: `/dev/zero` is not a regular file"#]]
+    .assert_eq(
+        &folder
+            .anonymous(&lines.join("\n"))
+            .replace(&folder.0.display().to_string(), "FOLDER"),
+    );
+}
+
+/// The largest file that passes the first cap.
+const FULL: usize = 1 << 20;
+
+/// Within a second each, in an unoptimized build too.
+#[test]
+fn bombs_are_refused_at_once() {
+    let folder = Folder::new();
+    let mut laughs = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x]\n");
+    for level in 1..12 {
+        let below = format!("*a{}", level - 1);
+        laughs.push_str(&format!(
+            "a{level}: &a{level} [{}]\n",
+            vec![below; 9].join(", ")
+        ));
+    }
+    let bombs = [
+        "a".repeat(2 << 20),
+        "[".repeat(FULL),
+        "[[],".repeat(FULL / 4),
+        "{a: ".repeat(FULL / 4),
+        "- ".repeat(FULL / 2),
+        "? ".repeat(FULL / 2),
+        "&a ".repeat(FULL / 3),
+        format!("a: [{}]", "x,".repeat(FULL / 2 - 4)),
+        (0..70_000).map(|key| format!("k{key}: 1\n")).collect(),
+        format!("a: {}1", "!x ".repeat(FULL / 3 - 4)),
+        format!("# {}\nä: 1", "#".repeat(FULL - 10)),
+        format!("a: \"{}", "\\n".repeat(FULL / 2 - 4)),
+        format!("a: |\n{}", " x\n".repeat(FULL / 3 - 4)),
+        format!("a: >\n{}", " x\n\n".repeat(FULL / 4 - 4)),
+        "a\n".repeat(FULL / 2),
+        "a:\n".repeat(FULL / 3),
+        format!("cluster: {}", "a".repeat(FULL - 20)),
+        format!("machines: {{{}: }}", "a".repeat(FULL - 20)),
+        format!("cluster: a\nvars: {}", "{<<: ".repeat(100)),
+        "%TAG ! a\n".repeat(FULL / 9),
+        "---\n".repeat(FULL / 4),
+        format!("{{{}", "\"a\": {".repeat(FULL / 7 - 4)),
+        laughs,
+    ];
+    for bomb in bombs {
+        let before = cpu_time();
+        let result = folder.load(bomb.as_bytes(), &[]);
+        let took = cpu_time() - before;
+        let head: String = bomb.chars().take(20).collect();
+        match result {
+            Ok(_) => panic!("this loads: {head}"),
+            Err(error) => assert!(error.to_string().len() < 500, "{head}: {error}"),
+        }
+        assert!(took < Duration::from_secs(1), "{head}: {took:?}");
+    }
+}
+
+/// What this thread has computed, whatever else the machine does.
+fn cpu_time() -> Duration {
+    let usage = getrusage(UsageWho::RUSAGE_THREAD).unwrap();
+    let time = usage.user_time() + usage.system_time();
+    Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+
+    #[test]
+    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = Folder::new().load(&bytes, &[]);
+    }
+
+    /// Words of the format in any arrangement: deeper than random bytes reach.
+    #[test]
+    fn no_words_panic(words in prop::collection::vec(prop::sample::select(WORDS), 0..60)) {
+        let _ = Folder::new().load(words.concat().as_bytes(), &[]);
+    }
+}
+
+const WORDS: &[&str] = &[
+    "cluster: ",
+    "demo",
+    "image: ",
+    "disk.qcow2",
+    "machines:",
+    "node",
+    ":",
+    " ",
+    "\n",
+    "\n  ",
+    "\n    ",
+    "count: ",
+    "3",
+    "names: ",
+    "[",
+    "]",
+    "{",
+    "}",
+    ", ",
+    "- ",
+    "a",
+    "memory: ",
+    "1GiB",
+    "ports: ",
+    "\":80\"",
+    "80",
+    "vars: ",
+    "&x ",
+    "*x",
+    "<<: ",
+    "!t ",
+    "\"",
+    "'",
+    "#",
+    "~",
+    "null",
+    "network: ",
+    "mode: ",
+    "ssh: ",
+    "key: ",
+    "id.pub",
+    "kernel: ",
+    "vmlinuz",
+    "ä",
+    "\t",
+    "---\n",
+];

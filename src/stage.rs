@@ -1,0 +1,362 @@
+//! Doing a plan, up to the hand-over: each stage consumes the one before.
+//!
+//! ```text
+//! Plan ── reserve ─▶ Reserved ── prepare ─▶ Prepared ── (supervisor) ─▶ running machines
+//! ```
+//! `reserve` begins the ledger and makes names and addresses ours; `prepare` makes
+//! keys, disks and Ignition configs. Nothing is chosen here. When a stage fails,
+//! what this `up` had made goes by the same way down that `down` takes.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use crate::cluster::{Cluster, Machine, MachineName};
+use crate::folder::{self, FolderError};
+use crate::ignition::{self, Facts, IgnitionError, Peer};
+use crate::image::overlay::{self, OverlayError};
+use crate::keys::{KeyError, KeyPair};
+use crate::plan::{Action, Plan, Step};
+use crate::state::files::{self, StateError};
+use crate::state::layout::{ClusterFiles, MachineFiles, Roots};
+use crate::state::ledger::{self, Entry, Ledger};
+use crate::state::record::{ClusterRecord, MachineRecord};
+
+/// Why a stage could not be done.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    #[error("cannot keep the cluster's state")]
+    State(#[from] StateError),
+    #[error("cannot make a folder for the cluster")]
+    Folder(#[from] FolderError),
+    #[error("cannot write `{}`", path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot read the key `{}`", path.display())]
+    ReadKey {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("cannot use the key `{}`", path.display())]
+    Key {
+        path: PathBuf,
+        #[source]
+        source: KeyError,
+    },
+    #[error("cannot make the Ignition config of machine `{machine}`")]
+    Ignition {
+        machine: String,
+        #[source]
+        source: IgnitionError,
+    },
+    #[error("cannot make the disk of machine `{machine}`")]
+    Overlay {
+        machine: String,
+        #[source]
+        source: OverlayError,
+    },
+}
+
+/// The cluster's names and addresses are ours, and the ledger is begun.
+#[derive(Debug)]
+pub struct Reserved {
+    plan: Plan,
+    files: ClusterFiles,
+    undo: Undo,
+}
+
+/// All that the machines need lies on the disk.
+#[derive(Debug)]
+pub struct Prepared {
+    pub plan: Plan,
+    pub undo: Undo,
+    /// What looks like a mistake in a config, for people.
+    pub warnings: Vec<String>,
+}
+
+/// What this `up` has made so far, for the case that it fails.
+#[derive(Debug, Clone)]
+pub struct Undo {
+    files: ClusterFiles,
+    roots: Roots,
+    before: Option<ClusterRecord>,
+    created: Vec<String>,
+}
+
+/// Begins the ledger, makes the folders, and records the cluster.
+pub fn reserve(
+    plan: Plan,
+    before: Option<ClusterRecord>,
+    files: &ClusterFiles,
+    roots: &Roots,
+) -> Result<Reserved, StageError> {
+    let created: Vec<String> = plan
+        .steps
+        .iter()
+        .filter(|step| step.action == Action::Create)
+        .map(|step| step.name.clone())
+        .collect();
+    let undo = Undo {
+        files: files.clone(),
+        roots: roots.clone(),
+        before,
+        created,
+    };
+    match begin(&plan, files, &undo) {
+        Ok(()) => Ok(Reserved {
+            plan,
+            files: files.clone(),
+            undo,
+        }),
+        Err(error) => {
+            undo.run();
+            Err(error)
+        }
+    }
+}
+
+fn begin(plan: &Plan, files: &ClusterFiles, undo: &Undo) -> Result<(), StageError> {
+    let mut entries = Vec::new();
+    if plan.is_new {
+        for path in [files.folder(), files.sockets()] {
+            entries.push(Entry::Folder { path });
+        }
+    }
+    for name in &undo.created {
+        let machine = files.machine(name);
+        for path in [machine.folder, machine.sockets] {
+            entries.push(Entry::Folder { path });
+        }
+    }
+    if !entries.is_empty() {
+        Ledger::open(&files.ledger())?.record(&entries)?;
+    }
+    folder::make_private(&files.folder())?;
+    folder::make_private(&files.sockets())?;
+    let uplink = files.uplink();
+    folder::make_private(&uplink.folder)?;
+    folder::make_private(&uplink.sockets)?;
+    files::save(&files.record(), &plan.cluster)?;
+    Ok(())
+}
+
+impl Undo {
+    /// Takes down what this `up` made; errors are told in the log, the first one matters more.
+    pub fn run(&self) {
+        let Some(before) = &self.before else {
+            for error in ledger::take_down(&self.files.ledger(), &self.roots)
+                .err()
+                .into_iter()
+                .flatten()
+            {
+                tracing::error!(%error, "not cleaned up");
+            }
+            return;
+        };
+        for name in &self.created {
+            remove_machine(&self.files.machine(name));
+        }
+        if let Err(error) = files::save(&self.files.record(), before) {
+            tracing::error!(%error, "the cluster's record is not put back");
+        }
+    }
+
+    /// Whether the cluster itself was made by this `up`.
+    pub fn is_whole_cluster(&self) -> bool {
+        self.before.is_none()
+    }
+
+    /// The machines that were made by this `up`.
+    pub fn created(&self) -> &[String] {
+        &self.created
+    }
+}
+
+/// Removes a machine's folders.
+pub fn remove_machine(machine: &MachineFiles) {
+    for path in [&machine.folder, &machine.sockets] {
+        if let Err(error) = files::remove_folder(path) {
+            tracing::error!(%error, "not removed");
+        }
+    }
+}
+
+impl Reserved {
+    /// Makes keys, disks and configs for every machine that is to be started.
+    pub fn prepare(self, cluster: &Cluster) -> Result<Prepared, StageError> {
+        let Reserved { plan, files, undo } = self;
+        match prepare(&plan, cluster, &files) {
+            Ok(warnings) => Ok(Prepared {
+                plan,
+                undo,
+                warnings,
+            }),
+            Err(error) => {
+                undo.run();
+                Err(error)
+            }
+        }
+    }
+}
+
+fn prepare(
+    plan: &Plan,
+    cluster: &Cluster,
+    files: &ClusterFiles,
+) -> Result<Vec<String>, StageError> {
+    let login = key_pair(
+        &files.private_key(),
+        Some(&files.public_key()),
+        &format!("kiln {}", cluster.name),
+    )?;
+    let mut authorized_keys = vec![login.public().to_owned()];
+    authorized_keys.extend(cluster.authorized_keys.iter().cloned());
+    let machines: BTreeMap<&str, &Machine> = cluster
+        .machines
+        .iter()
+        .map(|machine| (machine.name.as_str(), machine))
+        .collect();
+    let peers = peers(plan, cluster);
+    let mut warnings = Vec::new();
+    let mut known_hosts = String::new();
+    for step in &plan.steps {
+        let (Some(record), Some(machine)) = (&step.record, machines.get(step.name.as_str())) else {
+            continue;
+        };
+        let own = files.machine(&step.name);
+        let host_key = machine_key(step, &own)?;
+        if let Some(key) = &host_key {
+            let domain_name = format!("{}.{}", step.name, plan.cluster.domain);
+            known_hosts.push_str(&key.known_hosts_line(&[&step.name, &domain_name]));
+        }
+        let (Some(host_key), true) = (host_key, is_made(step.action)) else {
+            continue;
+        };
+        let facts = Facts {
+            cluster: &cluster.name,
+            domain: &plan.cluster.domain,
+            ip: record.ip,
+            mac: record.mac.parse().unwrap_or_default(),
+            peers: &peers,
+            authorized_keys: &authorized_keys,
+            host_key: &host_key,
+        };
+        warnings.extend(make_machine(step, record, machine, &facts, &own)?);
+    }
+    write(&files.known_hosts(), known_hosts.as_bytes())?;
+    Ok(warnings)
+}
+
+/// Whether the action writes a machine's files.
+fn is_made(action: Action) -> bool {
+    match action {
+        Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
+        Action::Keep | Action::Remove => false,
+    }
+}
+
+fn peers(plan: &Plan, cluster: &Cluster) -> Vec<Peer> {
+    cluster
+        .machines
+        .iter()
+        .filter_map(|machine| {
+            let reserved = plan.cluster.reservations.get(machine.name.as_str())?;
+            Some(Peer {
+                name: machine.name.clone(),
+                ip: reserved.ip,
+                group: machine.group.clone(),
+                index: machine.index,
+            })
+        })
+        .collect()
+}
+
+/// The machine's host key: made with the machine, kept with it.
+fn machine_key(step: &Step, own: &MachineFiles) -> Result<Option<KeyPair>, StageError> {
+    if step.action == Action::Create {
+        folder::make_private(&own.folder)?;
+        folder::make_private(&own.sockets)?;
+    } else if step.action == Action::Recreate {
+        // A new disk is a new machine to ssh's eyes as well.
+        for path in [own.host_key(), own.disk(), own.run()] {
+            files::remove_file(&path)?;
+        }
+    }
+    key_pair(&own.host_key(), None, &step.name).map(Some)
+}
+
+fn make_machine(
+    step: &Step,
+    record: &MachineRecord,
+    machine: &Machine,
+    facts: &Facts<'_>,
+    own: &MachineFiles,
+) -> Result<Vec<String>, StageError> {
+    folder::make_private(&own.sockets)?;
+    let rendered =
+        ignition::render(machine, facts).map_err(|source| StageError::Ignition {
+            machine: step.name.clone(),
+            source,
+        })?;
+    write(&own.ignition(), rendered.config.as_bytes())?;
+    if let Some(disk) = &record.disk
+        && !own.disk().exists()
+    {
+        let size = crate::cluster::Size::from_bytes(disk.size);
+        overlay::create(&disk.base, &own.disk(), Some(size)).map_err(|source| {
+            StageError::Overlay {
+                machine: step.name.clone(),
+                source,
+            }
+        })?;
+    }
+    files::save(&own.record(), record)?;
+    Ok(rendered
+        .warnings
+        .iter()
+        .map(|warning| format!("{}: {warning}", step.name))
+        .collect())
+}
+
+/// The pair whose private key lies at `path`, made there when it does not.
+fn key_pair(
+    path: &std::path::Path,
+    public: Option<&std::path::Path>,
+    comment: &str,
+) -> Result<KeyPair, StageError> {
+    let key = |source| StageError::Key {
+        path: path.to_owned(),
+        source,
+    };
+    match std::fs::read_to_string(path) {
+        Ok(text) => return KeyPair::from_private(&text).map_err(key),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(source) => {
+            return Err(StageError::ReadKey {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    }
+    let pair = KeyPair::generate(comment).map_err(key)?;
+    write(path, pair.private().as_bytes())?;
+    if let Some(public) = public {
+        write(public, format!("{}\n", pair.public()).as_bytes())?;
+    }
+    Ok(pair)
+}
+
+fn write(path: &std::path::Path, bytes: &[u8]) -> Result<(), StageError> {
+    folder::write_whole(path, bytes).map_err(|source| StageError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// The machine as the spec has it, for `render` before anything is made.
+pub fn machine_of<'a>(cluster: &'a Cluster, name: &MachineName) -> Option<&'a Machine> {
+    cluster.machines.iter().find(|machine| machine.name == *name)
+}

@@ -1,0 +1,170 @@
+//! What was made, written down before it was made; the way down reads it backwards.
+//!
+//! One JSON object a line. A torn last line is of something that was never made,
+//! because the line is synced before the making begins; it is passed over.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+use serde::{Deserialize, Serialize};
+
+use crate::state::files::{self, StateError};
+use crate::state::layout::{Roots, is_below};
+
+/// One thing that exists, or may, because of kiln.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "made", rename_all = "snake_case")]
+pub enum Entry {
+    /// A folder of ours with all that is in it.
+    Folder { path: PathBuf },
+}
+
+/// An open ledger.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    file: File,
+}
+
+impl Ledger {
+    /// Opens the ledger at `path`, making it when it is not there.
+    pub fn open(path: &Path) -> Result<Ledger, StateError> {
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path)
+            .map_err(|source| StateError::Write {
+                path: path.to_owned(),
+                source,
+            })?;
+        Ok(Ledger {
+            path: path.to_owned(),
+            file,
+        })
+    }
+
+    /// Writes `entries` down and returns when the disk has them.
+    pub fn record(&mut self, entries: &[Entry]) -> Result<(), StateError> {
+        let write = |source| StateError::Write {
+            path: self.path.clone(),
+            source,
+        };
+        // A leading newline ends the torn line of a predecessor that was killed.
+        let mut text = vec![b'\n'];
+        for entry in entries {
+            serde_json::to_writer(&mut text, entry).map_err(|error| write(error.into()))?;
+            text.push(b'\n');
+        }
+        self.file.write_all(&text).map_err(write)?;
+        self.file.sync_data().map_err(write)
+    }
+}
+
+/// Reads the entries of the ledger at `path`, oldest first; none when there is no ledger.
+pub fn read(path: &Path) -> Result<Vec<Entry>, StateError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(StateError::Read {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    let mut entries = Vec::new();
+    for line in BufReader::new(file).split(b'\n') {
+        let line = line.map_err(|source| StateError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        if let Ok(entry) = serde_json::from_slice(&line) {
+            entries.push(entry);
+        }
+    }
+    Ok(entries)
+}
+
+/// Takes down what the ledger at `path` names, last first, then the ledger itself.
+///
+/// Collects errors and goes on, so that one folder that resists does not keep the others.
+/// The ledger stays while anything of it does. Running it twice is harmless.
+pub fn take_down(path: &Path, roots: &Roots) -> Result<(), Vec<StateError>> {
+    let entries = read(path).map_err(|error| vec![error])?;
+    let mut errors = Vec::new();
+    for entry in entries.iter().rev() {
+        match entry {
+            // A ledger that someone edited must not make kiln remove what is not kiln's.
+            Entry::Folder { path }
+                if is_below(path, &roots.state) || is_below(path, &roots.runtime) =>
+            {
+                if let Err(error) = files::remove_folder(path) {
+                    errors.push(error);
+                }
+            }
+            Entry::Folder { .. } => {}
+        }
+    }
+    if errors.is_empty()
+        && let Err(error) = files::remove_file(path)
+    {
+        errors.push(error);
+    }
+    if errors.is_empty() {
+        Ok(())
+    } else {
+        Err(errors)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn roots(folder: &Path) -> Roots {
+        Roots {
+            state: folder.join("state"),
+            cache: folder.join("cache"),
+            runtime: folder.join("run"),
+        }
+    }
+
+    #[test]
+    fn a_torn_line_is_passed_over_and_the_next_one_stands() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("l");
+        std::fs::write(&path, b"{\"made\":\"folder\",\"pa").unwrap();
+        let entry = Entry::Folder {
+            path: "/x/y".into(),
+        };
+        Ledger::open(&path)
+            .unwrap()
+            .record(std::slice::from_ref(&entry))
+            .unwrap();
+        assert_eq!(read(&path).unwrap(), [entry]);
+    }
+
+    #[test]
+    fn only_what_lies_below_the_roots_is_taken_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let roots = roots(folder.path());
+        let ours = roots.state.join("clusters/a");
+        let foreign = folder.path().join("foreign");
+        let dotted = roots.state.join("../foreign");
+        std::fs::create_dir_all(&ours).unwrap();
+        std::fs::create_dir_all(&foreign).unwrap();
+        let path = folder.path().join("l");
+        let entries = [ours.clone(), foreign.clone(), dotted].map(|path| Entry::Folder { path });
+        Ledger::open(&path).unwrap().record(&entries).unwrap();
+        take_down(&path, &roots).unwrap();
+        assert!(!ours.exists());
+        assert!(foreign.exists());
+        assert!(!path.exists());
+        take_down(&path, &roots).unwrap();
+    }
+}

@@ -1,0 +1,111 @@
+//! Advisory file locks: one command changes a cluster at a time, one supervisor manages it.
+//!
+//! The lock goes with its descriptor, so a killed holder leaves nothing to clean.
+//! The file's text says who holds it; it is for people and never believed.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use nix::libc;
+
+/// A lock that is held until it is dropped.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Why a lock was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    #[error("{holder} is at it")]
+    Held { holder: String },
+    #[error("cannot lock `{}`", path.display())]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Lock {
+    /// Takes the lock at `path` at once or says who has it; `who` is what others will read.
+    pub fn try_take(path: &Path, who: &str) -> Result<Lock, LockError> {
+        let mut file = open(path)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                // Best effort: the text may be half written by its new holder.
+                let _ = (&mut file).take(200).read_to_string(&mut holder);
+                return Err(LockError::Held {
+                    holder: match holder.trim() {
+                        "" => "another kiln".to_owned(),
+                        text => format!("another kiln ({text})"),
+                    },
+                });
+            }
+            Err(TryLockError::Error(source)) => {
+                return Err(LockError::Open {
+                    path: path.to_owned(),
+                    source,
+                });
+            }
+        }
+        let text = format!("pid {}: {who}\n", std::process::id());
+        let _ = file.set_len(0);
+        let _ = file.rewind();
+        let _ = file.write_all(text.as_bytes());
+        Ok(Lock { _file: file })
+    }
+
+    /// Takes the lock at `path`, waiting for its holder.
+    ///
+    /// Only for locks whose holders do a bounded thing (choose a subnet, start a supervisor).
+    pub fn take(path: &Path) -> Result<Lock, LockError> {
+        let file = open(path)?;
+        file.lock().map_err(|source| LockError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Lock { _file: file })
+    }
+}
+
+fn open(path: &Path) -> Result<File, LockError> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .map_err(|source| LockError::Open {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_taker_is_told_who_has_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let held = Lock::try_take(&path, "kiln up").unwrap();
+        let error = Lock::try_take(&path, "kiln down").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!(
+                "another kiln (pid {}: kiln up) is at it",
+                std::process::id()
+            )
+        );
+        drop(held);
+        Lock::try_take(&path, "kiln down").unwrap();
+    }
+}

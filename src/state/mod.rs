@@ -1,0 +1,26 @@
+//! What kiln remembers: folders, records, the ledger and the locks.
+//!
+//! ```text
+//! STATE/clusters/NAME.ledger      what was made, oldest first; read backwards by `down`
+//! STATE/clusters/NAME.lock        held while a command changes the cluster
+//! STATE/clusters/NAME.spawn       held while a supervisor is looked for or started
+//! STATE/clusters/NAME/            0700
+//!     cluster.json                the plan's choices for the whole cluster
+//!     id_ed25519[.pub]            the key pair that `kiln ssh` uses
+//!     known_hosts                 the host keys that kiln gave the machines
+//!     supervisor.log, supervisor.lock
+//!     machines/M/machine.json     the plan's choices for a machine; written by commands
+//!     machines/M/run.json         what became of it; written by the supervisor alone
+//!     machines/M/config.ign, disk.qcow2, console.log, qemu.log
+//!     uplink/                     the QEMU that is the fabric's way out
+//! RUNTIME/NAME/                   0700: sockets
+//! ```
+//!
+//! Files are written whole to a temporary one, synced and renamed, so that a
+//! reader finds the old text or the new one. Nothing here decides anything.
+
+pub mod files;
+pub mod layout;
+pub mod ledger;
+pub mod lock;
+pub mod record;

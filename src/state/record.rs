@@ -1,0 +1,193 @@
+//! The records as they lie on the disk: serde types, apart from the domain's.
+//!
+//! `cluster.json` and `machine.json` hold the plan's choices and are written by
+//! commands under the cluster's lock; `run.json` holds what became of a machine
+//! and is written by the supervisor alone. A field may be added with a default;
+//! any other change raises [`crate::state::files::SCHEMA`].
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::image::BaseFacts;
+
+/// The choices that hold for a whole cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterRecord {
+    pub schema: u32,
+    pub name: String,
+    /// The spec file that this cluster is of; another folder's is refused.
+    pub spec: PathBuf,
+    pub mode: ModeRecord,
+    /// Why this mode and not another, in words for people.
+    pub mode_reason: String,
+    pub subnet: Ipv4Net,
+    /// The DNS domain below which the machines' names resolve.
+    pub domain: String,
+    /// As root, the uid and gid that the cluster's QEMUs run as; else kiln's own.
+    pub qemu_uid: Option<u32>,
+    /// Names in the order of the spec.
+    pub machines: Vec<String>,
+    /// Every address ever given to a name of this cluster: scaling never moves one.
+    pub reservations: BTreeMap<String, ReservationRecord>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModeRecord {
+    Fabric,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReservationRecord {
+    pub mac: String,
+    pub ip: Ipv4Addr,
+}
+
+/// The choices for one machine: all that is needed to start it again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineRecord {
+    pub schema: u32,
+    pub name: String,
+    pub group: String,
+    pub index: u32,
+    pub arch: String,
+    pub accel: AccelRecord,
+    /// Why this accelerator, in words for people; empty when the spec named it.
+    pub accel_reason: String,
+    /// In QEMU's argv: how a process is known to be this machine.
+    pub uuid: String,
+    /// The versioned board, so that a later QEMU does not change the machine.
+    pub board: Option<String>,
+    pub qemu: PathBuf,
+    pub cpus: u16,
+    pub memory_mib: u32,
+    pub kernel: Option<KernelRecord>,
+    pub disk: Option<DiskRecord>,
+    /// Whether `config.ign` is handed to the guest.
+    pub ignition: bool,
+    pub mac: String,
+    pub ip: Ipv4Addr,
+    pub ports: Vec<PortRecord>,
+    pub restart: RestartRecord,
+    /// What the image is called in tables.
+    pub image: String,
+    /// Of the user's Ignition source, vars and image: the disk belongs to it.
+    pub identity: String,
+    /// Whether kiln's fragment (and with it the report) is in the config.
+    pub reports: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccelRecord {
+    Kvm,
+    Tcg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartRecord {
+    No,
+    OnFailure,
+    Always,
+}
+
+/// Direct kernel boot; both files lie in the cache, by digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelRecord {
+    pub kernel: PathBuf,
+    pub initrd: Option<PathBuf>,
+    pub cmdline: String,
+}
+
+/// The root disk: an overlay of ours over a base that nobody may change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRecord {
+    pub base: BaseFacts,
+    /// Virtual size of the overlay in bytes.
+    pub size: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortRecord {
+    pub bind: Ipv4Addr,
+    pub host: u16,
+    pub guest: u16,
+}
+
+/// What became of a machine: enough to adopt it, or to say how it ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecord {
+    pub schema: u32,
+    /// The host's boot that all below is of.
+    pub boot_id: String,
+    /// The QEMU, while there is one.
+    pub process: Option<ProcessRecord>,
+    pub state: StateRecord,
+    pub reason: String,
+    /// The last report of this guest boot.
+    pub report: Option<ReportRecord>,
+    /// Whether the reserved address was seen in use, and how.
+    pub seen: Vec<SeenRecord>,
+    /// RFC 3339, when QEMU was started.
+    pub started_at: Option<String>,
+}
+
+/// The fabric's uplink, while there is one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UplinkRecord {
+    pub schema: u32,
+    pub boot_id: String,
+    pub process: ProcessRecord,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessRecord {
+    pub pid: i32,
+    /// Field 22 of `/proc/PID/stat`.
+    pub start_time: u64,
+}
+
+/// The states of `ps`; fixed names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StateRecord {
+    Stopped,
+    Starting,
+    Running,
+    Ready,
+    Paused,
+    Stopping,
+    Crashed,
+    Failed,
+    Unresponsive,
+    Damaged,
+}
+
+/// What a guest said of itself on the report port. Hostile input, cut to size.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportRecord {
+    pub boot_id: String,
+    pub hostname: String,
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+/// An address that was seen in use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SeenRecord {
+    pub ip: Ipv4Addr,
+    pub source: SourceRecord,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceRecord {
+    Lease,
+    Frames,
+    Agent,
+    Report,
+}

@@ -1,0 +1,632 @@
+//! The loop: takes in what happened, asks the machines what that means, and does it.
+//!
+//! All state of the supervisor is here, and only this loop touches it. Tasks watch
+//! sockets, processes and the fabric, and send [`Message`]s. The machine's life is
+//! decided in [`crate::supervisor::machine`]; this module performs its effects.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use kiln_netsetup::address::{self, Reservation, Subnet};
+use kiln_netsetup::fabric::{Fabric, FabricConfig, FabricEvent};
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+
+use crate::state::files::{self, StateError};
+use crate::state::layout::ClusterFiles;
+use crate::state::record::{
+    ClusterRecord, MachineRecord, RunRecord, SeenRecord, SourceRecord, StateRecord,
+};
+use crate::supervisor::console::{ConsoleEvent, ConsoleWatch};
+use crate::supervisor::control;
+use crate::supervisor::diagnose::{Finding, FindingKind};
+use crate::supervisor::launch::LaunchError;
+use crate::supervisor::machine::{Change, Effect, Event, Machine, Phase};
+use crate::supervisor::message::{Message, News, Reply};
+use crate::supervisor::process::Identity;
+use crate::supervisor::protocol::{Answer, ClusterStatus, MachineStatus, Notice, Request};
+use crate::supervisor::slot::Slot;
+use crate::supervisor::uplink::Uplink;
+
+/// Messages that may wait for the loop; a task that finds no room waits itself.
+const INBOX: usize = 256;
+/// Notices that may wait for a watcher; one that is slower is let go.
+pub(super) const WATCHER: usize = 1024;
+
+/// What a supervisor is started with.
+#[derive(Debug)]
+pub struct Config {
+    pub files: ClusterFiles,
+    /// The boot id of the host.
+    pub boot_id: String,
+    /// Who is asked for names that are not the cluster's.
+    pub resolvers: Vec<std::net::SocketAddr>,
+    /// The control socket, already listening.
+    pub control: std::os::unix::net::UnixListener,
+    /// The only uid besides root that may ask for anything.
+    pub uid: u32,
+}
+
+/// Why a supervisor could not begin, or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    #[error("cannot read the cluster's record")]
+    State(#[source] StateError),
+    #[error("there is no record of the cluster at `{}`", path.display())]
+    NoRecord { path: std::path::PathBuf },
+    #[error("the cluster's record names the subnet {subnet}, which cannot be one")]
+    Subnet { subnet: ipnet::Ipv4Net },
+    #[error("cannot use the control socket")]
+    Control(#[source] io::Error),
+    #[error("cannot watch the consoles")]
+    Console(#[source] io::Error),
+    #[error("cannot watch for signals")]
+    Signals(#[source] io::Error),
+}
+
+/// The supervisor of one cluster.
+#[derive(Debug)]
+pub(super) struct Dispatcher {
+    files: ClusterFiles,
+    boot_id: String,
+    record: ClusterRecord,
+    slots: BTreeMap<String, Slot>,
+    inbox: mpsc::Sender<Message>,
+    fabric: Arc<Fabric>,
+    consoles: ConsoleWatch,
+    uplink: Uplink,
+    watchers: Vec<mpsc::Sender<Reply>>,
+    generation: u64,
+    ending: bool,
+}
+
+/// Runs the supervisor of a cluster until it is told to end.
+pub async fn run(config: Config) -> Result<(), SupervisorError> {
+    let (inbox, mut messages) = mpsc::channel(INBOX);
+    config
+        .control
+        .set_nonblocking(true)
+        .map_err(SupervisorError::Control)?;
+    let control = UnixListener::from_std(config.control).map_err(SupervisorError::Control)?;
+    let record = load_cluster(&config.files)?;
+    let subnet = Subnet::new(record.subnet).map_err(|_| SupervisorError::Subnet {
+        subnet: record.subnet,
+    })?;
+    let (fabric, mut fabric_events) = Fabric::start(FabricConfig {
+        subnet,
+        gateway_mac: address::gateway_mac(&record.name),
+        domain: record.domain.clone(),
+        mtu: None,
+        resolvers: config.resolvers,
+        machines: reservations(&record),
+    });
+    let mut dispatcher = Dispatcher {
+        uplink: Uplink::new(&record, &config.files, config.boot_id.clone()),
+        files: config.files,
+        boot_id: config.boot_id,
+        record,
+        slots: BTreeMap::new(),
+        inbox: inbox.clone(),
+        fabric: Arc::new(fabric),
+        consoles: ConsoleWatch::new().map_err(SupervisorError::Console)?,
+        watchers: Vec::new(),
+        generation: 0,
+        ending: false,
+    };
+    dispatcher.adopt_all();
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+        .map_err(SupervisorError::Signals)?;
+    while !dispatcher.ending {
+        let deadline = dispatcher.deadline();
+        tokio::select! {
+            Some(message) = messages.recv() => dispatcher.take(message),
+            Some(event) = fabric_events.recv() => dispatcher.of_fabric(event),
+            event = dispatcher.consoles.next() => dispatcher.of_console(event),
+            accepted = control.accept() => match accepted {
+                Ok((stream, _)) => control::serve(stream, config.uid, inbox.clone(), dispatcher.fabric.clone()),
+                Err(error) => tracing::warn!(%error, "cannot accept on the control socket"),
+            },
+            () = tokio::time::sleep_until(deadline.into()) => dispatcher.tick(),
+            // The machines live on; the next command's supervisor adopts them.
+            _ = terminate.recv() => break,
+        }
+    }
+    Ok(())
+}
+
+fn load_cluster(files: &ClusterFiles) -> Result<ClusterRecord, SupervisorError> {
+    files::load(&files.record())
+        .map_err(SupervisorError::State)?
+        .ok_or_else(|| SupervisorError::NoRecord {
+            path: files.record(),
+        })
+}
+
+fn reservations(record: &ClusterRecord) -> Vec<Reservation> {
+    record
+        .machines
+        .iter()
+        .filter_map(|name| {
+            let reserved = record.reservations.get(name)?;
+            Some(Reservation {
+                name: name.clone(),
+                mac: reserved.mac.parse().ok()?,
+                ip: reserved.ip,
+            })
+        })
+        .collect()
+}
+
+impl Dispatcher {
+    /// Finds what a former supervisor left: living QEMUs, and what became of the others.
+    fn adopt_all(&mut self) {
+        for name in self.record.machines.clone() {
+            self.adopt(&name);
+        }
+        if self.any_alive() {
+            self.uplink
+                .ensure(&self.fabric, &self.inbox, self.any_machine(), self.identity());
+        }
+    }
+
+    fn adopt(&mut self, name: &str) {
+        let files = self.files.machine(name);
+        self.generation += 1;
+        let generation = self.generation;
+        let mut slot = Slot::load(
+            name,
+            files,
+            &self.files.uuid(name),
+            &self.boot_id,
+            generation,
+        );
+        slot.adopt(&self.inbox, &mut self.consoles, &self.fabric);
+        self.slots.insert(name.to_owned(), slot);
+        self.changed(name, Change::Address);
+    }
+
+    fn identity(&self) -> Identity {
+        match self.record.qemu_uid {
+            Some(uid) => Identity::Drop { uid, gid: uid },
+            None => Identity::Same,
+        }
+    }
+
+    fn any_alive(&self) -> bool {
+        self.slots.values().any(|slot| slot.machine.is_alive())
+    }
+
+    /// Any machine's record: the uplink runs in the same QEMU program.
+    fn any_machine(&self) -> Option<&MachineRecord> {
+        self.slots.values().find_map(|slot| slot.record.as_ref())
+    }
+
+    fn deadline(&self) -> Instant {
+        // With nothing due the loop still turns now and then; it costs nothing.
+        const IDLE: Duration = Duration::from_secs(3600);
+        self.slots
+            .values()
+            .filter_map(|slot| slot.machine.deadline())
+            .chain(self.uplink.deadline())
+            .min()
+            .unwrap_or_else(|| Instant::now() + IDLE)
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        let due: Vec<String> = self
+            .slots
+            .iter()
+            .filter(|(_, slot)| slot.machine.deadline().is_some_and(|at| at <= now))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in due {
+            self.feed(&name, Event::Tick);
+        }
+        if self.uplink.deadline().is_some_and(|at| at <= now) {
+            self.uplink
+                .ensure(&self.fabric, &self.inbox, self.any_machine(), self.identity());
+        }
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Machine {
+                name,
+                generation,
+                news,
+            } => {
+                let current = self
+                    .slots
+                    .get(&name)
+                    .is_some_and(|slot| slot.generation == generation);
+                if current {
+                    self.news(&name, news);
+                }
+            }
+            Message::Asked { request, replies } => self.asked(request, replies),
+            Message::UplinkExited { generation, how } => {
+                if self.uplink.exited(generation, &how) {
+                    self.tell("uplink", None, how);
+                }
+            }
+        }
+    }
+
+    fn news(&mut self, name: &str, news: News) {
+        match news {
+            News::Event(event) => self.feed(name, event),
+            News::Qmp { qmp, status } => {
+                let Some(slot) = self.slots.get_mut(name) else {
+                    return;
+                };
+                slot.qmp = Some(qmp);
+                let event = match status {
+                    None => Event::Greeted,
+                    Some(status) => Event::Adopted {
+                        status,
+                        report: slot.kept_report.take(),
+                    },
+                };
+                self.feed(name, event);
+            }
+        }
+    }
+
+    fn of_fabric(&mut self, event: FabricEvent) {
+        match event {
+            FabricEvent::Lease { machine, ip, .. } => self.seen(&machine, ip, SourceRecord::Lease),
+            FabricEvent::Seen { machine, ip } => self.seen(&machine, ip, SourceRecord::Frames),
+            FabricEvent::PortClosed { machine, cause } => {
+                tracing::debug!(machine, ?cause, "port closed");
+            }
+            FabricEvent::UplinkClosed { cause } => tracing::debug!(?cause, "uplink closed"),
+        }
+    }
+
+    fn seen(&mut self, name: &str, ip: std::net::Ipv4Addr, source: SourceRecord) {
+        let Some(slot) = self.slots.get_mut(name) else {
+            return;
+        };
+        match slot.seen.iter_mut().find(|seen| seen.ip == ip) {
+            Some(seen) if seen.source <= source => return,
+            Some(seen) => seen.source = source,
+            None => slot.seen.push(SeenRecord { ip, source }),
+        }
+        self.feed(name, Event::AddressSeen);
+    }
+
+    fn of_console(&mut self, event: ConsoleEvent) {
+        let ConsoleEvent { machine, findings } = event;
+        for Finding { kind, line } in findings {
+            let event = match kind {
+                FindingKind::Firmware => Event::PhaseSeen(Phase::Firmware),
+                FindingKind::Kernel => Event::PhaseSeen(Phase::Kernel),
+                FindingKind::Ignition { stage } => Event::PhaseSeen(Phase::Ignition(stage)),
+                FindingKind::Userspace => Event::PhaseSeen(Phase::Userspace),
+                FindingKind::KernelPanic => Event::PanicLine { line },
+                FindingKind::IgnitionFailed | FindingKind::Emergency | FindingKind::NoBoot => {
+                    Event::GaveUp { line }
+                }
+            };
+            self.feed(&machine, event);
+        }
+    }
+
+    /// Tells a machine what happened and does what it answers.
+    fn feed(&mut self, name: &str, event: Event) {
+        let Some(slot) = self.slots.get_mut(name) else {
+            return;
+        };
+        let effects = slot.machine.on(Instant::now(), event);
+        for effect in effects {
+            self.perform(name, effect);
+        }
+    }
+
+    fn perform(&mut self, name: &str, effect: Effect) {
+        let identity = self.identity();
+        let Some(slot) = self.slots.get_mut(name) else {
+            return;
+        };
+        match effect {
+            Effect::Launch => self.launch(name),
+            Effect::Continue => slot.send_continue(&self.inbox),
+            Effect::Powerdown => slot.send_powerdown(),
+            Effect::Quit => slot.send_quit(),
+            Effect::Kill => slot.kill(),
+            Effect::Release => {
+                slot.release(&mut self.consoles);
+                if !self.any_alive() {
+                    self.uplink.end();
+                }
+            }
+            Effect::Changed(change) => {
+                if change == Change::Running {
+                    self.uplink
+                        .ensure(&self.fabric, &self.inbox, self.any_machine(), identity);
+                }
+                self.changed(name, change);
+            }
+        }
+    }
+
+    fn launch(&mut self, name: &str) {
+        self.generation += 1;
+        let generation = self.generation;
+        let identity = self.identity();
+        let Some(slot) = self.slots.get_mut(name) else {
+            return;
+        };
+        let launched = slot.launch(
+            &self.record.name,
+            generation,
+            identity,
+            &self.inbox,
+            &mut self.consoles,
+            &self.fabric,
+        );
+        if let Err(error) = launched {
+            let how = chain(&error);
+            // Not now: the machine is told of its end after it has told of its start.
+            let message = Message::Machine {
+                name: name.to_owned(),
+                generation,
+                news: News::Event(Event::Exited { how, clean: false }),
+            };
+            let inbox = self.inbox.clone();
+            tokio::spawn(async move { inbox.send(message).await });
+        }
+    }
+
+    /// Records the machine as it is now and tells the watchers.
+    fn changed(&mut self, name: &str, change: Change) {
+        let boot_id = self.boot_id.clone();
+        let Some(slot) = self.slots.get_mut(name) else {
+            return;
+        };
+        slot.persist(&boot_id);
+        let detail = match change {
+            Change::Phase => phase_text(slot.machine.phase()),
+            Change::Address => slot
+                .seen
+                .iter()
+                .map(|seen| seen.ip.to_string())
+                .collect::<Vec<_>>()
+                .join(" "),
+            Change::Starting
+            | Change::Running
+            | Change::Ready
+            | Change::Paused
+            | Change::Resumed
+            | Change::Reset
+            | Change::Stopping
+            | Change::Stopped
+            | Change::Crashed
+            | Change::Failed
+            | Change::Unresponsive
+            | Change::Responsive => slot.machine.reason(),
+        };
+        self.tell(word(change), Some(name), detail);
+    }
+
+    fn tell(&mut self, event: &str, machine: Option<&str>, detail: String) {
+        if self.watchers.is_empty() {
+            return;
+        }
+        let status = machine.and_then(|name| Some(self.slots.get(name)?.status()));
+        let notice = Notice {
+            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            event: event.to_owned(),
+            machine: machine.map(str::to_owned),
+            detail,
+            status,
+        };
+        self.watchers.retain(|watcher| {
+            watcher
+                .try_send(Reply::Line(Answer::Notice(notice.clone())))
+                .is_ok()
+        });
+    }
+
+    fn asked(&mut self, request: Request, replies: mpsc::Sender<Reply>) {
+        let answer = match request {
+            Request::Status => Answer::Status(self.status()),
+            Request::Watch => {
+                let status = Reply::Line(Answer::Status(self.status()));
+                if replies.try_send(status).is_ok() {
+                    self.watchers.push(replies);
+                }
+                return;
+            }
+            Request::Reload => self.reload(),
+            Request::Start { machines } => match self.reload() {
+                Answer::Done => self.for_each(&machines, |_| Event::StartAsked),
+                refused => refused,
+            },
+            Request::Stop { machines, grace_ms } => {
+                let grace = Duration::from_millis(grace_ms);
+                self.for_each(&machines, |_| Event::StopAsked { grace })
+            }
+            Request::Kill { machines } => self.for_each(&machines, |_| Event::KillAsked),
+            Request::Pause { machines } => self.vcpus(&machines, Slot::send_stop),
+            Request::Resume { machines } => self.vcpus(&machines, Slot::send_resume),
+            Request::Forget { machines } => self.forget(&machines),
+            Request::Connect { machine, port } => match self.slots.get(&machine) {
+                Some(slot) if slot.machine.is_alive() => {
+                    if let Some(reserved) = self.record.reservations.get(&machine) {
+                        let ip = reserved.ip;
+                        let _ = replies.try_send(Reply::Stream { ip, port });
+                    }
+                    return;
+                }
+                Some(slot) => Answer::Refused {
+                    why: format!("machine `{machine}` is {}", state_word(slot.state())),
+                },
+                None => unknown(&machine),
+            },
+            Request::Shutdown => {
+                if self.any_alive() {
+                    Answer::Refused {
+                        why: "machines are alive".to_owned(),
+                    }
+                } else {
+                    self.uplink.end();
+                    self.ending = true;
+                    Answer::Done
+                }
+            }
+        };
+        let _ = replies.try_send(Reply::Line(answer));
+    }
+
+    fn for_each(&mut self, machines: &[String], event: impl Fn(&str) -> Event) -> Answer {
+        if let Some(missing) = machines.iter().find(|name| !self.slots.contains_key(*name)) {
+            return unknown(missing);
+        }
+        for name in machines {
+            if self.slots[name].is_damaged() {
+                if let Some(slot) = self.slots.get_mut(name) {
+                    slot.kill();
+                }
+                continue;
+            }
+            self.feed(name, event(name));
+        }
+        Answer::Done
+    }
+
+    fn vcpus(&mut self, machines: &[String], act: impl Fn(&Slot)) -> Answer {
+        for name in machines {
+            match self.slots.get(name) {
+                Some(slot) if slot.qmp.is_some() => act(slot),
+                Some(slot) => {
+                    return Answer::Refused {
+                        why: format!("machine `{name}` is {}", state_word(slot.state())),
+                    };
+                }
+                None => return unknown(name),
+            }
+        }
+        Answer::Done
+    }
+
+    /// Reads the records again; machines that are alive keep theirs.
+    fn reload(&mut self) -> Answer {
+        let record = match load_cluster(&self.files) {
+            Ok(record) => record,
+            Err(error) => return Answer::Refused { why: chain(&error) },
+        };
+        self.fabric.set_machines(reservations(&record));
+        self.record = record;
+        for name in self.record.machines.clone() {
+            match self.slots.get_mut(&name) {
+                Some(slot) if slot.machine.is_alive() => {}
+                Some(slot) => slot.reload(),
+                None => self.adopt(&name),
+            }
+        }
+        Answer::Done
+    }
+
+    fn forget(&mut self, machines: &[String]) -> Answer {
+        for name in machines {
+            if self.slots.get(name).is_some_and(|slot| slot.machine.is_alive()) {
+                return Answer::Refused {
+                    why: format!("machine `{name}` is alive"),
+                };
+            }
+        }
+        for name in machines {
+            self.slots.remove(name);
+            self.tell("removed", None, name.clone());
+        }
+        Answer::Done
+    }
+
+    fn status(&self) -> ClusterStatus {
+        let mut machines: Vec<MachineStatus> = Vec::new();
+        for name in &self.record.machines {
+            if let Some(slot) = self.slots.get(name) {
+                machines.push(slot.status());
+            }
+        }
+        for (name, slot) in &self.slots {
+            if !self.record.machines.contains(name) {
+                machines.push(slot.status());
+            }
+        }
+        ClusterStatus {
+            pid: std::process::id(),
+            uplink: self.uplink.trouble(),
+            machines,
+        }
+    }
+}
+
+fn unknown(machine: &str) -> Answer {
+    Answer::Refused {
+        why: format!("there is no machine `{machine}`"),
+    }
+}
+
+/// An error and its causes in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+pub(super) fn phase_text(phase: &Phase) -> String {
+    match phase {
+        Phase::Start => "start".to_owned(),
+        Phase::Firmware => "firmware".to_owned(),
+        Phase::Kernel => "kernel".to_owned(),
+        Phase::Ignition(stage) if stage.is_empty() => "ignition".to_owned(),
+        Phase::Ignition(stage) => format!("ignition: {stage}"),
+        Phase::Userspace => "userspace".to_owned(),
+        Phase::Ready => "ready".to_owned(),
+    }
+}
+
+/// A state's word, as `ps` has it.
+pub fn state_word(state: StateRecord) -> &'static str {
+    match state {
+        StateRecord::Stopped => "stopped",
+        StateRecord::Starting => "starting",
+        StateRecord::Running => "running",
+        StateRecord::Ready => "ready",
+        StateRecord::Paused => "paused",
+        StateRecord::Stopping => "stopping",
+        StateRecord::Crashed => "crashed",
+        StateRecord::Failed => "failed",
+        StateRecord::Unresponsive => "unresponsive",
+        StateRecord::Damaged => "damaged",
+    }
+}
+
+fn word(change: Change) -> &'static str {
+    match change {
+        Change::Starting => "starting",
+        Change::Running => "running",
+        Change::Ready => "ready",
+        Change::Phase => "phase",
+        Change::Paused => "paused",
+        Change::Resumed => "resumed",
+        Change::Reset => "reset",
+        Change::Stopping => "stopping",
+        Change::Stopped => "stopped",
+        Change::Crashed => "crashed",
+        Change::Failed => "failed",
+        Change::Unresponsive => "unresponsive",
+        Change::Responsive => "responsive",
+        Change::Address => "address",
+    }
+}

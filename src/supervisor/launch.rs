@@ -1,0 +1,397 @@
+//! From a machine's record to a QEMU: what it is told, and what it is handed.
+//!
+//! [`supervised`] and [`alone`] are pure: the record becomes `kiln-arch`'s
+//! vocabulary and a list of [`Handle`]s, whose place in the list is the number
+//! that each will have in QEMU. [`open`] then opens them in that order. QEMU gets
+//! descriptors and no path of the cluster's folder, so it needs no right to it.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::num::{NonZeroU16, NonZeroU32};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use kiln_arch::machine::{
+    Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Ignition, Image, Kernel,
+    Machine, MiB, Nic, NicBackend, Port, PortName, Run, Sandbox, Socket as QemuSocket, Source,
+    Uplink, UserNet,
+};
+use kiln_arch::{Arch, Unsupported};
+use kiln_netsetup::address::Subnet;
+use nix::libc;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use crate::cluster::DiskFormat;
+use crate::image::base::Changed;
+use crate::state::layout::{MachineFiles, Socket};
+use crate::state::record::{AccelRecord, ClusterRecord, DiskRecord, MachineRecord};
+
+/// One descriptor that a QEMU is handed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Handle {
+    /// Bound and listening at this path.
+    Listener(PathBuf),
+    /// Open for reading.
+    Read(PathBuf),
+    /// Open for reading and writing.
+    ReadWrite(PathBuf),
+    /// Open for appending; made when it is not there.
+    Append(PathBuf),
+    /// A sealed memfd with the content of this file: no path, no secret in argv.
+    Sealed(PathBuf),
+}
+
+/// Why a record cannot become a QEMU.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    #[error("the record of `{machine}` cannot be used: {what} is `{value}`")]
+    Record {
+        machine: String,
+        what: &'static str,
+        value: String,
+    },
+    #[error("cannot say this machine to QEMU")]
+    Unsupported(#[from] Unsupported),
+    #[error("cannot open `{}` for QEMU", path.display())]
+    Open {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot listen on `{}`", path.display())]
+    Listen {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("its disk cannot be used")]
+    BaseChanged(#[source] Changed),
+}
+
+/// The handles of one QEMU, numbered as they come.
+#[derive(Debug, Default)]
+struct Handles(Vec<Handle>);
+
+impl Handles {
+    fn add(&mut self, handle: Handle) -> ChildFd {
+        let index = u16::try_from(self.0.len()).unwrap_or(u16::MAX);
+        self.0.push(handle);
+        ChildFd::nth(index).unwrap_or(ChildFd::FIRST)
+    }
+
+    fn listener(&mut self, files: &MachineFiles, socket: Socket) -> QemuSocket {
+        QemuSocket::Listener(self.add(Handle::Listener(files.socket(socket))))
+    }
+
+    fn source(&mut self, handle: Handle) -> Source {
+        Source::Fd(self.add(handle))
+    }
+}
+
+/// The machine as a supervisor starts it, and what is to be handed over.
+pub fn supervised(
+    cluster: &str,
+    record: &MachineRecord,
+    files: &MachineFiles,
+) -> Result<(Machine, Vec<Handle>), LaunchError> {
+    let mut handles = Handles::default();
+    let monitors = vec![
+        handles.listener(files, Socket::Qmp),
+        handles.listener(files, Socket::Spare),
+    ];
+    let console = Console {
+        backend: ConsoleBackend::Socket(handles.listener(files, Socket::Console)),
+        log: Some(handles.source(Handle::Append(files.console_log()))),
+    };
+    let ports = [
+        (PortName::Report, Socket::Report),
+        (PortName::GuestAgent, Socket::Agent),
+        (PortName::IgnitionJournal, Socket::Journal),
+    ]
+    .map(|(name, socket)| Port {
+        name,
+        socket: handles.listener(files, socket),
+    });
+    let nic = Nic {
+        mac: parsed(record, "mac", &record.mac)?,
+        backend: NicBackend::Stream(handles.listener(files, Socket::Nic)),
+    };
+    let kernel = record.kernel.as_ref().map(|kernel| Kernel {
+        image: handles.source(Handle::Read(kernel.kernel.clone())),
+        initrd: kernel
+            .initrd
+            .clone()
+            .map(|initrd| handles.source(Handle::Read(initrd))),
+        cmdline: kernel.cmdline.clone(),
+    });
+    let drives = record
+        .disk
+        .iter()
+        .map(|disk| Drive {
+            image: Image::Qcow2 {
+                source: handles.source(Handle::ReadWrite(files.disk())),
+                backing: Some(Box::new(base(
+                    disk,
+                    handles.source(Handle::Read(disk.base.path.clone())),
+                ))),
+            },
+            access: Access::ReadWrite,
+            serial: Some("root".to_owned()),
+        })
+        .collect();
+    let ignition = if record.ignition {
+        Ignition::Config(handles.source(Handle::Sealed(files.ignition())))
+    } else {
+        Ignition::None
+    };
+    let machine = Machine {
+        monitors,
+        console,
+        ports: ports.into(),
+        nics: vec![nic],
+        kernel,
+        drives,
+        ignition,
+        run: Run::Supervised,
+        ..bare(cluster, record)?
+    };
+    Ok((machine, handles.0))
+}
+
+/// The machine as a person starts it in a shell: console on the terminal, Ignition from
+/// `ignition` (a file that only its owner reads), the NIC on QEMU's user network.
+pub fn alone(
+    cluster: &ClusterRecord,
+    record: &MachineRecord,
+    files: &MachineFiles,
+    ignition: &Path,
+) -> Result<Machine, LaunchError> {
+    let mut drives = Vec::new();
+    if let Some(disk) = &record.disk {
+        drives.push(Drive {
+            image: Image::Qcow2 {
+                source: Source::Path(files.disk()),
+                backing: Some(Box::new(base(disk, Source::Path(disk.base.path.clone())))),
+            },
+            access: Access::ReadWrite,
+            serial: Some("root".to_owned()),
+        });
+    }
+    Ok(Machine {
+        nics: vec![Nic {
+            mac: parsed(record, "mac", &record.mac)?,
+            backend: NicBackend::User(user_net(cluster)?),
+        }],
+        kernel: record.kernel.as_ref().map(|kernel| Kernel {
+            image: Source::Path(kernel.kernel.clone()),
+            initrd: kernel.initrd.clone().map(Source::Path),
+            cmdline: kernel.cmdline.clone(),
+        }),
+        drives,
+        ignition: if record.ignition {
+            Ignition::Config(Source::Path(ignition.to_owned()))
+        } else {
+            Ignition::None
+        },
+        run: Run::Alone,
+        ..bare(&cluster.name, record)?
+    })
+}
+
+/// The fabric's way out, and what is to be handed over to it.
+pub fn uplink(
+    cluster: &ClusterRecord,
+    arch: Arch,
+    uuid: &str,
+    files: &MachineFiles,
+) -> Result<(Uplink, Vec<Handle>), LaunchError> {
+    let mut handles = Handles::default();
+    let monitor = handles.listener(files, Socket::Qmp);
+    let switch = handles.listener(files, Socket::Nic);
+    let uplink = Uplink {
+        cluster: cluster.name.clone(),
+        uuid: uuid.to_owned(),
+        arch,
+        net: user_net(cluster)?,
+        switch,
+        monitor,
+        sandbox: Sandbox::Full,
+    };
+    Ok((uplink, handles.0))
+}
+
+fn user_net(cluster: &ClusterRecord) -> Result<UserNet, LaunchError> {
+    let subnet = Subnet::new(cluster.subnet).map_err(|_| LaunchError::Record {
+        machine: cluster.name.clone(),
+        what: "subnet",
+        value: cluster.subnet.to_string(),
+    })?;
+    Ok(UserNet {
+        net: subnet.net(),
+        host: subnet.uplink_host(),
+        dns: subnet.uplink_dns(),
+        forwards: Vec::new(),
+    })
+}
+
+/// What does not depend on who starts it.
+fn bare(cluster: &str, record: &MachineRecord) -> Result<Machine, LaunchError> {
+    let wrong = |what, value: String| LaunchError::Record {
+        machine: record.name.clone(),
+        what,
+        value,
+    };
+    Ok(Machine {
+        cluster: cluster.to_owned(),
+        name: record.name.clone(),
+        uuid: record.uuid.clone(),
+        arch: parsed(record, "arch", &record.arch)?,
+        accel: match record.accel {
+            AccelRecord::Kvm => Accel::Kvm,
+            AccelRecord::Tcg => Accel::Tcg,
+        },
+        board_version: record.board.clone(),
+        cpus: NonZeroU16::new(record.cpus).ok_or_else(|| wrong("cpus", "0".to_owned()))?,
+        memory: MiB(NonZeroU32::new(record.memory_mib)
+            .ok_or_else(|| wrong("memory", "0".to_owned()))?),
+        firmware: Firmware::Board,
+        kernel: None,
+        drives: Vec::new(),
+        ignition: Ignition::None,
+        nics: Vec::new(),
+        monitors: Vec::new(),
+        console: Console {
+            backend: ConsoleBackend::Stdio,
+            log: None,
+        },
+        ports: Vec::new(),
+        sandbox: Sandbox::Full,
+        run: Run::Alone,
+    })
+}
+
+fn parsed<T: std::str::FromStr>(
+    record: &MachineRecord,
+    what: &'static str,
+    value: &str,
+) -> Result<T, LaunchError> {
+    value.parse().map_err(|_| LaunchError::Record {
+        machine: record.name.clone(),
+        what,
+        value: value.to_owned(),
+    })
+}
+
+fn base(disk: &DiskRecord, source: Source) -> Image {
+    match disk.base.format {
+        DiskFormat::Raw => Image::Raw(source),
+        DiskFormat::Qcow2 => Image::Qcow2 {
+            source,
+            backing: None,
+        },
+    }
+}
+
+/// Opens the handles, in order, with the number that each will have in QEMU.
+///
+/// # Errors
+/// [`LaunchError::Open`] and [`LaunchError::Listen`] name the path.
+pub fn open(handles: &[Handle]) -> Result<Vec<(OwnedFd, RawFd)>, LaunchError> {
+    let mut opened = Vec::with_capacity(handles.len());
+    for (index, handle) in (0u16..).zip(handles) {
+        let number = ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
+        opened.push((open_one(handle)?, number));
+    }
+    Ok(opened)
+}
+
+fn open_one(handle: &Handle) -> Result<OwnedFd, LaunchError> {
+    let file = |path: &Path, options: &mut OpenOptions| {
+        options
+            .mode(0o600)
+            .custom_flags(libc::O_CLOEXEC)
+            .open(path)
+            .map(OwnedFd::from)
+            .map_err(|source| LaunchError::Open {
+                path: path.to_owned(),
+                source,
+            })
+    };
+    match handle {
+        Handle::Listener(path) => listen(path).map(OwnedFd::from),
+        Handle::Read(path) => file(path, OpenOptions::new().read(true)),
+        Handle::ReadWrite(path) => file(path, OpenOptions::new().read(true).write(true)),
+        Handle::Append(path) => file(path, OpenOptions::new().append(true).create(true)),
+        Handle::Sealed(path) => sealed(path).map_err(|source| LaunchError::Open {
+            path: path.clone(),
+            source,
+        }),
+    }
+}
+
+/// The content of `path` in a memfd that nobody can change any more.
+fn sealed(path: &Path) -> io::Result<OwnedFd> {
+    use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+    let content = std::fs::read(path)?;
+    let memfd = memfd_create(
+        c"kiln-ignition",
+        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+    )?;
+    let mut file = File::from(memfd);
+    file.write_all(&content)?;
+    fcntl(
+        &file,
+        FcntlArg::F_ADD_SEALS(
+            SealFlag::F_SEAL_SEAL
+                | SealFlag::F_SEAL_SHRINK
+                | SealFlag::F_SEAL_GROW
+                | SealFlag::F_SEAL_WRITE,
+        ),
+    )?;
+    Ok(file.into())
+}
+
+/// Listens on a unix socket at `path`, in place of one that a dead process left.
+pub fn listen(path: &Path) -> Result<UnixListener, LaunchError> {
+    (|| {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        UnixListener::bind(path)
+    })()
+    .map_err(|source| LaunchError::Listen {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn a_dead_listener_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.sock");
+        drop(listen(&path).unwrap());
+        let _again = listen(&path).unwrap();
+        UnixStream::connect(&path).unwrap();
+    }
+
+    #[test]
+    fn a_sealed_config_cannot_be_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("config.ign");
+        std::fs::write(&path, b"{}").unwrap();
+        let memfd = File::from(sealed(&path).unwrap());
+        assert!((&memfd).write_all(b"x").is_err());
+        assert!(memfd.set_len(0).is_err());
+        let again = std::fs::read(format!("/proc/self/fd/{}", memfd.as_raw_fd())).unwrap();
+        assert_eq!(again, b"{}");
+    }
+}

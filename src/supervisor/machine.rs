@@ -1,0 +1,860 @@
+//! The life of one machine, as a pure function of what happened and when.
+//!
+//! ```text
+//!                 start                greeted, cont
+//!   Stopped ───────────────▶ Starting ───────────────▶ Running ◀──▶ Paused
+//!   Crashed ◀── exit ───────────┘ │                       │            │
+//!      ▲                          │ stop, kill            │            │
+//!      │ died                     ▼                       ▼            ▼
+//!      └────────────────────── Stopping: powerdown ─▶ quit ─▶ kill ─▶ exit
+//!                                 └──▶ Stopped, Crashed, or Starting again
+//! ```
+//!
+//! It acts on nothing: [`Machine::on`] answers with [`Effect`]s that the
+//! dispatcher performs. No wait is without a deadline, and [`Machine::deadline`]
+//! names the next one. A `ready` machine is a running one that has reported; a
+//! `failed` one runs, but its guest has given up (Ignition failed, an emergency
+//! shell), which only its console can tell.
+
+use std::time::{Duration, Instant};
+
+use crate::state::record::{ReportRecord, StateRecord};
+
+/// How long QEMU may take from exec to its QMP greeting (20 to 45 ms is usual).
+pub const GREETING_DEADLINE: Duration = Duration::from_secs(30);
+/// How long QEMU may take to obey `quit` before it is killed.
+pub const QUIT_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a killed process may take to be gone before kiln says so.
+pub const KILL_DEADLINE: Duration = Duration::from_secs(2);
+/// The longest grace of a guest that has not come up: nobody in it hears the button.
+pub const UNHEARD_GRACE: Duration = Duration::from_secs(5);
+/// The first pause before a machine is started again by its policy; it doubles.
+pub const RESTART_PAUSE: Duration = Duration::from_secs(1);
+const RESTART_PAUSE_LIMIT: Duration = Duration::from_secs(60);
+/// More resets than this without coming up are a loop.
+const RESET_LIMIT: u32 = 5;
+
+/// When a machine is started again without being asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restart {
+    No,
+    OnFailure,
+    Always,
+}
+
+/// How far a booting guest has come, as its console tells.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// QEMU is being started.
+    Start,
+    Firmware,
+    Kernel,
+    /// The stage in Ignition's own word, empty when it did not say.
+    Ignition(String),
+    Userspace,
+    Ready,
+}
+
+/// What the run state was when a supervisor met the machine on QMP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunStatus {
+    /// vCPUs have not started or were stopped by `stop`.
+    Paused,
+    Running,
+    /// The guest powered off; QEMU waits (`-action shutdown=pause`).
+    Shutdown,
+    /// The guest's kernel panicked; QEMU waits (`-action panic=pause`).
+    Panicked,
+    /// A write of the guest's failed for want of room on the host.
+    IoError,
+    /// `internal-error` and its like: QEMU cannot go on.
+    Broken,
+}
+
+/// All that can happen to a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    StartAsked,
+    StopAsked {
+        grace: Duration,
+    },
+    KillAsked,
+    /// QMP is up on a QEMU that this supervisor started.
+    Greeted,
+    /// A living QEMU of a former supervisor was taken over.
+    Adopted {
+        status: RunStatus,
+        report: Option<ReportRecord>,
+    },
+    /// QMP ended or never began.
+    QmpLost {
+        why: String,
+    },
+    /// The vCPUs run.
+    Resumed,
+    /// The vCPUs stopped; `status` says why.
+    Halted {
+        status: RunStatus,
+    },
+    /// The guest restarted itself or was reset.
+    Reset,
+    /// The guest agent's or kiln's report came in.
+    Reported(ReportRecord),
+    /// An address of the machine was seen in use.
+    AddressSeen,
+    /// The console shows a later phase.
+    PhaseSeen(Phase),
+    /// The console shows that the guest has given up; `line` proves it.
+    GaveUp {
+        line: String,
+    },
+    /// The console shows the line of a kernel panic.
+    PanicLine {
+        line: String,
+    },
+    /// QMP answered, or did not within its deadline.
+    Beat {
+        answered: bool,
+    },
+    /// The process is gone, or could not even be started.
+    Exited {
+        how: String,
+        clean: bool,
+    },
+    /// A deadline may have passed.
+    Tick,
+}
+
+/// What is to be done about it, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[must_use]
+pub enum Effect {
+    Launch,
+    /// Let the vCPUs run.
+    Continue,
+    /// Press the power button.
+    Powerdown,
+    /// Ask QEMU to end.
+    Quit,
+    /// SIGKILL through the pidfd.
+    Kill,
+    /// Drop the sockets and descriptors of a QEMU that is gone.
+    Release,
+    /// Record and tell: something that a user can see has changed.
+    Changed(Change),
+}
+
+/// What users are told, a word each in `kiln events`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    Starting,
+    Running,
+    Ready,
+    Phase,
+    Paused,
+    Resumed,
+    Reset,
+    Stopping,
+    Stopped,
+    Crashed,
+    Failed,
+    Unresponsive,
+    Responsive,
+    Address,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Stopped {
+        why: String,
+    },
+    Crashed {
+        why: String,
+        again: Option<Instant>,
+    },
+    Starting {
+        deadline: Instant,
+    },
+    Running,
+    Paused {
+        why: String,
+    },
+    Stopping {
+        step: Step,
+        deadline: Instant,
+        then: Then,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Powerdown,
+    Quit,
+    Kill,
+    /// SIGKILL was sent and the process is still there: in the kernel's hands.
+    Stuck,
+}
+
+/// What a machine becomes once its QEMU is gone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Then {
+    Stopped { why: String },
+    Crashed { why: String },
+}
+
+/// One machine's life so far.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Machine {
+    restart: Restart,
+    /// Whether its config holds kiln's report; one that cannot report counts as up when it runs.
+    reports: bool,
+    state: State,
+    phase: Phase,
+    report: Option<ReportRecord>,
+    gave_up: Option<String>,
+    panic_line: Option<String>,
+    responsive: bool,
+    came_up: bool,
+    resets: u32,
+    restarts: u32,
+    start_again: bool,
+}
+
+impl Machine {
+    /// A machine that does not run, and why not (empty: it never did).
+    pub fn stopped(restart: Restart, reports: bool, why: String) -> Machine {
+        Machine {
+            restart,
+            reports,
+            state: State::Stopped { why },
+            phase: Phase::Start,
+            report: None,
+            gave_up: None,
+            panic_line: None,
+            responsive: true,
+            came_up: false,
+            resets: 0,
+            restarts: 0,
+            start_again: false,
+        }
+    }
+
+    /// A machine whose QEMU was found dead by a new supervisor.
+    pub fn crashed(restart: Restart, reports: bool, why: String) -> Machine {
+        Machine {
+            state: State::Crashed { why, again: None },
+            ..Machine::stopped(restart, reports, String::new())
+        }
+    }
+
+    /// A machine whose living QEMU a new supervisor found; [`Event::Adopted`] comes next.
+    pub fn adopting(restart: Restart, reports: bool, now: Instant) -> Machine {
+        Machine {
+            state: State::Starting {
+                deadline: now + GREETING_DEADLINE,
+            },
+            ..Machine::stopped(restart, reports, String::new())
+        }
+    }
+
+    /// Takes the policy of a changed record; the life so far stands.
+    pub fn set_policy(&mut self, restart: Restart, reports: bool) {
+        self.restart = restart;
+        self.reports = reports;
+    }
+
+    /// The state as `ps` calls it.
+    pub fn state(&self) -> StateRecord {
+        match &self.state {
+            State::Stopped { .. } => StateRecord::Stopped,
+            State::Crashed { .. } => StateRecord::Crashed,
+            State::Starting { .. } => StateRecord::Starting,
+            State::Stopping { .. } => StateRecord::Stopping,
+            State::Running | State::Paused { .. } if !self.responsive => StateRecord::Unresponsive,
+            State::Paused { .. } => StateRecord::Paused,
+            State::Running if self.gave_up.is_some() => StateRecord::Failed,
+            State::Running if self.report.is_some() => StateRecord::Ready,
+            State::Running => StateRecord::Running,
+        }
+    }
+
+    /// Why it is in that state, for people; empty when there is nothing to say.
+    pub fn reason(&self) -> String {
+        match &self.state {
+            State::Stopped { why } | State::Paused { why } => why.clone(),
+            State::Crashed { why, again: None } => why.clone(),
+            State::Crashed {
+                why,
+                again: Some(_),
+            } => {
+                format!("{why}; will be started again")
+            }
+            State::Starting { .. } => String::new(),
+            State::Stopping {
+                step: Step::Stuck, ..
+            } => "the process does not go, even killed".to_owned(),
+            State::Stopping {
+                then: Then::Crashed { why },
+                ..
+            } => why.clone(),
+            State::Stopping { .. } => String::new(),
+            State::Running if !self.responsive => "QEMU does not answer on QMP".to_owned(),
+            State::Running => self.gave_up.clone().unwrap_or_default(),
+        }
+    }
+
+    pub fn phase(&self) -> &Phase {
+        &self.phase
+    }
+
+    pub fn report(&self) -> Option<&ReportRecord> {
+        self.report.as_ref()
+    }
+
+    /// Whether there is, or may be, a QEMU process.
+    pub fn is_alive(&self) -> bool {
+        match self.state {
+            State::Stopped { .. } | State::Crashed { .. } => false,
+            State::Starting { .. }
+            | State::Running
+            | State::Paused { .. }
+            | State::Stopping { .. } => true,
+        }
+    }
+
+    /// Whether it will be alive without anyone asking.
+    pub fn is_wanted(&self) -> bool {
+        match &self.state {
+            State::Stopped { .. } => false,
+            State::Crashed { again, .. } => again.is_some(),
+            State::Stopping { .. } => self.start_again,
+            State::Starting { .. } | State::Running | State::Paused { .. } => true,
+        }
+    }
+
+    /// When [`Event::Tick`] is due next.
+    pub fn deadline(&self) -> Option<Instant> {
+        match &self.state {
+            State::Starting { deadline } => Some(*deadline),
+            State::Stopping {
+                step: Step::Stuck, ..
+            } => None,
+            State::Stopping { deadline, .. } => Some(*deadline),
+            State::Crashed { again, .. } => *again,
+            State::Stopped { .. } | State::Running | State::Paused { .. } => None,
+        }
+    }
+
+    /// What `event` at `now` makes of the machine, and what is to be done.
+    pub fn on(&mut self, now: Instant, event: Event) -> Vec<Effect> {
+        match event {
+            Event::StartAsked => self.start_asked(now),
+            Event::StopAsked { grace } => self.stop_asked(now, grace),
+            Event::KillAsked => self.kill_asked(now),
+            Event::Greeted => self.greeted(),
+            Event::Adopted { status, report } => self.adopted(now, status, report),
+            Event::QmpLost { why } => self.qmp_lost(now, why),
+            Event::Resumed => self.resumed(),
+            Event::Halted { status } => self.halted(now, status),
+            Event::Reset => self.reset(),
+            Event::Reported(report) => self.reported(report),
+            Event::AddressSeen => self.address_seen(),
+            Event::PhaseSeen(phase) => self.phase_seen(phase),
+            Event::GaveUp { line } => self.guest_gave_up(line),
+            Event::PanicLine { line } => {
+                self.panic_line.get_or_insert(line);
+                Vec::new()
+            }
+            Event::Beat { answered } => self.beat(answered),
+            Event::Exited { how, clean } => self.exited(now, how, clean),
+            Event::Tick => self.tick(now),
+        }
+    }
+
+    fn start_asked(&mut self, now: Instant) -> Vec<Effect> {
+        match &self.state {
+            State::Stopped { .. } => {
+                self.restarts = 0;
+                self.launch(now)
+            }
+            State::Crashed { .. } => {
+                self.restarts = 0;
+                self.launch(now)
+            }
+            State::Stopping { .. } => {
+                self.start_again = true;
+                Vec::new()
+            }
+            State::Starting { .. } | State::Running | State::Paused { .. } => Vec::new(),
+        }
+    }
+
+    fn launch(&mut self, now: Instant) -> Vec<Effect> {
+        self.state = State::Starting {
+            deadline: now + GREETING_DEADLINE,
+        };
+        self.forget_boot();
+        self.came_up = false;
+        self.start_again = false;
+        self.responsive = true;
+        self.resets = 0;
+        vec![Effect::Launch, Effect::Changed(Change::Starting)]
+    }
+
+    fn forget_boot(&mut self) {
+        self.phase = Phase::Start;
+        self.report = None;
+        self.gave_up = None;
+        self.panic_line = None;
+    }
+
+    fn stop_asked(&mut self, now: Instant, grace: Duration) -> Vec<Effect> {
+        self.start_again = false;
+        let then = Then::Stopped { why: String::new() };
+        match &self.state {
+            State::Stopped { .. } => Vec::new(),
+            State::Crashed {
+                why,
+                again: Some(_),
+            } => {
+                self.state = State::Crashed {
+                    why: why.clone(),
+                    again: None,
+                };
+                vec![Effect::Changed(Change::Stopped)]
+            }
+            State::Crashed { again: None, .. } => Vec::new(),
+            // No vCPU runs that could hear the power button.
+            State::Starting { .. } | State::Paused { .. } => self.quit(now, then),
+            State::Running if !self.responsive => self.kill(now, then),
+            State::Running => {
+                let heard = self.came_up && self.gave_up.is_none();
+                let grace = if heard {
+                    grace
+                } else {
+                    grace.min(UNHEARD_GRACE)
+                };
+                if grace.is_zero() {
+                    return self.quit(now, then);
+                }
+                self.state = State::Stopping {
+                    step: Step::Powerdown,
+                    deadline: now + grace,
+                    then,
+                };
+                vec![Effect::Powerdown, Effect::Changed(Change::Stopping)]
+            }
+            // Asked again: the sooner of the two deadlines holds.
+            State::Stopping {
+                step: Step::Powerdown,
+                deadline,
+                then,
+            } => {
+                let deadline = (*deadline).min(now + grace);
+                self.state = State::Stopping {
+                    step: Step::Powerdown,
+                    deadline,
+                    then: then.clone(),
+                };
+                self.tick(now)
+            }
+            State::Stopping { .. } => Vec::new(),
+        }
+    }
+
+    fn kill_asked(&mut self, now: Instant) -> Vec<Effect> {
+        self.start_again = false;
+        let then = Then::Stopped {
+            why: "killed".to_owned(),
+        };
+        match &self.state {
+            State::Stopped { .. } => Vec::new(),
+            State::Crashed { why, again } => {
+                if again.is_none() {
+                    return Vec::new();
+                }
+                self.state = State::Crashed {
+                    why: why.clone(),
+                    again: None,
+                };
+                vec![Effect::Changed(Change::Stopped)]
+            }
+            State::Starting { .. }
+            | State::Running
+            | State::Paused { .. }
+            | State::Stopping { .. } => self.kill(now, then),
+        }
+    }
+
+    fn quit(&mut self, now: Instant, then: Then) -> Vec<Effect> {
+        self.state = State::Stopping {
+            step: Step::Quit,
+            deadline: now + QUIT_DEADLINE,
+            then,
+        };
+        vec![Effect::Quit, Effect::Changed(Change::Stopping)]
+    }
+
+    fn kill(&mut self, now: Instant, then: Then) -> Vec<Effect> {
+        self.state = State::Stopping {
+            step: Step::Kill,
+            deadline: now + KILL_DEADLINE,
+            then,
+        };
+        vec![Effect::Kill, Effect::Changed(Change::Stopping)]
+    }
+
+    fn greeted(&mut self) -> Vec<Effect> {
+        match self.state {
+            State::Starting { .. } => vec![Effect::Continue],
+            State::Stopped { .. }
+            | State::Crashed { .. }
+            | State::Running
+            | State::Paused { .. }
+            | State::Stopping { .. } => Vec::new(),
+        }
+    }
+
+    fn adopted(
+        &mut self,
+        now: Instant,
+        status: RunStatus,
+        report: Option<ReportRecord>,
+    ) -> Vec<Effect> {
+        match self.state {
+            State::Starting { .. } => {}
+            State::Stopped { .. }
+            | State::Crashed { .. }
+            | State::Running
+            | State::Paused { .. }
+            | State::Stopping { .. } => return Vec::new(),
+        }
+        // Nobody knows how far it had come: a machine that was up is treated as one that is.
+        self.came_up = true;
+        self.phase = if report.is_some() {
+            Phase::Ready
+        } else {
+            Phase::Userspace
+        };
+        self.report = report;
+        self.state = State::Running;
+        match status {
+            RunStatus::Running => vec![Effect::Changed(Change::Running)],
+            RunStatus::Paused
+            | RunStatus::Shutdown
+            | RunStatus::Panicked
+            | RunStatus::IoError
+            | RunStatus::Broken => self.halted(now, status),
+        }
+    }
+
+    fn qmp_lost(&mut self, now: Instant, why: String) -> Vec<Effect> {
+        match &self.state {
+            // A QEMU that cannot be spoken to cannot be managed; its end follows as `Exited`
+            // when it was dying anyway, and then has the better words.
+            State::Starting { .. } | State::Running | State::Paused { .. } => self.kill(
+                now,
+                Then::Crashed {
+                    why: format!("QMP ended: {why}"),
+                },
+            ),
+            State::Stopping {
+                step: Step::Powerdown,
+                then,
+                ..
+            } => {
+                let then = then.clone();
+                self.kill(now, then)
+            }
+            State::Stopped { .. } | State::Crashed { .. } | State::Stopping { .. } => Vec::new(),
+        }
+    }
+
+    fn resumed(&mut self) -> Vec<Effect> {
+        match self.state {
+            State::Starting { .. } => {
+                self.state = State::Running;
+                self.came_up = !self.reports;
+                vec![Effect::Changed(Change::Running)]
+            }
+            State::Paused { .. } => {
+                self.state = State::Running;
+                vec![Effect::Changed(Change::Resumed)]
+            }
+            State::Stopped { .. }
+            | State::Crashed { .. }
+            | State::Running
+            | State::Stopping { .. } => Vec::new(),
+        }
+    }
+
+    fn halted(&mut self, now: Instant, status: RunStatus) -> Vec<Effect> {
+        match &self.state {
+            State::Running | State::Paused { .. } => {}
+            State::Stopping {
+                step: Step::Powerdown,
+                then,
+                ..
+            } => {
+                // The guest obeyed; nothing is left to wait for.
+                let then = then.clone();
+                return match status {
+                    RunStatus::Shutdown | RunStatus::Panicked | RunStatus::Broken => {
+                        self.quit(now, then)
+                    }
+                    RunStatus::Paused | RunStatus::Running | RunStatus::IoError => Vec::new(),
+                };
+            }
+            State::Stopped { .. }
+            | State::Crashed { .. }
+            | State::Starting { .. }
+            | State::Stopping { .. } => return Vec::new(),
+        }
+        match status {
+            RunStatus::Running => self.resumed(),
+            RunStatus::Paused => self.pause("paused"),
+            RunStatus::IoError => self.pause("host disk full"),
+            RunStatus::Shutdown => {
+                self.start_again = self.restart == Restart::Always;
+                self.quit(
+                    now,
+                    Then::Stopped {
+                        why: "powered off by the guest".to_owned(),
+                    },
+                )
+            }
+            RunStatus::Panicked => {
+                let why = match &self.panic_line {
+                    Some(line) => format!("the guest's kernel panicked: {line}"),
+                    None => "the guest's kernel panicked".to_owned(),
+                };
+                self.quit(now, Then::Crashed { why })
+            }
+            RunStatus::Broken => self.quit(
+                now,
+                Then::Crashed {
+                    why: "QEMU cannot go on (internal error)".to_owned(),
+                },
+            ),
+        }
+    }
+
+    fn pause(&mut self, why: &str) -> Vec<Effect> {
+        let why = why.to_owned();
+        if self.state == (State::Paused { why: why.clone() }) {
+            return Vec::new();
+        }
+        self.state = State::Paused { why };
+        vec![Effect::Changed(Change::Paused)]
+    }
+
+    fn reset(&mut self) -> Vec<Effect> {
+        match self.state {
+            State::Running | State::Paused { .. } => {
+                self.resets = if self.report.is_some() {
+                    0
+                } else {
+                    self.resets + 1
+                };
+                self.forget_boot();
+                let mut effects = vec![Effect::Changed(Change::Reset)];
+                if self.resets > RESET_LIMIT {
+                    let line = format!("the guest resets itself in a loop ({} times)", self.resets);
+                    effects.extend(self.guest_gave_up(line));
+                }
+                effects
+            }
+            State::Stopped { .. }
+            | State::Crashed { .. }
+            | State::Starting { .. }
+            | State::Stopping { .. } => Vec::new(),
+        }
+    }
+
+    fn reported(&mut self, report: ReportRecord) -> Vec<Effect> {
+        match self.state {
+            State::Starting { .. } | State::Running | State::Paused { .. } => {
+                self.report = Some(report);
+                self.phase = Phase::Ready;
+                self.came_up = true;
+                self.restarts = 0;
+                self.gave_up = None;
+                vec![Effect::Changed(Change::Ready)]
+            }
+            State::Stopped { .. } | State::Crashed { .. } | State::Stopping { .. } => Vec::new(),
+        }
+    }
+
+    fn address_seen(&mut self) -> Vec<Effect> {
+        match self.state {
+            State::Starting { .. } | State::Running | State::Paused { .. } => {
+                vec![Effect::Changed(Change::Address)]
+            }
+            State::Stopped { .. } | State::Crashed { .. } | State::Stopping { .. } => Vec::new(),
+        }
+    }
+
+    fn phase_seen(&mut self, phase: Phase) -> Vec<Effect> {
+        match self.state {
+            State::Starting { .. } | State::Running if self.phase < phase => {
+                self.phase = phase;
+                vec![Effect::Changed(Change::Phase)]
+            }
+            State::Starting { .. }
+            | State::Running
+            | State::Paused { .. }
+            | State::Stopped { .. }
+            | State::Crashed { .. }
+            | State::Stopping { .. } => Vec::new(),
+        }
+    }
+
+    fn guest_gave_up(&mut self, line: String) -> Vec<Effect> {
+        match self.state {
+            // A machine that has reported may print what it likes: its console proves nothing.
+            State::Running | State::Starting { .. }
+                if self.gave_up.is_none() && self.report.is_none() =>
+            {
+                self.gave_up = Some(line);
+                vec![Effect::Changed(Change::Failed)]
+            }
+            State::Running
+            | State::Starting { .. }
+            | State::Paused { .. }
+            | State::Stopped { .. }
+            | State::Crashed { .. }
+            | State::Stopping { .. } => Vec::new(),
+        }
+    }
+
+    fn beat(&mut self, answered: bool) -> Vec<Effect> {
+        match self.state {
+            State::Running | State::Paused { .. } if self.responsive != answered => {
+                self.responsive = answered;
+                vec![Effect::Changed(if answered {
+                    Change::Responsive
+                } else {
+                    Change::Unresponsive
+                })]
+            }
+            State::Running
+            | State::Paused { .. }
+            | State::Stopped { .. }
+            | State::Crashed { .. }
+            | State::Starting { .. }
+            | State::Stopping { .. } => Vec::new(),
+        }
+    }
+
+    fn exited(&mut self, now: Instant, how: String, clean: bool) -> Vec<Effect> {
+        match &self.state {
+            State::Stopped { .. } | State::Crashed { .. } => Vec::new(),
+            State::Starting { .. } | State::Running | State::Paused { .. } => {
+                let why = if clean {
+                    format!("QEMU ended by itself ({how})")
+                } else {
+                    how
+                };
+                self.died(now, why)
+            }
+            State::Stopping {
+                then: Then::Crashed { why },
+                ..
+            } => {
+                // A process that died while we spoke to it says more than our broken line.
+                let why = if clean || !why.starts_with("QMP ended") {
+                    why.clone()
+                } else {
+                    how
+                };
+                self.died(now, why)
+            }
+            State::Stopping {
+                then: Then::Stopped { why },
+                ..
+            } => {
+                self.state = State::Stopped { why: why.clone() };
+                self.forget_boot();
+                let mut effects = vec![Effect::Release, Effect::Changed(Change::Stopped)];
+                if self.start_again {
+                    effects.extend(self.launch(now));
+                }
+                effects
+            }
+        }
+    }
+
+    /// The QEMU is gone and nobody wanted that.
+    fn died(&mut self, now: Instant, why: String) -> Vec<Effect> {
+        let wanted = match self.restart {
+            Restart::No => false,
+            // One that never came up is not helped by trying again; its user is.
+            Restart::OnFailure | Restart::Always => self.came_up,
+        };
+        let mut effects = vec![Effect::Release];
+        if self.start_again {
+            effects.extend(self.launch(now));
+            return effects;
+        }
+        let again = wanted.then(|| {
+            let pause = RESTART_PAUSE * 2u32.saturating_pow(self.restarts.min(10));
+            self.restarts += 1;
+            now + pause.min(RESTART_PAUSE_LIMIT)
+        });
+        self.state = State::Crashed { why, again };
+        effects.push(Effect::Changed(Change::Crashed));
+        effects
+    }
+
+    fn tick(&mut self, now: Instant) -> Vec<Effect> {
+        match &self.state {
+            State::Starting { deadline } if *deadline <= now => self.kill(
+                now,
+                Then::Crashed {
+                    why: format!(
+                        "QEMU did not greet on QMP within {} s",
+                        GREETING_DEADLINE.as_secs()
+                    ),
+                },
+            ),
+            State::Stopping {
+                step,
+                deadline,
+                then,
+            } if *deadline <= now => {
+                let then = then.clone();
+                match step {
+                    Step::Powerdown => self.quit(now, then),
+                    Step::Quit => self.kill(now, then),
+                    Step::Kill => {
+                        self.state = State::Stopping {
+                            step: Step::Stuck,
+                            deadline: now,
+                            then,
+                        };
+                        vec![Effect::Changed(Change::Stopping)]
+                    }
+                    Step::Stuck => Vec::new(),
+                }
+            }
+            State::Crashed {
+                again: Some(again), ..
+            } if *again <= now => {
+                let restarts = self.restarts;
+                let effects = self.launch(now);
+                self.restarts = restarts;
+                effects
+            }
+            State::Starting { .. }
+            | State::Stopping { .. }
+            | State::Crashed { .. }
+            | State::Stopped { .. }
+            | State::Running
+            | State::Paused { .. } => Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

@@ -1,0 +1,288 @@
+use super::*;
+
+fn report() -> ReportRecord {
+    ReportRecord {
+        boot_id: "b".to_owned(),
+        hostname: "h".to_owned(),
+        addresses: Vec::new(),
+    }
+}
+
+/// A machine that runs and has reported.
+fn ready(now: Instant, restart: Restart) -> Machine {
+    let mut machine = Machine::stopped(restart, true, String::new());
+    for event in [Event::StartAsked, Event::Greeted, Event::Resumed] {
+        let _ = machine.on(now, event);
+    }
+    assert_eq!(machine.state(), StateRecord::Running);
+    let _ = machine.on(now, Event::Reported(report()));
+    assert_eq!(machine.state(), StateRecord::Ready);
+    machine
+}
+
+fn exited() -> Event {
+    Event::Exited {
+        how: "signal 9".to_owned(),
+        clean: false,
+    }
+}
+
+const GRACE: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_machine_that_ignores_powerdown_is_asked_to_quit_and_then_killed() {
+    let start = Instant::now();
+    let mut machine = ready(start, Restart::OnFailure);
+    let effects = machine.on(start, Event::StopAsked { grace: GRACE });
+    assert_eq!(
+        effects,
+        [Effect::Powerdown, Effect::Changed(Change::Stopping)]
+    );
+    assert_eq!(machine.on(start + GRACE / 2, Event::Tick), []);
+    let quit = start + GRACE;
+    assert_eq!(
+        machine.on(quit, Event::Tick),
+        [Effect::Quit, Effect::Changed(Change::Stopping)]
+    );
+    let kill = quit + QUIT_DEADLINE;
+    assert_eq!(
+        machine.on(kill, Event::Tick),
+        [Effect::Kill, Effect::Changed(Change::Stopping)]
+    );
+    assert_eq!(
+        machine.on(kill, exited()),
+        [Effect::Release, Effect::Changed(Change::Stopped)]
+    );
+    assert_eq!(machine.state(), StateRecord::Stopped);
+}
+
+#[test]
+fn a_guest_that_obeys_is_not_waited_for_any_longer() {
+    let now = Instant::now();
+    let mut machine = ready(now, Restart::OnFailure);
+    let _ = machine.on(now, Event::StopAsked { grace: GRACE });
+    let effects = machine.on(
+        now,
+        Event::Halted {
+            status: RunStatus::Shutdown,
+        },
+    );
+    assert_eq!(effects, [Effect::Quit, Effect::Changed(Change::Stopping)]);
+}
+
+#[test]
+fn a_ready_machine_that_dies_is_started_again_with_growing_pauses() {
+    let mut now = Instant::now();
+    let mut machine = ready(now, Restart::OnFailure);
+    for pause in [1, 2, 4, 8] {
+        let _ = machine.on(now, exited());
+        assert_eq!(machine.state(), StateRecord::Crashed);
+        let due = machine.deadline().unwrap();
+        assert_eq!(due, now + Duration::from_secs(pause));
+        now = due;
+        assert_eq!(
+            machine.on(now, Event::Tick),
+            [Effect::Launch, Effect::Changed(Change::Starting)]
+        );
+        let _ = machine.on(now, Event::Greeted);
+        let _ = machine.on(now, Event::Resumed);
+        // It runs again but never gets as far as to report; pretend that it was up.
+        machine.came_up = true;
+    }
+}
+
+#[test]
+fn a_machine_that_never_came_up_is_not_started_again() {
+    let now = Instant::now();
+    let mut machine = Machine::stopped(Restart::Always, true, String::new());
+    let _ = machine.on(now, Event::StartAsked);
+    let _ = machine.on(now, Event::Greeted);
+    let _ = machine.on(now, Event::Resumed);
+    let _ = machine.on(now, exited());
+    assert_eq!(machine.state(), StateRecord::Crashed);
+    assert_eq!(machine.deadline(), None);
+    assert_eq!(machine.reason(), "signal 9");
+}
+
+#[test]
+fn a_guest_that_powers_off_is_stopped_and_not_crashed() {
+    let now = Instant::now();
+    let mut machine = ready(now, Restart::OnFailure);
+    let _ = machine.on(
+        now,
+        Event::Halted {
+            status: RunStatus::Shutdown,
+        },
+    );
+    let _ = machine.on(
+        now,
+        Event::Exited {
+            how: "status 0".to_owned(),
+            clean: true,
+        },
+    );
+    assert_eq!(machine.state(), StateRecord::Stopped);
+    assert_eq!(machine.reason(), "powered off by the guest");
+}
+
+#[test]
+fn the_panic_line_of_the_console_is_in_the_reason() {
+    let now = Instant::now();
+    let mut machine = ready(now, Restart::No);
+    let _ = machine.on(
+        now,
+        Event::PanicLine {
+            line: "Kernel panic - not syncing: sysrq".to_owned(),
+        },
+    );
+    let _ = machine.on(
+        now,
+        Event::Halted {
+            status: RunStatus::Panicked,
+        },
+    );
+    let _ = machine.on(now, exited());
+    assert_eq!(machine.state(), StateRecord::Crashed);
+    assert_eq!(
+        machine.reason(),
+        "the guest's kernel panicked: Kernel panic - not syncing: sysrq"
+    );
+}
+
+#[test]
+fn a_full_host_disk_pauses_and_resume_goes_on() {
+    let now = Instant::now();
+    let mut machine = ready(now, Restart::No);
+    let _ = machine.on(
+        now,
+        Event::Halted {
+            status: RunStatus::IoError,
+        },
+    );
+    assert_eq!(machine.state(), StateRecord::Paused);
+    assert_eq!(machine.reason(), "host disk full");
+    let _ = machine.on(now, Event::Resumed);
+    assert_eq!(machine.state(), StateRecord::Ready);
+}
+
+#[test]
+fn a_reset_takes_back_the_report_and_a_loop_of_resets_is_a_failure() {
+    let now = Instant::now();
+    let mut machine = ready(now, Restart::No);
+    let _ = machine.on(now, Event::Reset);
+    assert_eq!(machine.state(), StateRecord::Running);
+    for _ in 0..RESET_LIMIT {
+        assert_eq!(machine.state(), StateRecord::Running);
+        let _ = machine.on(now, Event::Reset);
+    }
+    let _ = machine.on(now, Event::Reset);
+    assert_eq!(machine.state(), StateRecord::Failed);
+}
+
+#[test]
+fn a_start_during_a_stop_is_done_after_it() {
+    let now = Instant::now();
+    let mut machine = ready(now, Restart::No);
+    let _ = machine.on(now, Event::StopAsked { grace: GRACE });
+    assert_eq!(machine.on(now, Event::StartAsked), []);
+    let effects = machine.on(now, exited());
+    assert!(effects.contains(&Effect::Launch), "{effects:?}");
+    assert_eq!(machine.state(), StateRecord::Starting);
+}
+
+mod property {
+    use super::*;
+    use proptest::prelude::{Just, Strategy, any, prop_oneof};
+    use proptest::{collection, proptest};
+
+    fn status() -> impl Strategy<Value = RunStatus> {
+        prop_oneof![
+            Just(RunStatus::Paused),
+            Just(RunStatus::Running),
+            Just(RunStatus::Shutdown),
+            Just(RunStatus::Panicked),
+            Just(RunStatus::IoError),
+            Just(RunStatus::Broken),
+        ]
+    }
+
+    fn event() -> impl Strategy<Value = Event> {
+        prop_oneof![
+            Just(Event::StartAsked),
+            (0u64..60).prop_map(|s| Event::StopAsked {
+                grace: Duration::from_secs(s)
+            }),
+            Just(Event::KillAsked),
+            Just(Event::Greeted),
+            status().prop_map(|status| Event::Adopted {
+                status,
+                report: None
+            }),
+            Just(Event::QmpLost {
+                why: "q".to_owned()
+            }),
+            Just(Event::Resumed),
+            status().prop_map(|status| Event::Halted { status }),
+            Just(Event::Reset),
+            Just(Event::Reported(report())),
+            Just(Event::AddressSeen),
+            Just(Event::PhaseSeen(Phase::Kernel)),
+            Just(Event::GaveUp {
+                line: "g".to_owned()
+            }),
+            Just(Event::PanicLine {
+                line: "p".to_owned()
+            }),
+            any::<bool>().prop_map(|answered| Event::Beat { answered }),
+            any::<bool>().prop_map(|clean| Event::Exited {
+                how: "e".to_owned(),
+                clean
+            }),
+            Just(Event::Tick),
+        ]
+    }
+
+    proptest! {
+        /// Whatever happens: a launch comes only when there is no process, the waits that
+        /// end by themselves have deadlines, and a kill always leads to the end.
+        #[test]
+        fn no_sequence_leaves_the_diagram(events in collection::vec((0u64..40, event()), 0..60)) {
+            let mut now = Instant::now();
+            let mut machine = Machine::stopped(Restart::Always, true, String::new());
+            let mut process = false;
+            for (seconds, event) in events {
+                now += Duration::from_secs(seconds);
+                // Only what can happen: without a process none exits.
+                let gone = matches!(event, Event::Exited { .. });
+                if gone && !process {
+                    continue;
+                }
+                if gone {
+                    process = false;
+                }
+                for effect in machine.on(now, event) {
+                    match effect {
+                        Effect::Launch => {
+                            assert!(!process, "two processes of one machine");
+                            process = true;
+                        }
+                        Effect::Kill | Effect::Quit | Effect::Powerdown | Effect::Continue => {
+                            assert!(process, "{effect:?} without a process");
+                        }
+                        Effect::Release => assert!(!process, "released while it lives"),
+                        Effect::Changed(_) => {}
+                    }
+                }
+                assert_eq!(machine.is_alive(), process);
+                if matches!(machine.state(), StateRecord::Starting) {
+                    assert!(machine.deadline().is_some());
+                }
+            }
+            let _ = machine.on(now, Event::KillAsked);
+            if process {
+                let _ = machine.on(now, Event::Exited { how: String::new(), clean: false });
+            }
+            assert!(!machine.is_alive() && !machine.is_wanted());
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Published ports: a listener on the host for each, spliced to the guest through the fabric.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kiln_netsetup::fabric::Fabric;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::state::record::PortRecord;
+
+/// How long a guest may take to answer a connection.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Connections of one port at a time; more wait in the kernel's backlog.
+const CONNECTIONS: usize = 256;
+
+/// Why a port is not published.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} for the guest's port {guest}")]
+pub(super) struct PortError {
+    address: SocketAddrV4,
+    guest: u16,
+    #[source]
+    source: io::Error,
+}
+
+/// Listens on every host port and forwards to `ip`; the tasks end when they are aborted.
+///
+/// # Errors
+/// The first port that cannot be listened on; none is then.
+pub(super) fn publish(
+    ports: &[PortRecord],
+    ip: Ipv4Addr,
+    fabric: &Arc<Fabric>,
+) -> Result<Vec<JoinHandle<()>>, PortError> {
+    let mut listeners = Vec::with_capacity(ports.len());
+    for port in ports {
+        let address = SocketAddrV4::new(port.bind, port.host);
+        let listener = listen(address).map_err(|source| PortError {
+            address,
+            guest: port.guest,
+            source,
+        })?;
+        listeners.push((listener, port.guest));
+    }
+    Ok(listeners
+        .into_iter()
+        .map(|(listener, guest)| tokio::spawn(forward(listener, ip, guest, fabric.clone())))
+        .collect())
+}
+
+/// `std`'s listener sets SO_REUSEADDR, so that a restarted machine has its port at once.
+fn listen(address: SocketAddrV4) -> io::Result<TcpListener> {
+    let listener = std::net::TcpListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    TcpListener::from_std(listener)
+}
+
+async fn forward(listener: TcpListener, ip: Ipv4Addr, guest: u16, fabric: Arc<Fabric>) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(splice(stream, ip, guest, fabric.clone()));
+                }
+                // Out of descriptors: wait for a connection to end before the next try.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection for port {guest}");
+                    if connections.join_next().await.is_none() {
+                        return;
+                    }
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn splice(mut outside: TcpStream, ip: Ipv4Addr, port: u16, fabric: Arc<Fabric>) {
+    let deadline = Instant::now() + CONNECT_DEADLINE;
+    let mut inside = match fabric.connect(ip, port, deadline).await {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::debug!(%error, "no connection to {ip} port {port}");
+            // A reset, not an orderly end: the client shall see that nobody answered.
+            let _ = outside.set_zero_linger();
+            return;
+        }
+    };
+    // Either side may go away at any time; that is how connections end.
+    let _ = tokio::io::copy_bidirectional(&mut outside, &mut inside).await;
+}

@@ -1,0 +1,109 @@
+//! What the CLI and a supervisor say to each other over the control socket: JSON, one object a line.
+//!
+//! A connection carries one [`Request`]. The supervisor answers with [`Answer`]
+//! lines; the last one is `Done` or `Refused`, but for `Watch`, which goes on until
+//! either side closes, and for `Connect`, where after `Done` the connection is the
+//! machine's TCP stream itself.
+
+use std::net::Ipv4Addr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::state::record::{ReportRecord, SeenRecord, StateRecord};
+
+/// A line longer than this ends the connection.
+pub const LINE_LIMIT: usize = 1024 * 1024;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "do", rename_all = "snake_case")]
+pub enum Request {
+    /// The state of all machines, once.
+    Status,
+    /// The state of all machines, then every change.
+    Watch,
+    /// Read the records again: machines that are new in them are known from then on,
+    /// stopped ones take their changed record.
+    Reload,
+    /// Start these; those that run are left alone.
+    Start {
+        machines: Vec<String>,
+    },
+    /// Powerdown, deadline, quit, kill.
+    Stop {
+        machines: Vec<String>,
+        grace_ms: u64,
+    },
+    Kill {
+        machines: Vec<String>,
+    },
+    /// Stop the guests' vCPUs, or let them run again.
+    Pause {
+        machines: Vec<String>,
+    },
+    Resume {
+        machines: Vec<String>,
+    },
+    /// Know these no more; refused while one of them is alive.
+    Forget {
+        machines: Vec<String>,
+    },
+    /// Become a stream to this port of the machine.
+    Connect {
+        machine: String,
+        port: u16,
+    },
+    /// End the supervisor; refused while a machine is alive.
+    Shutdown,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "answer", rename_all = "snake_case")]
+pub enum Answer {
+    Done,
+    Refused { why: String },
+    Status(ClusterStatus),
+    Notice(Notice),
+}
+
+/// What `ps` shows, but for what the records say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterStatus {
+    /// The supervisor's own.
+    pub pid: u32,
+    /// What the way out to the world is; empty when all is well.
+    pub uplink: String,
+    pub machines: Vec<MachineStatus>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MachineStatus {
+    pub name: String,
+    pub state: StateRecord,
+    pub reason: String,
+    /// How far the boot has come: `start, firmware, kernel, ignition[: STAGE], userspace, ready`.
+    pub phase: String,
+    pub pid: Option<i32>,
+    pub addresses: Vec<SeenRecord>,
+    pub report: Option<ReportRecord>,
+    /// RFC 3339.
+    pub started_at: Option<String>,
+}
+
+/// One thing that happened, as `kiln events` prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Notice {
+    /// RFC 3339 with milliseconds.
+    pub time: String,
+    pub event: String,
+    pub machine: Option<String>,
+    pub detail: String,
+    /// The machine as it is now.
+    pub status: Option<MachineStatus>,
+}
+
+impl MachineStatus {
+    /// The reserved address, once it was seen in use.
+    pub fn has_address(&self, ip: Ipv4Addr) -> bool {
+        self.addresses.iter().any(|seen| seen.ip == ip)
+    }
+}

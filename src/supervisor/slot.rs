@@ -1,0 +1,437 @@
+//! One machine as the loop holds it: its record, its life, and the handles of its QEMU.
+//!
+//! The life is decided by [`Machine`]; a slot only carries out what the loop asks.
+
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use kiln_netsetup::fabric::Fabric;
+use nix::libc;
+use nix::sys::signal::Signal;
+use qapi::qmp;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+use crate::state::files::{self, SCHEMA};
+use crate::state::layout::{MachineFiles, Socket};
+use crate::state::record::{
+    MachineRecord, ProcessRecord, ReportRecord, RestartRecord,
+    RunRecord, SeenRecord, StateRecord,
+};
+use crate::supervisor::console::ConsoleWatch;
+use crate::supervisor::dispatcher::{chain, phase_text};
+use crate::supervisor::launch::{self, LaunchError};
+use crate::supervisor::machine::{Event, Machine, Restart};
+use crate::supervisor::message::{Message, News};
+use crate::supervisor::ports;
+use crate::supervisor::process::{Identity, Launch, Process, ProcessHandle, SpawnError, spawn};
+use crate::supervisor::protocol::MachineStatus;
+use crate::supervisor::qmp::Qmp;
+use crate::supervisor::watch::{self, Teller};
+
+/// How long QEMU may take to answer a command of ours.
+const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why a machine did not start.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    #[error("its record is damaged")]
+    Damaged,
+    #[error("it cannot be launched")]
+    Launch(#[from] LaunchError),
+    #[error("QEMU cannot be started")]
+    Spawn(#[from] SpawnError),
+    #[error("its log `{}` cannot be opened", path.display())]
+    Log {
+        path: std::path::PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("its ports cannot be published")]
+    Ports(#[from] ports::PortError),
+}
+
+/// A machine and the handles of its QEMU, while there is one.
+#[derive(Debug)]
+pub(super) struct Slot {
+    name: String,
+    pub(super) files: MachineFiles,
+    /// Absent when it cannot be read: the machine is damaged.
+    pub(super) record: Option<MachineRecord>,
+    damage: String,
+    pub(super) machine: Machine,
+    /// Which launch the handles are of.
+    pub(super) generation: u64,
+    process: Option<ProcessHandle>,
+    pub(super) qmp: Option<Qmp>,
+    tasks: Vec<JoinHandle<()>>,
+    pub(super) seen: Vec<SeenRecord>,
+    started_at: Option<String>,
+    /// What a former supervisor had recorded, until the adopted QEMU answers.
+    pub(super) kept_report: Option<ReportRecord>,
+    found: Option<Process>,
+    saved: Option<RunRecord>,
+}
+
+impl Slot {
+    /// Reads what is known of a machine and looks whether its QEMU lives.
+    pub(super) fn load(
+        name: &str,
+        machine_files: MachineFiles,
+        uuid: &str,
+        boot_id: &str,
+        generation: u64,
+    ) -> Slot {
+        let (record, damage) = match files::load::<MachineRecord>(&machine_files.record()) {
+            Ok(Some(record)) => (Some(record), String::new()),
+            Ok(None) => (None, "its record is missing".to_owned()),
+            Err(error) => (None, chain(&error)),
+        };
+        let mut slot = Slot {
+            name: name.to_owned(),
+            files: machine_files,
+            damage,
+            machine: Machine::stopped(Restart::No, true, String::new()),
+            record,
+            generation,
+            process: None,
+            qmp: None,
+            tasks: Vec::new(),
+            seen: Vec::new(),
+            started_at: None,
+            kept_report: None,
+            found: None,
+            saved: None,
+        };
+        slot.look(uuid, boot_id);
+        slot
+    }
+
+    fn look(&mut self, uuid: &str, boot_id: &str) {
+        let (restart, reports) = self.policy();
+        // A torn run record is as none: the process is then found by its uuid.
+        let run = files::load::<RunRecord>(&self.files.run()).ok().flatten();
+        let this_boot = run.as_ref().is_none_or(|run| run.boot_id == boot_id);
+        if this_boot {
+            let recorded = run.as_ref().and_then(|run| run.process.as_ref());
+            self.found = recorded
+                .and_then(|process| {
+                    Process::adopt(process.pid, process.start_time, uuid).ok()?
+                })
+                .or_else(|| Process::find(uuid));
+        }
+        self.machine = match (&run, &self.found) {
+            (_, Some(_)) => Machine::adopting(restart, reports, Instant::now()),
+            (None, None) => Machine::stopped(restart, reports, String::new()),
+            (Some(_), None) if !this_boot => {
+                Machine::stopped(restart, reports, "host rebooted".to_owned())
+            }
+            (Some(run), None) => match run.state {
+                StateRecord::Stopped => {
+                    Machine::stopped(restart, reports, run.reason.clone())
+                }
+                StateRecord::Crashed => {
+                    Machine::crashed(restart, reports, run.reason.clone())
+                }
+                StateRecord::Stopping => Machine::stopped(restart, reports, String::new()),
+                StateRecord::Starting
+                | StateRecord::Running
+                | StateRecord::Ready
+                | StateRecord::Paused
+                | StateRecord::Failed
+                | StateRecord::Unresponsive
+                | StateRecord::Damaged => Machine::crashed(
+                    restart,
+                    reports,
+                    "QEMU ended while no supervisor watched it".to_owned(),
+                ),
+            },
+        };
+        if let (Some(run), Some(_)) = (run, &self.found) {
+            self.seen = run.seen;
+            self.started_at = run.started_at;
+            self.kept_report = run.report;
+        }
+    }
+
+    fn policy(&self) -> (Restart, bool) {
+        match &self.record {
+            None => (Restart::No, true),
+            Some(record) => {
+                let restart = match record.restart {
+                    RestartRecord::No => Restart::No,
+                    RestartRecord::OnFailure => Restart::OnFailure,
+                    RestartRecord::Always => Restart::Always,
+                };
+                (restart, record.reports)
+            }
+        }
+    }
+
+    /// Takes the record as it is on the disk now; only for a machine that is not alive.
+    pub(super) fn reload(&mut self) {
+        match files::load::<MachineRecord>(&self.files.record()) {
+            Ok(Some(record)) => {
+                self.record = Some(record);
+                let (restart, reports) = self.policy();
+                self.machine.set_policy(restart, reports);
+            }
+            Ok(None) => self.damage = "its record is missing".to_owned(),
+            Err(error) => self.damage = chain(&error),
+        }
+    }
+
+    pub(super) fn is_damaged(&self) -> bool {
+        self.record.is_none()
+    }
+
+    pub(super) fn state(&self) -> StateRecord {
+        if self.is_damaged() {
+            StateRecord::Damaged
+        } else {
+            self.machine.state()
+        }
+    }
+
+    /// Begins to watch the QEMU that [`Slot::load`] found, if any.
+    pub(super) fn adopt(
+        &mut self,
+        inbox: &mpsc::Sender<Message>,
+        consoles: &mut ConsoleWatch,
+        fabric: &Arc<Fabric>,
+    ) {
+        let Some(process) = self.found.take() else {
+            return;
+        };
+        // Only what comes from now on: the verdicts of the past are in the record.
+        consoles.add_at_end(&self.name, &self.files.console_log());
+        if let Err(error) = self.publish(fabric) {
+            tracing::warn!(machine = self.name, error = chain(&error), "ports are not published");
+        }
+        self.attend(process, inbox, fabric);
+    }
+
+    /// Starts a QEMU for the record and begins to watch it.
+    pub(super) fn launch(
+        &mut self,
+        cluster: &str,
+        generation: u64,
+        identity: Identity,
+        inbox: &mpsc::Sender<Message>,
+        consoles: &mut ConsoleWatch,
+        fabric: &Arc<Fabric>,
+    ) -> Result<(), StartError> {
+        self.generation = generation;
+        self.seen.clear();
+        let record = self.record.as_ref().ok_or(StartError::Damaged)?;
+        if let Some(disk) = &record.disk {
+            disk.base.unchanged().map_err(LaunchError::BaseChanged)?;
+        }
+        let (machine, handles) = launch::supervised(cluster, record, &self.files)?;
+        let command = kiln_arch::render(&machine).map_err(LaunchError::Unsupported)?;
+        let fds = launch::open(&handles)?;
+        let log_path = self.files.qemu_log();
+        let stderr = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .custom_flags(libc::O_APPEND | libc::O_NOFOLLOW)
+            .open(&log_path)
+            .map_err(|source| StartError::Log {
+                path: log_path,
+                source,
+            })?;
+        let program = record.qemu.clone();
+        self.publish(fabric)?;
+        let spawned = spawn(Launch {
+            program,
+            args: command.argv().collect(),
+            fds,
+            stderr: stderr.into(),
+            identity,
+        });
+        let process = match spawned {
+            Ok(process) => process,
+            Err(error) => {
+                self.drop_tasks();
+                return Err(error.into());
+            }
+        };
+        self.started_at =
+            Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
+        consoles.add_at_end(&self.name, &self.files.console_log());
+        self.attend(process, inbox, fabric);
+        Ok(())
+    }
+
+    fn publish(&mut self, fabric: &Arc<Fabric>) -> Result<(), ports::PortError> {
+        let Some(record) = &self.record else {
+            return Ok(());
+        };
+        let published = ports::publish(&record.ports, record.ip, fabric)?;
+        self.tasks.extend(published);
+        Ok(())
+    }
+
+    /// Watches a living QEMU: process, QMP, report port; and plugs its NIC in.
+    fn attend(&mut self, process: Process, inbox: &mpsc::Sender<Message>, fabric: &Arc<Fabric>) {
+        let teller = Teller {
+            name: self.name.clone(),
+            generation: self.generation,
+            inbox: inbox.clone(),
+        };
+        self.process = Some(process.handle());
+        self.tasks.push(watch::qmp(
+            teller.clone(),
+            self.files.socket(Socket::Qmp),
+        ));
+        self.tasks.push(watch::reports(
+            teller.clone(),
+            self.files.socket(Socket::Report),
+        ));
+        // Not in `tasks`: it has to outlive them, to reap the process.
+        drop(watch::process(teller, process, self.files.qemu_log()));
+        match watch::stream(&self.files.socket(Socket::Nic)) {
+            Ok(stream) => fabric.attach(&self.name, stream),
+            Err(error) => {
+                tracing::warn!(machine = self.name, %error, "the NIC is not plugged in");
+            }
+        }
+    }
+
+    pub(super) fn send_continue(&self, inbox: &mpsc::Sender<Message>) {
+        let Some(qmp) = self.qmp.clone() else { return };
+        let teller = Teller {
+            name: self.name.clone(),
+            generation: self.generation,
+            inbox: inbox.clone(),
+        };
+        tokio::spawn(async move {
+            let deadline = Instant::now() + COMMAND_DEADLINE;
+            if let Err(error) = qmp.execute(qmp::cont {}, deadline.into()).await {
+                let why = error.to_string();
+                teller.tell(News::Event(Event::QmpLost { why })).await;
+            }
+        });
+    }
+
+    pub(super) fn send_powerdown(&self) {
+        self.send(qmp::system_powerdown {});
+    }
+
+    pub(super) fn send_stop(&self) {
+        self.send(qmp::stop {});
+    }
+
+    pub(super) fn send_resume(&self) {
+        self.send(qmp::cont {});
+    }
+
+    /// Asks QEMU to end; one that cannot be asked yet is killed.
+    pub(super) fn send_quit(&self) {
+        if self.qmp.is_some() {
+            self.send(qmp::quit {});
+        } else {
+            self.kill();
+        }
+    }
+
+    /// Sends a command whose outcome shows in events; the ladder's deadlines see to the rest.
+    fn send<C>(&self, command: C)
+    where
+        C: qapi::qmp::QmpCommand + Send + 'static,
+        C::Ok: Send,
+    {
+        let Some(qmp) = self.qmp.clone() else { return };
+        let machine = self.name.clone();
+        tokio::spawn(async move {
+            let deadline = Instant::now() + COMMAND_DEADLINE;
+            if let Err(error) = qmp.execute(command, deadline.into()).await {
+                tracing::debug!(machine, %error, "QEMU did not do as asked");
+            }
+        });
+    }
+
+    pub(super) fn kill(&self) {
+        if let Some(process) = &self.process
+            && let Err(error) = process.signal(Signal::SIGKILL)
+        {
+            tracing::debug!(machine = self.name, %error, "no process to kill");
+        }
+    }
+
+    /// Lets go of a QEMU that is gone.
+    pub(super) fn release(&mut self, consoles: &mut ConsoleWatch) {
+        self.drop_tasks();
+        self.qmp = None;
+        self.process = None;
+        self.seen.clear();
+        self.started_at = None;
+        consoles.remove(&self.name);
+        for socket in Socket::ALL {
+            let _ = std::fs::remove_file(self.files.socket(socket));
+        }
+    }
+
+    fn drop_tasks(&mut self) {
+        for task in self.tasks.drain(..) {
+            task.abort();
+        }
+    }
+
+    /// Writes the run record when it differs from the one on the disk.
+    pub(super) fn persist(&mut self, boot_id: &str) {
+        if self.is_damaged() {
+            return;
+        }
+        let run = RunRecord {
+            schema: SCHEMA,
+            boot_id: boot_id.to_owned(),
+            process: self.process.as_ref().map(|process| ProcessRecord {
+                pid: process.pid(),
+                start_time: process.start_time(),
+            }),
+            state: self.machine.state(),
+            reason: self.machine.reason(),
+            report: self.machine.report().cloned(),
+            seen: self.seen.clone(),
+            started_at: self.started_at.clone(),
+        };
+        if self.saved.as_ref() == Some(&run) {
+            return;
+        }
+        match files::save(&self.files.run(), &run) {
+            Ok(()) => self.saved = Some(run),
+            Err(error) => tracing::error!(machine = self.name, error = chain(&error), "not recorded"),
+        }
+    }
+
+    pub(super) fn status(&self) -> MachineStatus {
+        let mut addresses = self.seen.clone();
+        for ip in self.machine.report().map_or(&[][..], |report| &report.addresses) {
+            if !addresses.iter().any(|seen| seen.ip == *ip) {
+                addresses.push(SeenRecord {
+                    ip: *ip,
+                    source: crate::state::record::SourceRecord::Report,
+                });
+            }
+        }
+        MachineStatus {
+            name: self.name.clone(),
+            state: self.state(),
+            reason: if self.is_damaged() {
+                self.damage.clone()
+            } else {
+                self.machine.reason()
+            },
+            phase: phase_text(self.machine.phase()),
+            pid: self.process.as_ref().map(ProcessHandle::pid),
+            addresses,
+            report: self.machine.report().cloned(),
+            started_at: self.started_at.clone(),
+        }
+    }
+}
