@@ -70,7 +70,7 @@ pub struct Client {
 #[derive(Debug)]
 pub enum News {
     Status(ClusterStatus),
-    Notice(Notice),
+    Notice(Box<Notice>),
     /// Nothing came before the deadline.
     Nothing,
 }
@@ -102,11 +102,12 @@ impl Client {
             cluster: cluster(),
             source,
         })?;
-        process::spawn_supervisor(files.name(), listener.into(), &files.supervisor_log())
-            .map_err(|source| ClientError::Spawn {
+        process::spawn_supervisor(files.name(), listener.into(), &files.supervisor_log()).map_err(
+            |source| ClientError::Spawn {
                 cluster: cluster(),
                 source,
-            })?;
+            },
+        )?;
         Ok(client)
     }
 
@@ -207,6 +208,18 @@ impl Client {
             }
             Answer::Refused { why } => Err(ClientError::Refused { why }),
             Answer::Status(_) | Answer::Notice(_) => Err(self.silent()),
+        }
+    }
+
+    /// Waits until the supervisor, which was told to end, is gone.
+    pub fn wait_for_end(&self) -> Result<(), ClientError> {
+        let Ok(stream) = self.connect() else {
+            return Ok(());
+        };
+        // It serves nobody any more; the end of the connection is the end of the process.
+        match self.watching(stream).answer(ANSWER_DEADLINE) {
+            Ok(Some(_)) | Err(_) => Ok(()),
+            Ok(None) => Err(self.silent()),
         }
     }
 

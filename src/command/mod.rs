@@ -116,11 +116,10 @@ impl Session<'_> {
                 self.refuse_foreign(&record)?;
                 Ok(Made { files, record })
             }
-            None => Err(Error::new(
-                Exit::Unknown,
-                format!("there is no cluster `{name}`"),
-            )
-            .hint("`kiln ls` lists the clusters; `kiln up` makes the one of your spec")),
+            None => Err(
+                Error::new(Exit::Unknown, format!("there is no cluster `{name}`"))
+                    .hint("`kiln ls` lists the clusters; `kiln up` makes the one of your spec"),
+            ),
         }
     }
 
@@ -176,7 +175,10 @@ impl Made {
         }
         Err(Error::new(
             Exit::Unknown,
-            format!("there is no machine `{name}` in cluster `{}`", self.record.name),
+            format!(
+                "there is no machine `{name}` in cluster `{}`",
+                self.record.name
+            ),
         )
         .hint(format!("it has: {}", self.record.machines.join(", "))))
     }

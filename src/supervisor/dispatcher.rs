@@ -166,8 +166,7 @@ impl Dispatcher {
             self.adopt(&name);
         }
         if self.any_alive() {
-            self.uplink
-                .ensure(&self.fabric, &self.inbox, self.any_machine(), self.identity());
+            self.ensure_uplink();
         }
     }
 
@@ -198,9 +197,12 @@ impl Dispatcher {
         self.slots.values().any(|slot| slot.machine.is_alive())
     }
 
-    /// Any machine's record: the uplink runs in the same QEMU program.
-    fn any_machine(&self) -> Option<&MachineRecord> {
-        self.slots.values().find_map(|slot| slot.record.as_ref())
+    fn ensure_uplink(&mut self) {
+        let identity = self.identity();
+        // The uplink runs in the QEMU program of any of the machines.
+        let machine = self.slots.values().find_map(|slot| slot.record.as_ref());
+        self.uplink
+            .ensure(&self.fabric, &self.inbox, machine, identity);
     }
 
     fn deadline(&self) -> Instant {
@@ -226,8 +228,7 @@ impl Dispatcher {
             self.feed(&name, Event::Tick);
         }
         if self.uplink.deadline().is_some_and(|at| at <= now) {
-            self.uplink
-                .ensure(&self.fabric, &self.inbox, self.any_machine(), self.identity());
+            self.ensure_uplink();
         }
     }
 
@@ -327,7 +328,6 @@ impl Dispatcher {
     }
 
     fn perform(&mut self, name: &str, effect: Effect) {
-        let identity = self.identity();
         let Some(slot) = self.slots.get_mut(name) else {
             return;
         };
@@ -345,8 +345,7 @@ impl Dispatcher {
             }
             Effect::Changed(change) => {
                 if change == Change::Running {
-                    self.uplink
-                        .ensure(&self.fabric, &self.inbox, self.any_machine(), identity);
+                    self.ensure_uplink();
                 }
                 self.changed(name, change);
             }
@@ -426,7 +425,7 @@ impl Dispatcher {
         };
         self.watchers.retain(|watcher| {
             watcher
-                .try_send(Reply::Line(Answer::Notice(notice.clone())))
+                .try_send(Reply::Line(Answer::Notice(Box::new(notice.clone()))))
                 .is_ok()
         });
     }
@@ -533,7 +532,11 @@ impl Dispatcher {
 
     fn forget(&mut self, machines: &[String]) -> Answer {
         for name in machines {
-            if self.slots.get(name).is_some_and(|slot| slot.machine.is_alive()) {
+            if self
+                .slots
+                .get(name)
+                .is_some_and(|slot| slot.machine.is_alive())
+            {
                 return Answer::Refused {
                     why: format!("machine `{name}` is alive"),
                 };

@@ -254,8 +254,9 @@ fn bare(cluster: &str, record: &MachineRecord) -> Result<Machine, LaunchError> {
         },
         board_version: record.board.clone(),
         cpus: NonZeroU16::new(record.cpus).ok_or_else(|| wrong("cpus", "0".to_owned()))?,
-        memory: MiB(NonZeroU32::new(record.memory_mib)
-            .ok_or_else(|| wrong("memory", "0".to_owned()))?),
+        memory: MiB(
+            NonZeroU32::new(record.memory_mib).ok_or_else(|| wrong("memory", "0".to_owned()))?
+        ),
         firmware: Firmware::Board,
         kernel: None,
         drives: Vec::new(),

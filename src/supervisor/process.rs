@@ -157,6 +157,96 @@ pub fn spawn_detached(detached: Detached) -> Result<u32, SpawnError> {
     })
 }
 
+/// Starts this program again as the supervisor of `cluster`, with the control socket as its
+/// descriptor 3, this process's environment, and its log at the end of `log`.
+///
+/// # Errors
+/// [`SpawnError`], also when the log cannot be opened.
+pub fn spawn_supervisor(
+    cluster: &str,
+    control: OwnedFd,
+    log: &std::path::Path,
+) -> Result<u32, SpawnError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let log = std::fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(log)
+        .map_err(|source| SpawnError::Prepare {
+            program: log.to_owned(),
+            source,
+        })?;
+    // Passed on unread: it has to find the same folders as we do.
+    let environment = std::env::vars_os()
+        .map(|(mut name, value)| {
+            name.push("=");
+            name.push(value);
+            name
+        })
+        .collect();
+    spawn_detached(Detached {
+        args: ["supervise", cluster].map(OsString::from).into(),
+        environment,
+        fds: vec![(control, CONTROL)],
+        log,
+    })
+}
+
+/// The number of the control socket in a supervisor.
+const CONTROL: RawFd = 3;
+
+/// The listening control socket that [`spawn_supervisor`] handed over. To be called once.
+///
+/// # Errors
+/// There is no listening unix socket with that number.
+pub fn inherited_listener() -> io::Result<std::os::unix::net::UnixListener> {
+    use nix::sys::socket::{getsockopt, sockopt};
+    // SAFETY: nothing in this process opened this number; who is no supervisor has no socket there.
+    let fd = unsafe { std::os::fd::BorrowedFd::borrow_raw(CONTROL) };
+    if !getsockopt(&fd, sockopt::AcceptConn)? {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: it is a socket that we were handed, and this is the only owner made of it.
+    let fd = unsafe { OwnedFd::from_raw_fd(CONTROL) };
+    nix::fcntl::fcntl(
+        &fd,
+        nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC),
+    )?;
+    Ok(fd.into())
+}
+
+/// Whether the process of a record still runs, without holding it: for tables and plans.
+pub fn lives(pid: u32, found: u64, uuid: &str) -> bool {
+    proc::start_time(pid).is_ok_and(|started| started == found)
+        && proc::has_uuid(pid, uuid).unwrap_or(false)
+}
+
+/// Kills the processes that carry `uuid`, and waits until they are gone.
+///
+/// # Errors
+/// [`ProcessError::Signal`] when one cannot be killed, or is not gone at `deadline`.
+pub fn end_by_uuid(uuid: &str, deadline: std::time::Duration) -> Result<(), ProcessError> {
+    let found = find_by_uuid(uuid).map_err(|source| ProcessError::Read { pid: 0, source })?;
+    for (pid, started) in found {
+        let Ok(pidfd) = open_pidfd(pid) else { continue };
+        if !lives(pid, started, uuid) {
+            continue;
+        }
+        send(&pidfd, pid, Signal::SIGKILL, 0)?;
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        let millis = u16::try_from(deadline.as_millis()).unwrap_or(u16::MAX);
+        if poll(&mut fds, PollTimeout::from(millis)).is_ok_and(|ready| ready == 0) {
+            return Err(ProcessError::Signal {
+                pid,
+                source: io::ErrorKind::TimedOut.into(),
+            });
+        }
+    }
+    Ok(())
+}
+
 impl Process {
     /// Takes over a process from a record. `None` when it is gone, or when the
     /// number now belongs to another: the start time differs, or the command
@@ -227,6 +317,14 @@ impl Process {
         }
     }
 
+    /// The one that carries `uuid`, if any does: for a machine whose record is torn.
+    pub fn find(uuid: &str) -> Option<Process> {
+        let found = find_by_uuid(uuid).ok()?;
+        found
+            .into_iter()
+            .find_map(|(pid, started)| Process::adopt(pid, started, uuid).ok()?)
+    }
+
     /// Its end, if it came already.
     fn look(&self) -> Option<Exit> {
         let mut exit = self.exit.lock().unwrap_or_else(PoisonError::into_inner);
@@ -269,25 +367,33 @@ impl Process {
     }
 
     fn send(&self, signal: Signal, flags: libc::c_uint) -> Result<(), ProcessError> {
-        let pidfd = self.pidfd.get_ref().as_raw_fd();
-        let info = std::ptr::null::<libc::siginfo_t>();
-        // SAFETY: the descriptor is open, and the kernel takes a null `info`.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                pidfd,
-                signal as libc::c_int,
-                info,
-                flags,
-            )
-        };
-        match Errno::result(result) {
-            Ok(_) | Err(Errno::ESRCH) => Ok(()),
-            Err(error) => Err(ProcessError::Signal {
-                pid: self.pid,
-                source: error.into(),
-            }),
-        }
+        send(self.pidfd.get_ref(), self.pid, signal, flags)
+    }
+}
+
+fn send(
+    pidfd: &OwnedFd,
+    pid: u32,
+    signal: Signal,
+    flags: libc::c_uint,
+) -> Result<(), ProcessError> {
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: the descriptor is open, and the kernel takes a null `info`.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal as libc::c_int,
+            info,
+            flags,
+        )
+    };
+    match Errno::result(result) {
+        Ok(_) | Err(Errno::ESRCH) => Ok(()),
+        Err(error) => Err(ProcessError::Signal {
+            pid,
+            source: error.into(),
+        }),
     }
 }
 
