@@ -129,7 +129,7 @@ impl ConsoleWatch {
     pub fn remove(&mut self, machine: &str) {
         if let Some(console) = self.consoles.remove(machine) {
             // Fails when the file itself was removed, and the watch with it.
-            drop(self.inotify.rm_watch(console.watch));
+            let _ = self.inotify.rm_watch(console.watch);
         }
         self.turns.retain(|turn| turn != machine);
     }

@@ -56,7 +56,8 @@ pub struct Scanner {
     line: Vec<u8>,
     reached: Option<Phase>,
     found: Vec<FindingKind>,
-    /// What Ignition complained about last.
+    /// What Ignition complained about first in its present stage: the cause, while
+    /// its last words may be no more than "config is not valid".
     complaint: Option<String>,
     /// What systemd could not do last.
     failure: Option<String>,
@@ -160,8 +161,12 @@ impl Scanner {
         if let Some(phase) = phase(line) {
             self.reach(phase, line, findings);
         }
-        if let Some(complaint) = ignition_complaint(line) {
-            self.complaint = Some(shown(complaint));
+        if ignition_stage(line).is_some_and(|stage| stage > 0) && !line.contains("ail") {
+            self.complaint = None;
+        }
+        if self.complaint.is_none() {
+            self.complaint =
+                ignition_complaint(line).map(|text| format!("Ignition failed: {text}"));
         }
         if line.contains("[FAILED]")
             || line.contains("[ TIME ]")
@@ -218,7 +223,8 @@ fn is_end(byte: u8) -> bool {
 }
 
 fn shown(line: &str) -> String {
-    line.trim().chars().take(SHOWN).collect()
+    let words: Vec<&str> = line.split_ascii_whitespace().collect();
+    words.join(" ").chars().take(SHOWN).collect()
 }
 
 fn has_one(line: &str, words: &[&str]) -> bool {
@@ -277,14 +283,40 @@ fn ignition_stage(line: &str) -> Option<usize> {
         .or_else(|| (line.contains("ignition[") && line.contains("Ignition 2.")).then_some(0))
 }
 
-/// A line in which Ignition says what is wrong, without what stands before it.
-fn ignition_complaint(line: &str) -> Option<&str> {
-    if let Some(place) = line.find("Ignition failed: ") {
-        return Some(&line[place..]);
-    }
-    let critical = line.split_once("CRITICAL : ").map(|(_, after)| after);
-    let failed = (line.contains("ignition[") || line.contains("op(")) && line.contains("[failed]");
-    critical.or(failed.then_some(line))
+/// What Ignition says is wrong, without what stands before it, and without what
+/// may be secret: the command line that failed (`useradd --password …`) and the
+/// content of `data:` URLs.
+fn ignition_complaint(line: &str) -> Option<String> {
+    // `--log-to-stdout` names the level. The journal does not, and of what it
+    // shows only these words are bad news.
+    let leveled = ["CRITICAL : ", "ERROR    : "]
+        .iter()
+        .find_map(|level| line.split_once(level).map(|(_, text)| text));
+    let text = leveled.or_else(|| {
+        let (_, after) = line.split_once("ignition[")?;
+        let (_, text) = after.split_once("]: ")?;
+        let is_bad = text.contains("[failed]") || text.contains("rror") || text.contains("failed");
+        (is_bad && !text.starts_with("failed to log")).then_some(text)
+    })?;
+    let text = text.strip_prefix("Ignition failed: ").unwrap_or(text);
+    let (what, stderr) = match text.split_once(": Cmd: ") {
+        Some((what, command)) => (
+            what,
+            command.split_once("Stderr: ").map(|(_, stderr)| stderr),
+        ),
+        None => (text, None),
+    };
+    let words = what.split_ascii_whitespace().chain(stderr);
+    let words: Vec<&str> = words
+        .map(|word| {
+            if word.contains("data:") {
+                "data:…"
+            } else {
+                word
+            }
+        })
+        .collect();
+    Some(shown(&words.join(" ")))
 }
 
 fn verdict(line: &str) -> Option<FindingKind> {
