@@ -40,6 +40,8 @@ pub const LOG_CAP: u64 = 8 * 1024 * 1024;
 const PAUSE: Duration = Duration::from_millis(50);
 /// So much is read at a time, in bytes.
 const PIECE: usize = 64 * 1024;
+/// So many pieces are read at once to catch up.
+const CATCH_UP: usize = 16;
 
 /// What one machine's console showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,6 +144,19 @@ impl ConsoleWatch {
         }
     }
 
+    /// What a console shows up to now, without waiting: when QEMU's word of a
+    /// panic or an end is here, the guest's own words may not have been read yet.
+    pub fn catch_up(&mut self, machine: &str) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for _ in 0..CATCH_UP {
+            if !self.consoles.get(machine).is_some_and(Console::has_news) {
+                break;
+            }
+            findings.extend(self.look(machine).unwrap_or_default());
+        }
+        findings
+    }
+
     /// Waits until a console shows something. May be dropped and called again;
     /// loses nothing.
     pub async fn next(&mut self) -> ConsoleEvent {
@@ -193,7 +208,7 @@ impl ConsoleWatch {
         });
         match piece {
             Ok(findings) => {
-                if console.has_news() {
+                if console.has_news() && !self.turns.iter().any(|turn| turn == machine) {
                     self.turns.push_back(machine.to_owned());
                 }
                 Some(findings)

@@ -139,6 +139,22 @@ async fn a_log_that_grew_too_long_unwatched_is_capped_at_once() {
 }
 
 #[tokio::test]
+async fn whoever_cannot_wait_catches_up() {
+    let mut log = log();
+    let mut watch = ConsoleWatch::new().unwrap();
+    watch.add_at_end("one", &log.path);
+    log.file.write_all(&[b'\n'; 200_000]).unwrap();
+    log.file
+        .write_all(b"Kernel panic - not syncing: x\n")
+        .unwrap();
+    let findings = watch.catch_up("one");
+    assert_eq!(findings[0].kind, FindingKind::KernelPanic);
+    assert_eq!(watch.catch_up("one"), []);
+    assert_eq!(watch.catch_up("nobody"), []);
+    is_silent(&mut watch).await;
+}
+
+#[tokio::test]
 async fn an_emptied_log_is_read_from_its_beginning() {
     let mut log = log();
     log.file.write_all(&[b'\n'; 5000]).unwrap();

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 #[track_caller]
-fn check(console: &str, want: Expect) {
+fn check(console: &str, want: &Expect) {
     let findings: Vec<String> = Scanner::new()
         .feed(console.as_bytes())
         .into_iter()
@@ -37,7 +37,7 @@ guest: second stage\r\n\
 fn a_good_boot_goes_through_its_phases() {
     check(
         GOOD,
-        expect![[r#"
+        &expect![[r#"
             Firmware | SeaBIOS (version 1.16.3-debian-1.16.3-2~bpo12+1)
             Kernel | [ 0.000000] Linux version 6.1.0-44-cloud-amd64 (debian-kernel@lists.debian.org)
             Ignition { stage: "fetch-offline" } | guest: ignition fetch-offline
@@ -57,7 +57,7 @@ fn a_config_that_is_not_json_names_the_place() {
          CRITICAL : Ignition failed: config is not valid\r\n\
          guest: Ignition failed in stage fetch-offline\r\n\
          guest: Entering emergency mode. Nothing else will start; look above for the cause.\r\n",
-        expect![[r#"
+        &expect![[r#"
             Ignition { stage: "fetch-offline" } | INFO : Stage: fetch-offline
             IgnitionFailed | Ignition failed: error at line 0 col 0: unexpected end of JSON input
             Emergency | guest: Entering emergency mode. Nothing else will start; look above for the cause.
@@ -76,7 +76,7 @@ fn a_disk_that_is_not_there_is_named() {
          {\r\n  \"ignition\": {\r\n    \"config\": {\r\n\
          CRITICAL : Ignition failed: create partitions failed: failed to wait on disks devs: dial unix /run/systemd/private: connect: no such file or directory\r\n\
          guest: Ignition failed in stage disks\r\n",
-        expect![[r#"
+        &expect![[r#"
             Ignition { stage: "disks" } | INFO : Stage: disks
             IgnitionFailed | Ignition failed: disks: createPartitions: op(1): [failed] waiting for devices [/dev/disk/by-id/virtio-nothere]: dial unix /run/systemd/private: connect: no such file or directory
         "#]],
@@ -89,7 +89,7 @@ fn a_failed_command_is_told_without_its_secrets() {
         "INFO     : Stage: files\r\n\
          CRITICAL : files: ensureUsers: op(1): [failed]   creating or modifying user \"u\": exit status 1: Cmd: \"useradd\" \"--root\" \"/sysroot\" \"--password\" \"$y$secret\" \"u\" Stdout: \"\" Stderr: \"useradd: group 'x' does not exist\\n\"\r\n\
          CRITICAL : Ignition failed: failed to create users/groups\r\n",
-        expect![[r#"
+        &expect![[r#"
             Ignition { stage: "files" } | INFO : Stage: files
             IgnitionFailed | Ignition failed: files: ensureUsers: op(1): [failed] creating or modifying user "u": exit status 1 "useradd: group 'x' does not exist\n"
         "#]],
@@ -111,7 +111,7 @@ fn fedora_coreos_says_it_by_the_journal() {
          [\x1b[0;1;31mFAILED\x1b[0m] Failed to start \x1b[0;1;39mignition-disks.service\x1b[0m - Ignition (disks).\r\n\
          Ignition has failed. Please ensure your config is valid. Note that only\r\n\
          Press Enter for emergency shell or wait 5 minutes 0 seconds for reboot.\r\n",
-        expect![[r#"
+        &expect![[r#"
             Kernel | [ 0.000000] Linux version 6.9.7-200.fc40.x86_64 (mockbuild@x)
             Ignition { stage: "" } | [ 5.613004] ignition[712]: Ignition 2.19.0
             Ignition { stage: "fetch-offline" } | [ 5.613120] ignition[712]: Stage: fetch-offline
@@ -126,7 +126,7 @@ fn fedora_coreos_says_it_by_the_journal() {
 fn a_quiet_failure_of_ignition_is_still_seen() {
     check(
         "[FAILED] Failed to start Ignition (fetch).\r\n",
-        expect![[r#"
+        &expect![[r#"
             Ignition { stage: "fetch" } | [FAILED] Failed to start Ignition (fetch).
             IgnitionFailed | [FAILED] Failed to start Ignition (fetch).
         "#]],
@@ -141,7 +141,7 @@ fn a_missing_root_leads_to_the_emergency_shell() {
          [DEPEND] Dependency failed for sysroot.mount - /sysroot.\r\n\
          You are in emergency mode. After logging in, type \"journalctl -xb\" to view\r\n\
          Give root password for maintenance\r\n",
-        expect![[r#"
+        &expect![[r#"
             Emergency | You are in emergency mode. After logging in, type "journalctl -xb" to view (before: [ TIME ] Timed out waiting for device dev-disk-by\x2dlabel-root.device - /dev/disk/by-label/root.)
         "#]],
     );
@@ -153,14 +153,14 @@ fn panics_and_firmware_without_a_disk_are_verdicts() {
         "[    1.0] Initramfs unpacking failed: write error\n\
          [    1.2] Kernel panic - not syncing: System is deadlocked on memory\n\
          [    1.2] Kernel panic - not syncing: again\n",
-        expect![[r#"
+        &expect![[r#"
             Kernel | [ 1.0] Initramfs unpacking failed: write error
             KernelPanic | [ 1.2] Kernel panic - not syncing: System is deadlocked on memory (before: [ 1.0] Initramfs unpacking failed: write error)
         "#]],
     );
     check(
         "SeaBIOS (version 1)\nBooting from Hard Disk...\nBoot failed: not a bootable disk\n\nNo bootable device.\n",
-        expect![[r#"
+        &expect![[r#"
             Firmware | SeaBIOS (version 1)
             NoBoot | No bootable device.
         "#]],
@@ -168,7 +168,7 @@ fn panics_and_firmware_without_a_disk_are_verdicts() {
     check(
         "BdsDxe: failed to load Boot0001 \"UEFI Misc Device\" from PciRoot(0x0)/Pci(0x2,0x0): Not Found\n\
          BdsDxe: No bootable option or device was found.\nBdsDxe: Press any key to enter the Boot Manager Menu.\n",
-        expect![[r#"
+        &expect![[r#"
             Firmware | BdsDxe: failed to load Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x2,0x0): Not Found
             NoBoot | BdsDxe: No bootable option or device was found.
         "#]],
