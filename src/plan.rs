@@ -38,6 +38,8 @@ pub struct HostFacts {
     pub has_qemu_img: bool,
     /// The uid that QEMUs are to run as, where kiln is root.
     pub qemu_uid: Option<u32>,
+    /// The group that KVM asks for.
+    pub qemu_gid: Option<u32>,
     /// The cluster's files; QEMU's uuids come from where they lie.
     pub files: ClusterFiles,
 }
@@ -236,6 +238,7 @@ fn cluster_record(
         subnet: subnet.net(),
         domain: format!("{name}.internal"),
         qemu_uid: kept.map_or(host.qemu_uid, |record| record.qemu_uid),
+        qemu_gid: host.qemu_gid,
         machines: cluster
             .machines
             .iter()

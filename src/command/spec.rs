@@ -110,6 +110,7 @@ pub(super) fn host_facts(
         kvm,
         has_qemu_img: session.host.tools.qemu_img.is_some(),
         qemu_uid: session.host.is_root().then(|| own_uid(cluster)),
+        qemu_gid: session.host.kvm_group().filter(|_| session.host.is_root()),
         files: session.roots.cluster(cluster.name.as_str()),
     })
 }

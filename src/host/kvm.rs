@@ -6,6 +6,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, Seek, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -93,6 +94,29 @@ fn open_device(device: &Path) -> Result<(), String> {
     }
 }
 
+/// The group by which a QEMU without root's rights may open the device; absent where everyone
+/// may. An error is the reason why none may, as a clause for people.
+pub(super) fn group() -> Result<Option<u32>, String> {
+    match std::fs::metadata(DEVICE) {
+        // Who opens it says what is wrong.
+        Err(_) => Ok(None),
+        Ok(found) => group_of(found.mode(), found.gid()),
+    }
+}
+
+fn group_of(mode: u32, gid: u32) -> Result<Option<u32>, String> {
+    let (for_all, for_group) = (0o006, 0o060);
+    if mode & for_all == for_all {
+        Ok(None)
+    } else if mode & for_group == for_group {
+        Ok(Some(gid))
+    } else {
+        Err(format!(
+            "{DEVICE} is for root alone, and kiln's QEMUs do not run as root (`chgrp kvm {DEVICE} && chmod 660 {DEVICE}` opens it to them)"
+        ))
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Accel {
     Kvm,
@@ -177,6 +201,13 @@ fn complaint(stderr: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_device_for_root_alone_is_of_no_use_to_root() {
+        assert_eq!(group_of(0o020_666, 7), Ok(None));
+        assert_eq!(group_of(0o020_660, 7), Ok(Some(7)));
+        assert!(group_of(0o020_600, 0).is_err());
+    }
+
     use std::path::PathBuf;
     use std::time::Instant;
 

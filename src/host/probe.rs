@@ -174,6 +174,11 @@ impl Host {
         }
     }
 
+    /// As root, the group that a QEMU has to be in for KVM; absent where it needs none.
+    pub fn kvm_group(&self) -> Option<u32> {
+        kvm::group().ok().flatten()
+    }
+
     /// Whether KVM runs guests of `arch`, tried if need be; waits at most [`kvm::DEADLINE`].
     ///
     /// Never [`KvmState::Unknown`]. What was found is what [`Host::kvm`] says from then on.
@@ -197,6 +202,9 @@ impl Host {
             (Some(host @ Arch::X86_64), Arch::I386) => host,
             _ => return Err("KVM runs only guests of the host's own architecture".to_owned()),
         };
+        if self.is_root() {
+            kvm::group()?;
+        }
         match self.qemu(host) {
             Ok(qemu) => Ok((host, qemu)),
             Err(error) => Err(format!("there is nothing to try it with: {error}")),

@@ -29,6 +29,9 @@ pub struct ClusterRecord {
     pub domain: String,
     /// As root, the uid and gid that the cluster's QEMUs run as; else kiln's own.
     pub qemu_uid: Option<u32>,
+    /// As root, the group beside that uid, where KVM asks for one; else the uid's own number.
+    #[serde(default)]
+    pub qemu_gid: Option<u32>,
     /// Names in the order of the spec.
     pub machines: Vec<String>,
     /// Every address ever given to a name of this cluster: scaling never moves one.

@@ -194,7 +194,10 @@ impl Dispatcher {
 
     fn identity(&self) -> Identity {
         match self.record.qemu_uid {
-            Some(uid) => Identity::Drop { uid, gid: uid },
+            Some(uid) => Identity::Drop {
+                uid,
+                gid: self.record.qemu_gid.unwrap_or(uid),
+            },
             None => Identity::Same,
         }
     }
