@@ -211,15 +211,16 @@ impl Client {
         }
     }
 
-    /// Waits until the supervisor, which was told to end, is gone.
-    pub fn wait_for_end(&self) -> Result<(), ClientError> {
-        let Ok(stream) = self.connect() else {
-            return Ok(());
-        };
-        // It serves nobody any more; the end of the connection is the end of the process.
+    /// Ends the supervisor and waits until it is gone: it says so by closing the connection.
+    pub fn end(&self) -> Result<(), ClientError> {
+        let stream = self.send(&Request::Shutdown)?;
         match self.watching(stream).answer(ANSWER_DEADLINE) {
-            Ok(Some(_)) | Err(_) => Ok(()),
-            Ok(None) => Err(self.silent()),
+            Err(ClientError::Gone { .. }) => Ok(()),
+            Err(error) => Err(error),
+            Ok(Some(Answer::Refused { why })) => Err(ClientError::Refused { why }),
+            Ok(Some(Answer::Done | Answer::Status(_) | Answer::Notice(_)) | None) => {
+                Err(self.silent())
+            }
         }
     }
 

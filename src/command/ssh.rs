@@ -81,9 +81,9 @@ fn option(key: &str, path: &Path) -> OsString {
     OsString::from_vec(text)
 }
 
-/// ssh gives this to the user's shell, after it has replaced `%` sequences.
+/// ssh gives this to the user's shell, behind an `exec`, after it has replaced `%` sequences.
 fn proxy_command(kiln: &Path, cluster: &str, machine: &str) -> OsString {
-    let mut text = b"ProxyCommand=exec ".to_vec();
+    let mut text = b"ProxyCommand=".to_vec();
     text.extend(shell_word(kiln.as_os_str()));
     text.extend(format!(" -c {cluster} proxy {machine} 22").into_bytes());
     OsString::from_vec(text)
@@ -147,7 +147,7 @@ mod tests {
         );
         assert_eq!(
             proxy_command(Path::new("/it's 100%/kiln"), "demo", "node-1"),
-            r"ProxyCommand=exec '/it'\''s 100%%/kiln' -c demo proxy node-1 22"
+            r"ProxyCommand='/it'\''s 100%%/kiln' -c demo proxy node-1 22"
         );
     }
 }

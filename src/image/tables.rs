@@ -45,7 +45,7 @@ pub(super) fn walk(file: &File, header: &Header, file_length: u64) -> Result<(),
         if offset == 0 || !seen.insert(offset) {
             continue;
         }
-        if offset % cluster != 0 || offset + cluster > file_length {
+        if !offset.is_multiple_of(cluster) || offset + cluster > file_length {
             return Err(cut_off("L2 table", offset, file_length));
         }
         budget = match budget.checked_sub(cluster) {

@@ -16,14 +16,11 @@ use tokio::sync::mpsc;
 
 use crate::state::files::{self, StateError};
 use crate::state::layout::ClusterFiles;
-use crate::state::record::{
-    ClusterRecord, MachineRecord, RunRecord, SeenRecord, SourceRecord, StateRecord,
-};
+use crate::state::record::{ClusterRecord, SeenRecord, SourceRecord, StateRecord};
 use crate::supervisor::console::{ConsoleEvent, ConsoleWatch};
 use crate::supervisor::control;
 use crate::supervisor::diagnose::{Finding, FindingKind};
-use crate::supervisor::launch::LaunchError;
-use crate::supervisor::machine::{Change, Effect, Event, Machine, Phase};
+use crate::supervisor::machine::{Change, Effect, Event, Phase};
 use crate::supervisor::message::{Message, News, Reply};
 use crate::supervisor::process::Identity;
 use crate::supervisor::protocol::{Answer, ClusterStatus, MachineStatus, Notice, Request};
@@ -32,6 +29,8 @@ use crate::supervisor::uplink::Uplink;
 
 /// Messages that may wait for the loop; a task that finds no room waits itself.
 const INBOX: usize = 256;
+/// How long a found QEMU may take to answer before commands are served without it.
+const ADOPTION_DEADLINE: Duration = Duration::from_secs(1);
 /// Notices that may wait for a watcher; one that is slower is let go.
 pub(super) const WATCHER: usize = 1024;
 
@@ -78,6 +77,10 @@ pub(super) struct Dispatcher {
     consoles: ConsoleWatch,
     uplink: Uplink,
     watchers: Vec<mpsc::Sender<Reply>>,
+    /// Requests that came while it is still being found out what lives.
+    waiting: Vec<(Request, mpsc::Sender<Reply>)>,
+    /// Until when they wait at most.
+    adopting_until: Instant,
     generation: u64,
     ending: bool,
 }
@@ -112,6 +115,8 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         fabric: Arc::new(fabric),
         consoles: ConsoleWatch::new().map_err(SupervisorError::Console)?,
         watchers: Vec::new(),
+        waiting: Vec::new(),
+        adopting_until: Instant::now() + ADOPTION_DEADLINE,
         generation: 0,
         ending: false,
     };
@@ -119,6 +124,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(SupervisorError::Signals)?;
     while !dispatcher.ending {
+        dispatcher.serve_waiting();
         let deadline = dispatcher.deadline();
         tokio::select! {
             Some(message) = messages.recv() => dispatcher.take(message),
@@ -205,6 +211,20 @@ impl Dispatcher {
             .ensure(&self.fabric, &self.inbox, machine, identity);
     }
 
+    /// Whether what a former supervisor left still has to say how it is.
+    fn is_adopting(&self) -> bool {
+        Instant::now() < self.adopting_until && self.slots.values().any(Slot::is_adopting)
+    }
+
+    fn serve_waiting(&mut self) {
+        if self.waiting.is_empty() || self.is_adopting() {
+            return;
+        }
+        for (request, replies) in std::mem::take(&mut self.waiting) {
+            self.asked(request, replies);
+        }
+    }
+
     fn deadline(&self) -> Instant {
         // With nothing due the loop still turns now and then; it costs nothing.
         const IDLE: Duration = Duration::from_secs(3600);
@@ -212,6 +232,7 @@ impl Dispatcher {
             .values()
             .filter_map(|slot| slot.machine.deadline())
             .chain(self.uplink.deadline())
+            .chain((!self.waiting.is_empty()).then_some(self.adopting_until))
             .min()
             .unwrap_or_else(|| Instant::now() + IDLE)
     }
@@ -247,6 +268,9 @@ impl Dispatcher {
                     self.news(&name, news);
                 }
             }
+            Message::Asked { request, replies } if self.is_adopting() => {
+                self.waiting.push((request, replies));
+            }
             Message::Asked { request, replies } => self.asked(request, replies),
             Message::UplinkExited { generation, how } => {
                 if self.uplink.exited(generation, &how) {
@@ -263,13 +287,10 @@ impl Dispatcher {
                 let Some(slot) = self.slots.get_mut(name) else {
                     return;
                 };
-                slot.qmp = Some(qmp);
+                let report = slot.met(qmp);
                 let event = match status {
                     None => Event::Greeted,
-                    Some(status) => Event::Adopted {
-                        status,
-                        report: slot.kept_report.take(),
-                    },
+                    Some(status) => Event::Adopted { status, report },
                 };
                 self.feed(name, event);
             }
@@ -323,11 +344,11 @@ impl Dispatcher {
         };
         let effects = slot.machine.on(Instant::now(), event);
         for effect in effects {
-            self.perform(name, effect);
+            self.perform(name, &effect);
         }
     }
 
-    fn perform(&mut self, name: &str, effect: Effect) {
+    fn perform(&mut self, name: &str, effect: &Effect) {
         let Some(slot) = self.slots.get_mut(name) else {
             return;
         };
@@ -344,10 +365,13 @@ impl Dispatcher {
                 }
             }
             Effect::Changed(change) => {
-                if change == Change::Running {
+                if *change == Change::Reset {
+                    self.consoles.restarted(name);
+                }
+                if *change == Change::Running {
                     self.ensure_uplink();
                 }
-                self.changed(name, change);
+                self.changed(name, *change);
             }
         }
     }
@@ -440,10 +464,13 @@ impl Dispatcher {
                 }
                 return;
             }
-            Request::Reload => self.reload(),
+            Request::Reload => match self.reload() {
+                Ok(()) => Answer::Done,
+                Err(why) => Answer::Refused { why },
+            },
             Request::Start { machines } => match self.reload() {
-                Answer::Done => self.for_each(&machines, |_| Event::StartAsked),
-                refused => refused,
+                Ok(()) => self.for_each(&machines, |_| Event::StartAsked),
+                Err(why) => Answer::Refused { why },
             },
             Request::Stop { machines, grace_ms } => {
                 let grace = Duration::from_millis(grace_ms);
@@ -474,7 +501,7 @@ impl Dispatcher {
                 } else {
                     self.uplink.end();
                     self.ending = true;
-                    Answer::Done
+                    return;
                 }
             }
         };
@@ -513,11 +540,8 @@ impl Dispatcher {
     }
 
     /// Reads the records again; machines that are alive keep theirs.
-    fn reload(&mut self) -> Answer {
-        let record = match load_cluster(&self.files) {
-            Ok(record) => record,
-            Err(error) => return Answer::Refused { why: chain(&error) },
-        };
+    fn reload(&mut self) -> Result<(), String> {
+        let record = load_cluster(&self.files).map_err(|error| chain(&error))?;
         self.fabric.set_machines(reservations(&record));
         self.record = record;
         for name in self.record.machines.clone() {
@@ -527,7 +551,7 @@ impl Dispatcher {
                 None => self.adopt(&name),
             }
         }
-        Answer::Done
+        Ok(())
     }
 
     fn forget(&mut self, machines: &[String]) -> Answer {

@@ -52,7 +52,8 @@ pub enum Request {
         machine: String,
         port: u16,
     },
-    /// End the supervisor; refused while a machine is alive.
+    /// End the supervisor; refused while a machine is alive. The answer is the end of the
+    /// connection.
     Shutdown,
 }
 

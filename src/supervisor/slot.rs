@@ -68,9 +68,11 @@ pub(super) struct Slot {
     pub(super) seen: Vec<SeenRecord>,
     started_at: Option<String>,
     /// What a former supervisor had recorded, until the adopted QEMU answers.
-    pub(super) kept_report: Option<ReportRecord>,
+    kept_report: Option<ReportRecord>,
     found: Option<Process>,
     saved: Option<RunRecord>,
+    /// Whether its QEMU was found, and has not answered yet.
+    adopting: bool,
 }
 
 impl Slot {
@@ -102,6 +104,7 @@ impl Slot {
             kept_report: None,
             found: None,
             saved: None,
+            adopting: false,
         };
         slot.look(uuid, boot_id);
         slot
@@ -206,7 +209,19 @@ impl Slot {
                 "ports are not published"
             );
         }
+        self.adopting = true;
         self.attend(process, inbox, fabric);
+    }
+
+    pub(super) fn is_adopting(&self) -> bool {
+        self.adopting && self.machine.is_alive()
+    }
+
+    /// QMP is up on its QEMU.
+    pub(super) fn met(&mut self, qmp: Qmp) -> Option<ReportRecord> {
+        self.adopting = false;
+        self.qmp = Some(qmp);
+        self.kept_report.take()
     }
 
     /// Starts a QEMU for the record and begins to watch it.
@@ -400,7 +415,7 @@ impl Slot {
         match files::save(&self.files.run(), &run) {
             Ok(()) => self.saved = Some(run),
             Err(error) => {
-                tracing::error!(machine = self.name, error = chain(&error), "not recorded")
+                tracing::error!(machine = self.name, error = chain(&error), "not recorded");
             }
         }
     }

@@ -104,10 +104,8 @@ async fn speak(teller: &Teller, socket: &std::path::Path) -> Result<(), QmpError
     let deadline = Instant::now() + GREETING_DEADLINE;
     let (qmp, mut events) = Qmp::connect(stream, deadline.into()).await?;
     let found = qmp.execute(query_status {}, deadline.into()).await?;
-    let status = match found.status {
-        RunState::prelaunch | RunState::inmigrate => None,
-        other => Some(run_status(other)),
-    };
+    let fresh = matches!(found.status, RunState::prelaunch | RunState::inmigrate);
+    let status = (!fresh).then(|| run_status(found.status));
     let greeted = News::Qmp {
         qmp: qmp.clone(),
         status,
