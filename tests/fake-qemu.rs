@@ -9,7 +9,7 @@
 //!
 //! kiln clears the environment, so what is to go wrong stands in `FAKE.json` in the folder of the
 //! program's name (`argv[0]`; a link to this program will do). Its keys are machines, `*` is all
-//! others, and `uplink` the fabric's way out; its values are [`Behavior`]s:
+//! others, and `uplink` (which `*` does not mean) the fabric's way out; its values are [`Behavior`]s:
 //!
 //! ```json
 //! {"*": {}, "node-2": {"exit": {"code": 1, "stderr": "no such device"}}}
@@ -111,10 +111,12 @@ impl Behavior {
         };
         let mut all: BTreeMap<String, serde_json::Map<String, serde_json::Value>> =
             serde_json::from_str(&text).map_err(|error| format!("{}: {error}", path.display()))?;
-        let own = all
-            .remove(machine)
-            .or_else(|| all.remove("*"))
-            .unwrap_or_default();
+        let others = if machine == "uplink" {
+            None
+        } else {
+            all.remove("*")
+        };
+        let own = all.remove(machine).or(others).unwrap_or_default();
         let says_report = own.contains_key("report");
         let says_console = own.contains_key("console");
         let mut behavior: Behavior = serde_json::from_value(own.into())

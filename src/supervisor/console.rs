@@ -113,7 +113,10 @@ impl ConsoleWatch {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(log)?;
-        let watch = self.inotify.add_watch(log, AddWatchFlags::IN_MODIFY)?;
+        let watch = self.inotify.add_watch(
+            log,
+            AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DONT_FOLLOW,
+        )?;
         let console = Console {
             offset: file.metadata()?.len(),
             file,

@@ -98,9 +98,9 @@ async fn a_flood_is_capped_and_starves_nobody() {
     let mut line = vec![b'x'; 999];
     line.push(b'\n');
     let block = line.repeat(1000);
-    for round in 0..40 {
+    for round in 0..12 {
         flood.file.write_all(&block).unwrap();
-        if round == 20 {
+        if round == 6 {
             quiet.file.write_all(b"Linux version 6.1\n").unwrap();
             assert_eq!(
                 next(&mut watch).await,
@@ -108,7 +108,7 @@ async fn a_flood_is_capped_and_starves_nobody() {
             );
         }
         assert!(
-            timeout(Duration::from_millis(60), watch.next())
+            timeout(Duration::from_millis(55), watch.next())
                 .await
                 .is_err()
         );
@@ -122,9 +122,8 @@ async fn a_flood_is_capped_and_starves_nobody() {
     assert!(length(&flood.path) < LOG_CAP + LOG_CAP / 2);
     assert_eq!(length(&aside), LOG_CAP);
     assert!(!beside(&flood.path, ".1.new").exists());
-    // The last line before the cut ends the one file or begins the other.
-    let text = fs::read(&flood.path).unwrap();
-    assert!(text.ends_with(b"Linux version 6.1\n"));
+    let both = [fs::read(&aside).unwrap(), fs::read(&flood.path).unwrap()].concat();
+    assert!(both.ends_with(b"Linux version 6.1\n"));
 }
 
 #[tokio::test]
