@@ -33,6 +33,7 @@ mod port;
 mod resolve;
 mod stack;
 mod stream;
+mod wire;
 
 pub use port::Counters;
 pub use stream::FabricStream;

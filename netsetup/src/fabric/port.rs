@@ -225,11 +225,13 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
+    use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
 
     use super::*;
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
         #[test]
         fn a_queue_gives_back_whole_frames_in_order_and_stays_small(
             steps in prop::collection::vec((any::<bool>(), 0usize..70_000), 1..60),
