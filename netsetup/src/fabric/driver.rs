@@ -30,7 +30,7 @@ use crate::switch::{DnsQuery, PortId, Switch, SwitchConfig, Verdict};
 const ETHERNET_MTU: u16 = 1500;
 /// The least that is taken for one: what every host has to receive (RFC 791).
 const LEAST_MTU: u16 = 576;
-/// Bytes that are read at once: room for the longest frame, or about as much as a queue holds.
+/// Bytes that are read at once: room for the longest frame, or for some forty of the usual ones.
 const BUFFER: usize = LONGEST + 4;
 /// Rounds over all ports before other tasks have their turn.
 const ROUNDS: usize = 4;
