@@ -7,7 +7,7 @@
 //! ```text
 //!  attach, set_machines, connect ──▶ ┌──────── driver ────────┐ ──▶ FabricEvent
 //!                                    │ port ◀─▶ Switch ◀─▶ port │
-//!  FabricStream ◀── TCP at the ────▶ │  ▲ queue, 64 KiB each    │
+//!  FabricStream ◀── TCP at the ────▶ │  ▲ queue, 256 KiB each   │
 //!                   gateway          │ uplink ◀─▶ slirp         │ ◀──▶ resolvers (UDP)
 //!                                    └──────────────────────────┘
 //! ```
@@ -33,6 +33,7 @@ mod port;
 mod resolve;
 mod stack;
 mod stream;
+mod wire;
 
 pub use port::Counters;
 pub use stream::FabricStream;

@@ -6,20 +6,19 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 use std::{io, mem};
 
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinSet;
 use tokio::time::Sleep;
 
 use super::port::{End, LONGEST, Port};
-use super::resolve;
-use super::stack::{Shared, Stack, Wire};
+use super::resolve::Resolver;
+use super::stack::{Shared, Stack};
 use super::stream::FabricStream;
+use super::wire::Wire;
 use super::{FabricCounters, FabricEvent};
 use crate::address::Reservation;
 use crate::dns::{self, Code};
@@ -31,13 +30,10 @@ use crate::switch::{DnsQuery, PortId, Switch, SwitchConfig, Verdict};
 const ETHERNET_MTU: u16 = 1500;
 /// The least that is taken for one: what every host has to receive (RFC 791).
 const LEAST_MTU: u16 = 576;
-/// Bytes that are read at once: room for the longest frame, or about as much as a queue holds.
+/// Bytes that are read at once: room for the longest frame, or for some forty of the usual ones.
 const BUFFER: usize = LONGEST + 4;
 /// Rounds over all ports before other tasks have their turn.
 const ROUNDS: usize = 4;
-/// Forwarded DNS queries in flight for all machines, and for one.
-const QUERIES: usize = 128;
-const QUERIES_EACH: usize = 32;
 /// The least time between two events of one machine's lease.
 const LEASE_PAUSE: Duration = Duration::from_secs(1);
 
@@ -65,8 +61,7 @@ pub(super) struct Driver {
     switch: Switch,
     links: Vec<Option<Link>>,
     uplink: Option<Port>,
-    resolvers: Arc<[SocketAddr]>,
-    answers: JoinSet<(DnsQuery, Vec<u8>)>,
+    resolver: Resolver,
     commands: mpsc::UnboundedReceiver<Command>,
     events: mpsc::UnboundedSender<FabricEvent>,
     buffer: Vec<u8>,
@@ -84,7 +79,6 @@ struct Link {
     stack: Option<Shared>,
     seen: bool,
     leased: Option<Instant>,
-    queries: usize,
 }
 
 impl Driver {
@@ -103,8 +97,7 @@ impl Driver {
             switch,
             links: Vec::new(),
             uplink: None,
-            resolvers: resolvers.into(),
-            answers: JoinSet::new(),
+            resolver: Resolver::new(resolvers),
             commands,
             events,
             buffer: vec![0; BUFFER],
@@ -136,10 +129,8 @@ impl Driver {
                 busy |= self.read_machine(index, cx);
             }
             busy |= self.read_uplink(cx);
-            while let Poll::Ready(Some(result)) = self.answers.poll_join_next(cx) {
-                if let Ok((query, answer)) = result {
-                    self.relay(&query, answer, cx);
-                }
+            while let Some((query, answer)) = self.resolver.poll_answer(cx) {
+                self.relay(&query, answer, cx);
             }
             busy |= self.send(cx);
             if !busy && !self.set_timer(cx) {
@@ -185,7 +176,6 @@ impl Driver {
             stack: None,
             seen: false,
             leased: None,
-            queries: 0,
         });
     }
 
@@ -202,9 +192,8 @@ impl Driver {
         port: u16,
         cx: &mut Context<'_>,
     ) -> io::Result<FabricStream> {
-        let id = self.switch.port_of(ip);
-        let link = id.and_then(|id| Some((id, self.links.get_mut(id.index())?.as_mut()?)));
-        let Some((_, link)) = link else {
+        let port_id = self.switch.port_of(ip);
+        let Some(link) = port_id.and_then(|id| self.links.get_mut(id.index())?.as_mut()) else {
             return Err(io::ErrorKind::HostUnreachable.into());
         };
         let stack = link
@@ -314,8 +303,7 @@ impl Driver {
         let end = read.and_then(|length| self.take_uplink_frames(&mut buffer[..length], cx));
         self.buffer = buffer;
         if let Err(cause) = end {
-            self.uplink = None;
-            self.report(FabricEvent::UplinkClosed { cause });
+            self.close_uplink(cause);
         }
         self.flush(cx);
         true
@@ -374,12 +362,8 @@ impl Driver {
         let Some(header) = self.switch.header_to(from) else {
             return;
         };
-        let Some((Some(link), machine)) = self
-            .links
-            .get_mut(from.index())
-            .zip(self.switch.machine(from))
-            .map(|(link, machine)| (link.as_mut(), machine))
-        else {
+        let machine = self.switch.machine(from);
+        let (Some(Some(link)), Some(machine)) = (self.links.get_mut(from.index()), machine) else {
             return;
         };
         let stack = link
@@ -394,38 +378,19 @@ impl Driver {
     }
 
     fn ask(&mut self, query: DnsQuery, cx: &mut Context<'_>) {
-        let Some(Some(link)) = self.links.get_mut(query.from.index()) else {
-            return;
-        };
-        if self.resolvers.is_empty()
-            || link.queries >= QUERIES_EACH
-            || self.answers.len() >= QUERIES
-        {
-            let answer = dns::failure(&query.message, Code::ServFail);
-            if let Some(frame) = self.switch.dns_reply(&query, &answer) {
-                self.queue(query.from.index(), &frame, cx);
-            }
-            return;
+        if let Err(query) = self.resolver.ask(query) {
+            let failure = dns::failure(&query.message, Code::ServFail);
+            self.relay(&query, failure, cx);
         }
-        link.queries += 1;
-        let resolvers = Arc::clone(&self.resolvers);
-        self.answers.spawn(async move {
-            let answer = resolve::ask(resolvers, &query.message).await;
-            (query, answer)
-        });
     }
 
     fn relay(&mut self, query: &DnsQuery, mut answer: Vec<u8>, cx: &mut Context<'_>) {
-        let index = query.from.index();
-        if let Some(Some(link)) = self.links.get_mut(index) {
-            link.queries = link.queries.saturating_sub(1);
-        }
         let room = usize::from(mtu(&self.config)) - IPV4_HEADER - UDP_HEADER;
         if answer.len() > room {
             dns::truncate(&mut answer);
         }
         if let Some(frame) = self.switch.dns_reply(query, &answer) {
-            self.queue(index, &frame, cx);
+            self.queue(query.from.index(), &frame, cx);
         }
     }
 
@@ -461,10 +426,7 @@ impl Driver {
         if let Some(uplink) = &mut self.uplink {
             match uplink.flush(cx, &mut self.spare) {
                 Ok(some) => wrote |= some,
-                Err(cause) => {
-                    self.uplink = None;
-                    self.report(FabricEvent::UplinkClosed { cause });
-                }
+                Err(cause) => self.close_uplink(cause),
             }
         }
         wrote
@@ -476,6 +438,11 @@ impl Driver {
             let machine = machine.name.clone();
             self.report(FabricEvent::PortClosed { machine, cause });
         }
+    }
+
+    fn close_uplink(&mut self, cause: End) {
+        self.uplink = None;
+        self.report(FabricEvent::UplinkClosed { cause });
     }
 
     /// Sets the timer to what is due first, and says whether that is now.

@@ -1,18 +1,26 @@
 //! Asking the host's resolvers for names that are not the cluster's.
 //!
 //! Each query has a socket of its own, so its source port is as random as the kernel makes it, and an id that the
-//! guest did not choose. Nothing is kept between queries.
+//! guest did not choose. Queries in flight are bounded, for all machines and for each. Answers are not kept.
 
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::net::UdpSocket;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use crate::dns::{self, Code};
+use crate::switch::{DnsQuery, PortId};
+
+/// Queries in flight, for all machines and for one.
+const MOST: usize = 128;
+const MOST_EACH: usize = 32;
 
 /// How long a query may take in all, however many resolvers there are.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -22,9 +30,57 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// resolver sends them, since no query announces more.
 const LONGEST: usize = 4096;
 
+/// The resolvers, and what they are being asked.
+#[derive(Debug)]
+pub(super) struct Resolver {
+    addresses: Arc<[SocketAddr]>,
+    asking: JoinSet<(DnsQuery, Vec<u8>)>,
+    each: HashMap<PortId, usize>,
+}
+
+impl Resolver {
+    pub(super) fn new(addresses: Vec<SocketAddr>) -> Resolver {
+        Resolver {
+            addresses: addresses.into(),
+            asking: JoinSet::new(),
+            each: HashMap::new(),
+        }
+    }
+
+    /// Asks for `query`, whose answer comes out of [`Resolver::poll_answer`]; or gives it back, when there is nobody
+    /// to ask or too much is asked already.
+    pub(super) fn ask(&mut self, query: DnsQuery) -> Result<(), DnsQuery> {
+        let each = self.each.entry(query.from).or_default();
+        if self.addresses.is_empty() || *each >= MOST_EACH || self.asking.len() >= MOST {
+            return Err(query);
+        }
+        *each += 1;
+        let addresses = Arc::clone(&self.addresses);
+        self.asking.spawn(async move {
+            let answer = ask(&addresses, &query.message).await;
+            (query, answer)
+        });
+        Ok(())
+    }
+
+    /// The next query that is answered, be it by a failure; `None` when there is none yet.
+    pub(super) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Option<(DnsQuery, Vec<u8>)> {
+        while let Poll::Ready(Some(result)) = self.asking.poll_join_next(cx) {
+            // An error is a panic, which has been said, and has to be no more than one answer less.
+            if let Ok((query, answer)) = result {
+                if let Some(each) = self.each.get_mut(&query.from) {
+                    *each -= 1;
+                }
+                return Some((query, answer));
+            }
+        }
+        None
+    }
+}
+
 /// Asks `resolvers` in turn and returns the first answer, or the message that says that there was none. The answer
 /// has the query's own id.
-pub(super) async fn ask(resolvers: Arc<[SocketAddr]>, query: &[u8]) -> Vec<u8> {
+async fn ask(resolvers: &[SocketAddr], query: &[u8]) -> Vec<u8> {
     let end = Instant::now() + DEADLINE;
     for (index, resolver) in resolvers.iter().enumerate() {
         let until = match index + 1 < resolvers.len() {

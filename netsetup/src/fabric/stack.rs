@@ -12,7 +12,6 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use smoltcp::iface::{Config, Interface, PollResult, SocketHandle, SocketSet};
-use smoltcp::phy::{Checksum, Device, DeviceCapabilities, Medium, RxToken, TxToken};
 use smoltcp::socket::tcp::{RecvError, Socket, SocketBuffer, State};
 use smoltcp::time::{Duration as StackDuration, Instant as StackInstant};
 use smoltcp::wire::{HardwareAddress, IpCidr};
@@ -20,10 +19,11 @@ use tokio::io::ReadBuf;
 
 use super::port::Queue;
 use super::resolve::random;
+use super::wire::{Joined, Wire};
 use crate::ether::ETHERNET_HEADER;
 
 /// Bytes under way in each direction of a connection. The memory is touched only as far as a connection fills it.
-const BUFFER: usize = 256 * 1024;
+const BUFFER: usize = 128 * 1024;
 /// Connections to one machine at most.
 const MOST: usize = 512;
 /// Packets that one connection after the other may send before the driver looks at other ports.
@@ -411,88 +411,6 @@ impl Stack {
             .map(|step| EPHEMERAL + (start + step) % (u16::MAX - EPHEMERAL));
         let free = after.into_iter().find(|port| !used.contains(port));
         free.unwrap_or(EPHEMERAL)
-    }
-}
-
-/// The way out to the machine: its queue, and the header that its frames get.
-pub(super) struct Wire<'a> {
-    pub(super) queue: &'a mut Queue,
-    pub(super) spare: &'a mut Vec<u8>,
-    pub(super) header: [u8; ETHERNET_HEADER],
-}
-
-impl Wire<'_> {
-    fn again(&mut self) -> Wire<'_> {
-        Wire {
-            queue: self.queue,
-            spare: self.spare,
-            header: self.header,
-        }
-    }
-}
-
-/// The wire as smoltcp sees it for one call: at most one packet in, and the machine's queue out.
-struct Joined<'a> {
-    packet: Option<&'a [u8]>,
-    wire: Wire<'a>,
-    mtu: usize,
-}
-
-struct Inbound<'a>(&'a [u8]);
-
-struct Outbound<'a>(Wire<'a>);
-
-impl Device for Joined<'_> {
-    type RxToken<'a>
-        = Inbound<'a>
-    where
-        Self: 'a;
-    type TxToken<'a>
-        = Outbound<'a>
-    where
-        Self: 'a;
-
-    fn receive(&mut self, _: StackInstant) -> Option<(Inbound<'_>, Outbound<'_>)> {
-        let packet = self.packet.take()?;
-        Some((Inbound(packet), Outbound(self.wire.again())))
-    }
-
-    fn transmit(&mut self, _: StackInstant) -> Option<Outbound<'_>> {
-        match self.wire.queue.has_room() {
-            true => Some(Outbound(self.wire.again())),
-            false => None,
-        }
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        capabilities(self.mtu)
-    }
-}
-
-fn capabilities(mtu: usize) -> DeviceCapabilities {
-    let mut capabilities = DeviceCapabilities::default();
-    capabilities.medium = Medium::Ip;
-    capabilities.max_transmission_unit = mtu;
-    // A unix socket changes no bits, so checksums are made for the machine and not looked at here.
-    capabilities.checksum.ipv4 = Checksum::Tx;
-    capabilities.checksum.tcp = Checksum::Tx;
-    capabilities
-}
-
-impl RxToken for Inbound<'_> {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        f(self.0)
-    }
-}
-
-impl TxToken for Outbound<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let Wire {
-            queue,
-            spare,
-            header,
-        } = self.0;
-        queue.push_with(&header, length, spare, f)
     }
 }
 

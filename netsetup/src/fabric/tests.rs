@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
 use super::*;
 use crate::address::gateway_mac;
 use crate::ether::{self, ARP, Arp, ETHERNET_HEADER, Ethernet, Ipv4, Path, Udp};
-use guest::Guest;
 
 mod guest;
+mod names;
+mod streams;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -209,99 +209,6 @@ async fn an_address_is_leased_and_reported_once() {
     assert!(events.len() < 60, "{} more events", events.len());
 }
 
-fn query(name: &[u8]) -> Vec<u8> {
-    let mut query = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
-    query.extend(name);
-    query.extend([0, 0, 1, 0, 1]);
-    query
-}
-
-#[tokio::test]
-async fn foreign_names_are_asked_of_the_resolvers_under_another_id() {
-    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let resolver = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let (fabric, _events) = start(vec![resolver.local_addr().unwrap()]);
-    let mut a = Nic::join(&fabric, 10);
-    let mut ids = Vec::new();
-    for round in 0..8u8 {
-        a.send(&a.datagram(&gateway(), 53, &query(b"\x07example")))
-            .await;
-        let mut asked = vec![0; 512];
-        let (length, from) = timeout(PATIENCE, resolver.recv_from(&mut asked))
-            .await
-            .unwrap()
-            .unwrap();
-        asked.truncate(length);
-        assert_eq!(asked[2..], query(b"\x07example")[2..]);
-        ids.push([asked[0], asked[1]]);
-        // Another server's answer, an answer to another id, and the one to be taken.
-        asked[2] |= 0x80;
-        asked.push(99);
-        silent.send_to(&asked, from).await.unwrap();
-        asked[0] ^= 1;
-        resolver.send_to(&asked, from).await.unwrap();
-        asked[0] ^= 1;
-        *asked.last_mut().unwrap() = round;
-        resolver.send_to(&asked, from).await.unwrap();
-        let answer = a.next_data().await;
-        assert_eq!(
-            (&answer[..2], answer.last()),
-            (&[0x12, 0x34][..], Some(&round))
-        );
-    }
-    assert!(
-        ids.iter().any(|id| *id != ids[0]) && !ids.contains(&[0x12, 0x34]),
-        "{ids:?}"
-    );
-}
-
-#[tokio::test(start_paused = true)]
-async fn silent_resolvers_end_in_servfail_and_the_next_one_is_asked() {
-    let silent = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let (fabric, _events) = start(vec![silent.local_addr().unwrap(); 2]);
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    fabric.attach("node-10", theirs);
-    let mut a = Nic {
-        stream: ours,
-        machine: machine(10),
-    };
-    let began = tokio::time::Instant::now();
-    a.send(&a.datagram(&gateway(), 53, &query(b"\x07example")))
-        .await;
-    let answer = a.next_data().await;
-    assert_eq!(answer[3] & 15, 2);
-    assert_eq!(began.elapsed().as_secs(), 5);
-    let mut asked = [0; 512];
-    for _ in 0..2 {
-        silent.try_recv(&mut asked).unwrap();
-    }
-}
-
-#[tokio::test]
-async fn a_long_answer_is_cut_and_too_many_questions_are_refused() {
-    let resolver = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let (fabric, _events) = start(vec![resolver.local_addr().unwrap()]);
-    let mut a = Nic::join(&fabric, 10);
-    a.send(&a.datagram(&gateway(), 53, &query(b"\x07example")))
-        .await;
-    let mut answer = vec![0; 512];
-    let (length, from) = timeout(PATIENCE, resolver.recv_from(&mut answer))
-        .await
-        .unwrap()
-        .unwrap();
-    answer.truncate(length);
-    answer[2] |= 0x80;
-    answer.resize(1473, 0);
-    resolver.send_to(&answer, from).await.unwrap();
-    let cut = a.next_data().await;
-    assert_eq!((cut.len(), cut[2] & 2), (query(b"\x07example").len(), 2));
-    for _ in 0..33 {
-        a.send(&a.datagram(&gateway(), 53, &query(b"\x07example")))
-            .await;
-    }
-    assert_eq!(a.next_data().await[3] & 15, 2);
-}
-
 #[tokio::test]
 async fn who_does_not_read_loses_frames_and_stalls_nobody() {
     let (fabric, _events) = start(Vec::new());
@@ -410,118 +317,4 @@ async fn the_uplink_sees_what_goes_out_and_nothing_else() {
     assert!(event(&mut events).await.starts_with("Seen"));
     drop(uplink);
     assert_eq!(event(&mut events).await, "UplinkClosed { cause: None }");
-}
-
-#[tokio::test]
-async fn a_connection_carries_much_in_both_directions_and_half_closes() {
-    let (fabric, _events) = start(Vec::new());
-    let guest = Guest::join(&fabric, &machine(10), 1);
-    let stream = fabric
-        .connect(machine(10).ip, guest::ECHO, soon())
-        .await
-        .unwrap();
-    let sent: Vec<u8> = (0..3_000_000u32)
-        .map(|number| (number % 251) as u8)
-        .collect();
-    let (mut read, mut write) = tokio::io::split(stream);
-    let expected = sent.clone();
-    let writer = tokio::spawn(async move {
-        write.write_all(&sent).await.unwrap();
-        write.shutdown().await.unwrap();
-        write
-    });
-    let mut back = Vec::new();
-    timeout(PATIENCE, read.read_to_end(&mut back))
-        .await
-        .unwrap()
-        .unwrap();
-    assert!(
-        back == expected,
-        "{} of {} bytes",
-        back.len(),
-        expected.len()
-    );
-    let mut write = writer.await.unwrap();
-    assert_eq!(
-        write.write(b"more").await.unwrap_err().kind(),
-        io::ErrorKind::BrokenPipe
-    );
-    drop(guest);
-}
-
-#[tokio::test]
-async fn fifty_connections_at_once() {
-    let (fabric, _events) = start(Vec::new());
-    let _guest = Guest::join(&fabric, &machine(10), 50);
-    let mut streams = Vec::new();
-    for _ in 0..50 {
-        streams.push(
-            fabric
-                .connect(machine(10).ip, guest::ECHO, soon())
-                .await
-                .unwrap(),
-        );
-    }
-    for (number, stream) in (0u8..).zip(&mut streams) {
-        stream.write_all(&[number; 1000]).await.unwrap();
-    }
-    for (number, stream) in (0u8..).zip(&mut streams) {
-        let mut back = [0; 1000];
-        timeout(PATIENCE, stream.read_exact(&mut back))
-            .await
-            .unwrap()
-            .unwrap();
-        assert_eq!(back, [number; 1000]);
-    }
-}
-
-#[tokio::test]
-async fn a_connection_that_cannot_be_says_why() {
-    let (fabric, _events) = start(Vec::new());
-    let error = fabric.connect(machine(10).ip, 1, soon()).await.unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::HostUnreachable);
-    let guest = Guest::join(&fabric, &machine(10), 1);
-    let error = fabric.connect(machine(10).ip, 1, soon()).await.unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
-
-    // A machine that is there and silent.
-    let _silent = Nic::join(&fabric, 11);
-    let deadline = Instant::now() + Duration::from_millis(50);
-    let error = fabric
-        .connect(machine(11).ip, 1, deadline)
-        .await
-        .unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-
-    let mut stream = fabric
-        .connect(machine(10).ip, guest::ECHO, soon())
-        .await
-        .unwrap();
-    drop(guest);
-    let error = timeout(PATIENCE, stream.read(&mut [0; 1]))
-        .await
-        .unwrap()
-        .unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-    let error = stream.write(b"x").await.unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-
-    // The machine goes away while it is waited for, and the fabric ends under an open connection.
-    let nic = Nic::join(&fabric, 11);
-    let (result, ()) = tokio::join!(fabric.connect(machine(11).ip, 1, soon()), async {
-        tokio::task::yield_now().await;
-        drop(nic);
-    });
-    assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
-    let _guest = Guest::join(&fabric, &machine(12), 1);
-    let mut stream = fabric
-        .connect(machine(12).ip, guest::ECHO, soon())
-        .await
-        .unwrap();
-    fabric.stop().await;
-    let error = timeout(PATIENCE, stream.read(&mut [0; 1]))
-        .await
-        .unwrap()
-        .unwrap_err();
-    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }

@@ -230,10 +230,9 @@ proptest! {
 fn a_machine_that_sends_past_its_window_while_its_queue_is_full() {
     let mut peer = Peer::new();
     peer.segment(SYN | ACK, 0, 0, 65535, &[3, 3, 7, 1], 0);
-    for _ in 0..4 {
-        peer.segment(ACK, 0, 0, 65535, &[], 60_000);
+    for _ in 0..BUFFER / 1024 {
+        peer.segment(ACK, 0, 0, 65535, &[], 1024);
     }
-    peer.segment(ACK, 0, 0, 65535, &[], BUFFER - 240_000);
     peer.send();
     peer.drain();
     while peer.queue.has_room() {
