@@ -70,7 +70,7 @@ pub struct Client {
 #[derive(Debug)]
 pub enum News {
     Status(ClusterStatus),
-    Notice(Notice),
+    Notice(Box<Notice>),
     /// Nothing came before the deadline.
     Nothing,
 }
@@ -102,11 +102,12 @@ impl Client {
             cluster: cluster(),
             source,
         })?;
-        process::spawn_supervisor(files.name(), listener.into(), &files.supervisor_log())
-            .map_err(|source| ClientError::Spawn {
+        process::spawn_supervisor(files.name(), listener.into(), &files.supervisor_log()).map_err(
+            |source| ClientError::Spawn {
                 cluster: cluster(),
                 source,
-            })?;
+            },
+        )?;
         Ok(client)
     }
 
@@ -207,6 +208,19 @@ impl Client {
             }
             Answer::Refused { why } => Err(ClientError::Refused { why }),
             Answer::Status(_) | Answer::Notice(_) => Err(self.silent()),
+        }
+    }
+
+    /// Ends the supervisor and waits until it is gone: it says so by closing the connection.
+    pub fn end(&self) -> Result<(), ClientError> {
+        let stream = self.send(&Request::Shutdown)?;
+        match self.watching(stream).answer(ANSWER_DEADLINE) {
+            Err(ClientError::Gone { .. }) => Ok(()),
+            Err(error) => Err(error),
+            Ok(Some(Answer::Refused { why })) => Err(ClientError::Refused { why }),
+            Ok(Some(Answer::Done | Answer::Status(_) | Answer::Notice(_)) | None) => {
+                Err(self.silent())
+            }
         }
     }
 

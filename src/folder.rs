@@ -3,13 +3,16 @@
 //! It must not know what the folders are for.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::libc;
 use nix::unistd::geteuid;
+
+/// How the names of files begin that are not whole yet.
+const INCOMING: &str = ".incoming-";
 
 /// Why a private folder is not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -72,44 +75,103 @@ pub fn create_new(path: &Path) -> io::Result<File> {
     Ok(file)
 }
 
+/// Reads a file that only we can have written; that of another user, or a symlink, is an error.
+pub fn read_own(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)?;
+    let found = file.metadata()?;
+    if !found.is_file() || found.uid() != geteuid().as_raw() || found.mode() & 0o022 != 0 {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// Writes the whole file or nothing: temporary file, fsync, rename, fsync of the folder.
 ///
 /// Several writers may be at it; the last one wins.
 pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let temporary = beside(path)?;
-    if let Err(error) = fs::remove_file(&temporary)
-        && error.kind() != io::ErrorKind::NotFound
-    {
-        return Err(error);
+    let mut incoming = Incoming::beside(path)?;
+    incoming.file.write_all(bytes)?;
+    incoming.keep_as(path)
+}
+
+/// A file on its way to its name in the same folder; dropped before, it leaves nothing.
+///
+/// It is locked for as long as it is written, so that one without a holder of its lock is known
+/// to be a killed process's. Those go when the next file is made in that folder.
+#[derive(Debug)]
+pub struct Incoming {
+    path: PathBuf,
+    /// Open for reading and writing; 0600 until somebody says otherwise.
+    pub file: File,
+}
+
+impl Incoming {
+    /// In the folder of `path`, which has to be private.
+    pub fn beside(path: &Path) -> io::Result<Incoming> {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        sweep(folder)?;
+        loop {
+            let count = COUNT.fetch_add(1, Ordering::Relaxed);
+            let path = folder.join(format!("{INCOMING}{}-{count}", std::process::id()));
+            let file = match create_new(&path) {
+                // Another process with our pid, in another container, is at it.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                result => result?,
+            };
+            let incoming = Incoming { path, file };
+            // A sweep may have come between making and locking it; then it has another turn.
+            if incoming.file.try_lock().is_ok() && incoming.file.metadata()?.nlink() == 1 {
+                return Ok(incoming);
+            }
+        }
     }
-    let written = create_new(&temporary).and_then(|mut file| {
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)?;
+
+    /// Gives the file its name, over what had it, for good: it is on the disk when this returns.
+    pub fn keep_as(mut self, path: &Path) -> io::Result<()> {
+        self.file.sync_all()?;
+        fs::rename(&self.path, path)?;
+        // The old name is free for others from now on.
+        self.path.clear();
         sync_folder_of(path)
-    });
-    if written.is_err() {
-        // It may not exist; the first error is the one to tell.
-        let _ = fs::remove_file(&temporary);
     }
-    written
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if !self.path.as_os_str().is_empty() {
+            // What cannot be removed now, a sweep removes.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Removes the temporary files that killed processes left in a private folder.
+pub fn sweep(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !name.as_encoded_bytes().starts_with(INCOMING.as_bytes()) {
+            continue;
+        }
+        // One that is gone by now, or is being written, is none of ours.
+        if let Ok(file) = File::open(entry.path())
+            && file.try_lock().is_ok()
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Makes a rename or removal in the file's folder last through a power cut.
 pub fn sync_folder_of(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-}
-
-/// A name for a temporary file that no other writer uses now; what has it is a dead one's.
-fn beside(path: &Path) -> io::Result<PathBuf> {
-    static WRITERS: AtomicU32 = AtomicU32::new(0);
-    let writer = WRITERS.fetch_add(1, Ordering::Relaxed);
-    let mut name = path
-        .file_name()
-        .ok_or(io::ErrorKind::InvalidInput)?
-        .to_owned();
-    name.push(format!(".new-{}-{writer}", std::process::id()));
-    Ok(path.with_file_name(name))
 }
 
 #[cfg(test)]
@@ -169,12 +231,52 @@ mod tests {
     }
 
     #[test]
+    fn only_files_that_nobody_else_can_write_are_read_as_ours() {
+        let home = tempdir().unwrap();
+        let (path, link) = (home.path().join("file"), home.path().join("link"));
+        write_whole(&path, b"ours").unwrap();
+        symlink(&path, &link).unwrap();
+        assert_eq!(read_own(&path).unwrap(), b"ours");
+        assert!(read_own(&link).is_err());
+        assert!(read_own(home.path()).is_err());
+        fs::set_permissions(&path, Permissions::from_mode(0o620)).unwrap();
+        assert!(read_own(&path).is_err());
+    }
+
+    #[test]
     fn writing_replaces_the_whole_file_and_leaves_no_other() {
         let home = tempdir().unwrap();
         let path = home.path().join("file");
         write_whole(&path, b"a longer text").unwrap();
         write_whole(&path, b"short").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"short");
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_killed_writers_left_is_swept_and_what_is_being_written_is_not() {
+        let home = tempdir().unwrap();
+        let path = home.path().join("file");
+        fs::write(home.path().join(".incoming-1-1"), "left over").unwrap();
+        let busy = Incoming::beside(&path).unwrap();
+        write_whole(&path, b"x").unwrap();
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2);
+        busy.keep_as(&home.path().join("other")).unwrap();
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn many_writers_at_once_leave_one_whole_file() {
+        let home = tempdir().unwrap();
+        let path = home.path().join("file");
+        std::thread::scope(|scope| {
+            for writer in 0..20_u8 {
+                let path = &path;
+                scope.spawn(move || write_whole(path, &vec![writer; 10_000]).unwrap());
+            }
+        });
+        let content = fs::read(&path).unwrap();
+        assert_eq!(content, vec![content[0]; 10_000]);
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
     }
 

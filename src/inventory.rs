@@ -18,7 +18,7 @@ use crate::state::layout::{ClusterFiles, Roots};
 use crate::state::record::{
     ClusterRecord, DiskRecord, KernelRecord, MachineRecord, RunRecord, StateRecord,
 };
-use crate::supervisor::process::Process;
+use crate::supervisor::process;
 
 /// Why the world could not be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -76,8 +76,7 @@ pub fn collect(
         };
         inventory.taken_networks.push(record.subnet);
         for machine in &record.machines {
-            if let Ok(Some(record)) =
-                files::load::<MachineRecord>(&files.machine(machine).record())
+            if let Ok(Some(record)) = files::load::<MachineRecord>(&files.machine(machine).record())
             {
                 let ports = record.ports.iter().map(|port| port.host);
                 inventory.taken_ports.extend(ports);
@@ -130,12 +129,7 @@ pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Known {
         None => StateRecord::Stopped,
         Some(run) if run.boot_id != boot_id => StateRecord::Stopped,
         Some(run) => match &run.process {
-            Some(process)
-                if matches!(
-                    Process::adopt(process.pid, process.start_time, &record.uuid),
-                    Ok(Some(_))
-                ) =>
-            {
+            Some(process) if process::lives(process.pid, process.start_time, &record.uuid) => {
                 run.state
             }
             Some(_) => StateRecord::Crashed,
@@ -195,10 +189,12 @@ fn image_facts(
             disk,
         } => {
             let intern = |path: &Path| {
-                store.intern(path).map_err(|source| InventoryError::Kernel {
-                    machine: name.to_owned(),
-                    source,
-                })
+                store
+                    .intern(path, &mut |_| {})
+                    .map_err(|source| InventoryError::Kernel {
+                        machine: name.to_owned(),
+                        source,
+                    })
             };
             let record = KernelRecord {
                 kernel: intern(kernel)?.path,

@@ -52,7 +52,8 @@ impl Memo {
 
     /// The fact that was noted of this subject in this very state.
     pub fn recall(&self, subject: &str, state: &str) -> Option<String> {
-        let bytes = std::fs::read(self.file(subject)).ok()?;
+        // One that another user could have put there would be no fact.
+        let bytes = folder::read_own(&self.file(subject)).ok()?;
         let entry: Entry = serde_json::from_slice(&bytes).ok()?;
         (entry.subject == subject && entry.state == state).then_some(entry.fact)
     }

@@ -14,11 +14,12 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_netsetup::address::{self, AddressError, Subnet};
+use serde::Serialize;
 
 use crate::cluster::{Cluster, Machine, NetworkMode};
 use crate::host::kvm::KvmState;
-use crate::state::layout::ClusterFiles;
 use crate::state::files::SCHEMA;
+use crate::state::layout::ClusterFiles;
 use crate::state::record::{
     ClusterRecord, MachineRecord, ModeRecord, ReservationRecord, RunRecord, StateRecord,
 };
@@ -125,7 +126,9 @@ pub enum PlanError {
     NoQemu { machine: String, program: String },
     #[error("machine `{machine}` asks for KVM, which does not work here: {why}")]
     NoKvm { machine: String, why: String },
-    #[error("machine `{machine}` asks for KVM, but its architecture `{arch}` is not the host's (`{host}`)")]
+    #[error(
+        "machine `{machine}` asks for KVM, but its architecture `{arch}` is not the host's (`{host}`)"
+    )]
     ForeignKvm {
         machine: String,
         arch: Arch,
@@ -133,7 +136,9 @@ pub enum PlanError {
     },
     #[error("cannot give the machines addresses")]
     Address(#[source] AddressError),
-    #[error("the subnet of cluster `{cluster}` is {kept} and cannot change to {asked} while the cluster exists")]
+    #[error(
+        "the subnet of cluster `{cluster}` is {kept} and cannot change to {asked} while the cluster exists"
+    )]
     SubnetMoved {
         cluster: String,
         kept: Ipv4Net,
@@ -157,11 +162,7 @@ pub enum PlanError {
 ///
 /// # Errors
 /// [`PlanError`] when the host lacks something, or what is there contradicts the spec.
-pub fn plan(
-    cluster: &Cluster,
-    host: &HostFacts,
-    inventory: &Inventory,
-) -> Result<Plan, PlanError> {
+pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Result<Plan, PlanError> {
     let record = cluster_record(cluster, host, inventory)?;
     let mut ports = choice::Ports::new(inventory);
     let mut steps = Vec::new();
@@ -170,7 +171,11 @@ pub fn plan(
         steps.push(step(machine, record, inventory)?);
     }
     for name in inventory.machines.keys() {
-        if !cluster.machines.iter().any(|machine| machine.name.as_str() == name) {
+        if !cluster
+            .machines
+            .iter()
+            .any(|machine| machine.name.as_str() == name)
+        {
             steps.push(Step {
                 name: name.clone(),
                 action: Action::Remove,
@@ -206,8 +211,7 @@ fn cluster_record(
         existing.insert(machine.clone(), (mac, reserved.ip));
     }
     let names = cluster.machines.iter().map(|machine| machine.name.as_str());
-    let reserved =
-        address::reserve(name, names, &existing, subnet).map_err(PlanError::Address)?;
+    let reserved = address::reserve(name, names, &existing, subnet).map_err(PlanError::Address)?;
     for (machine, (mac, ip)) in reserved {
         let mac = mac.to_string().to_ascii_lowercase();
         reservations.insert(machine, ReservationRecord { mac, ip });
@@ -280,12 +284,17 @@ fn machine_record(
     let image = inventory
         .images
         .get(&name)
-        .ok_or_else(|| PlanError::NoImage { machine: name.clone() })?;
+        .ok_or_else(|| PlanError::NoImage {
+            machine: name.clone(),
+        })?;
     let reservation = &cluster.reservations[&name];
-    let qemu = host.qemu.get(&machine.arch).ok_or_else(|| PlanError::NoQemu {
-        machine: name.clone(),
-        program: machine.arch.qemu_program().to_owned(),
-    })?;
+    let qemu = host
+        .qemu
+        .get(&machine.arch)
+        .ok_or_else(|| PlanError::NoQemu {
+            machine: name.clone(),
+            program: machine.arch.qemu_program().to_owned(),
+        })?;
     let (accel, accel_reason) = choice::accel(machine, host)?;
     Ok(MachineRecord {
         schema: SCHEMA,
@@ -330,7 +339,9 @@ fn step(
                 why: why.clone(),
             });
         }
-        Some(Known::Whole { record: old, state, .. }) => {
+        Some(Known::Whole {
+            record: old, state, ..
+        }) => {
             let differences = difference::between(old, &record);
             let price = differences.iter().map(|difference| difference.price).max();
             let why = differences.iter().map(ToString::to_string).collect();
@@ -338,10 +349,9 @@ fn step(
                 (Some(Price::Disk), _) => (Action::Recreate, why),
                 (_, StateRecord::Stopped | StateRecord::Crashed) => (Action::Start, why),
                 (Some(Price::Restart), _) => (Action::Restart, why),
-                (None | Some(Price::Nothing), StateRecord::Failed) => (
-                    Action::Restart,
-                    vec!["its guest has given up".to_owned()],
-                ),
+                (None | Some(Price::Nothing), StateRecord::Failed) => {
+                    (Action::Restart, vec!["its guest has given up".to_owned()])
+                }
                 (
                     None | Some(Price::Nothing),
                     StateRecord::Starting
@@ -411,5 +421,91 @@ impl fmt::Display for Plan {
             writeln!(f, "nothing to do")?;
         }
         Ok(())
+    }
+}
+
+impl Step {
+    /// Whether the machine can report that it is ready.
+    pub fn reports(&self) -> bool {
+        self.record.as_ref().is_some_and(|record| record.reports)
+    }
+}
+
+impl Inventory {
+    /// The machines whose QEMU lives.
+    pub fn alive(&self) -> Vec<String> {
+        self.machines
+            .iter()
+            .filter(|(_, known)| match known {
+                Known::Whole { state, .. } => match state {
+                    StateRecord::Stopped | StateRecord::Crashed => false,
+                    StateRecord::Starting
+                    | StateRecord::Running
+                    | StateRecord::Ready
+                    | StateRecord::Paused
+                    | StateRecord::Stopping
+                    | StateRecord::Failed
+                    | StateRecord::Unresponsive
+                    | StateRecord::Damaged => true,
+                },
+                Known::Damaged { .. } => true,
+            })
+            .map(|(name, _)| name.clone())
+            .collect()
+    }
+}
+
+/// A plan for programs: `kiln plan --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlanView {
+    pub cluster: String,
+    pub subnet: Ipv4Net,
+    pub changes: bool,
+    pub machines: Vec<StepView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StepView {
+    pub name: String,
+    pub action: &'static str,
+    pub why: Vec<String>,
+}
+
+impl Plan {
+    pub fn view(&self) -> PlanView {
+        PlanView {
+            cluster: self.cluster.name.clone(),
+            subnet: self.cluster.subnet,
+            changes: !self.is_settled(),
+            machines: self
+                .steps
+                .iter()
+                .map(|step| StepView {
+                    name: step.name.clone(),
+                    action: step.action.word(),
+                    why: step.why.clone(),
+                })
+                .collect(),
+        }
+    }
+
+    /// Leaves only the steps of these machines; all of them when none is named.
+    ///
+    /// The others stay as they are: those that were not made are not made.
+    pub fn restrict(&mut self, names: &[String]) {
+        if names.is_empty() {
+            return;
+        }
+        for step in &mut self.steps {
+            if names.contains(&step.name) {
+                continue;
+            }
+            if step.action == Action::Create {
+                self.cluster.machines.retain(|name| *name != step.name);
+            } else if step.action == Action::Remove {
+                self.cluster.machines.push(step.name.clone());
+            }
+        }
+        self.steps.retain(|step| names.contains(&step.name));
     }
 }

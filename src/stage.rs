@@ -50,7 +50,7 @@ pub enum StageError {
     Ignition {
         machine: String,
         #[source]
-        source: IgnitionError,
+        source: Box<IgnitionError>,
     },
     #[error("cannot make the disk of machine `{machine}`")]
     Overlay {
@@ -185,6 +185,10 @@ pub fn remove_machine(machine: &MachineFiles) {
 }
 
 impl Reserved {
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
     /// Makes keys, disks and configs for every machine that is to be started.
     pub fn prepare(self, cluster: &Cluster) -> Result<Prepared, StageError> {
         let Reserved { plan, files, undo } = self;
@@ -258,7 +262,8 @@ fn is_made(action: Action) -> bool {
     }
 }
 
-fn peers(plan: &Plan, cluster: &Cluster) -> Vec<Peer> {
+/// All machines of the spec, as templates see them.
+pub fn peers(plan: &Plan, cluster: &Cluster) -> Vec<Peer> {
     cluster
         .machines
         .iter()
@@ -296,11 +301,10 @@ fn make_machine(
     own: &MachineFiles,
 ) -> Result<Vec<String>, StageError> {
     folder::make_private(&own.sockets)?;
-    let rendered =
-        ignition::render(machine, facts).map_err(|source| StageError::Ignition {
-            machine: step.name.clone(),
-            source,
-        })?;
+    let rendered = ignition::render(machine, facts).map_err(|source| StageError::Ignition {
+        machine: step.name.clone(),
+        source: Box::new(source),
+    })?;
     write(&own.ignition(), rendered.config.as_bytes())?;
     if let Some(disk) = &record.disk
         && !own.disk().exists()
@@ -358,5 +362,8 @@ fn write(path: &std::path::Path, bytes: &[u8]) -> Result<(), StageError> {
 
 /// The machine as the spec has it, for `render` before anything is made.
 pub fn machine_of<'a>(cluster: &'a Cluster, name: &MachineName) -> Option<&'a Machine> {
-    cluster.machines.iter().find(|machine| machine.name == *name)
+    cluster
+        .machines
+        .iter()
+        .find(|machine| machine.name == *name)
 }

@@ -78,21 +78,19 @@ pub fn run(mut command: Command, stdin: Stdio, deadline: Duration) -> Result<Fin
         .stderr(stderr.try_clone().map_err(start)?);
     die_with_caller(&mut command);
     let mut child = command.spawn().map_err(start)?;
-    if wait_until(&child, deadline).map_err(wait)? {
-        let status = child.wait().map_err(wait)?;
-        Ok(Finished {
+    let ended = wait_until(&mut child, deadline).map_err(wait)?;
+    let stderr = text(&mut stderr).map_err(wait)?;
+    match ended {
+        Some(status) => Ok(Finished {
             status,
             stdout: text(&mut stdout).map_err(wait)?,
-            stderr: text(&mut stderr).map_err(wait)?,
-        })
-    } else {
-        child.kill().map_err(wait)?;
-        child.wait().map_err(wait)?;
-        Err(ToolError::Deadline {
+            stderr,
+        }),
+        None => Err(ToolError::Deadline {
             program: program.clone(),
             deadline,
-            stderr: text(&mut stderr).map_err(wait)?,
-        })
+            stderr,
+        }),
     }
 }
 
@@ -100,19 +98,26 @@ fn memory_file() -> io::Result<File> {
     Ok(memfd_create("kiln-tool", MFdFlags::MFD_CLOEXEC).map(File::from)?)
 }
 
-/// True when the child ended in time. It is not reaped here, so its pid stays its own.
-fn wait_until(child: &Child, deadline: Duration) -> io::Result<bool> {
-    let id = i32::try_from(child.id()).map_err(io::Error::other)?;
+/// Reaps the child when it ends, or at the deadline, when it is killed first and `None` comes back.
+fn wait_until(child: &mut Child, deadline: Duration) -> io::Result<Option<ExitStatus>> {
+    let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
     let (sender, receiver) = mpsc::channel();
-    // Nobody joins this thread when the deadline passes: it ends by itself with the child, which
-    // the caller then kills.
-    thread::Builder::new().spawn(move || {
+    // It only looks: the pid stays the child's own until this thread reaps it.
+    let watch = move || {
         let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
-        while waitid(Id::Pid(Pid::from_raw(id)), flags) == Err(Errno::EINTR) {}
+        while waitid(Id::Pid(Pid::from_raw(pid)), flags) == Err(Errno::EINTR) {}
         // The caller may have given up, and then does not listen.
         let _ = sender.send(());
-    })?;
-    Ok(receiver.recv_timeout(deadline).is_ok())
+    };
+    let watcher = thread::Builder::new().spawn(watch);
+    let in_time = watcher.is_ok() && receiver.recv_timeout(deadline).is_ok();
+    if !in_time {
+        child.kill()?;
+    }
+    let status = child.wait()?;
+    // The child is gone, so the watcher ends by itself; it cannot panic.
+    let _ = watcher?.join();
+    Ok(in_time.then_some(status))
 }
 
 fn die_with_caller(command: &mut Command) {
@@ -134,6 +139,22 @@ fn text(file: &mut File) -> io::Result<String> {
     file.rewind()?;
     file.take(KEPT_OUTPUT).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Writes an executable shell script, by a child: were it written here, a test that forks at that
+/// moment would hold it open for writing, and starting it would fail with "text file busy".
+#[cfg(test)]
+pub(crate) fn write_script(path: &std::path::Path, lines: &str) {
+    let status = Command::new("/bin/sh")
+        .args([
+            "-c",
+            "printf '#!/bin/sh\\n%s\\n' \"$2\" >\"$1\" && chmod 755 \"$1\"",
+            "-",
+        ])
+        .arg(path)
+        .arg(lines)
+        .status();
+    assert!(status.unwrap().success());
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ pub const PORT: u16 = 53;
 const HEADER: usize = 12;
 /// Seconds that an answer may be kept: short, since a scaled cluster has new names.
 const TTL: u32 = 30;
-/// What kiln can take in one datagram, as it says by EDNS.
+/// The longest message that kiln takes, as it says by EDNS. Queries are far shorter.
 const EDNS_SIZE: u16 = 1232;
 
 const TYPE_A: u16 = 1;
@@ -93,6 +93,9 @@ impl Zone {
         }
         if query[2] & 0x78 != 0 {
             return Outcome::Answer(bare(query, Code::NotImp));
+        }
+        if query.len() > usize::from(EDNS_SIZE) {
+            return Outcome::Answer(bare(query, Code::FormErr));
         }
         let Some(question) = Question::parse(query) else {
             return Outcome::Answer(bare(query, Code::FormErr));

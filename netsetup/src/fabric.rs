@@ -46,7 +46,7 @@ pub struct FabricConfig {
     pub gateway_mac: MacAddr6,
     /// The cluster's domain without a dot at its end, `CLUSTER.internal`.
     pub domain: String,
-    /// The MTU of the machines' NICs; 1500 where nothing else is said.
+    /// The MTU of the machines' NICs, 576 or more; 1500 where nothing is said.
     pub mtu: Option<u16>,
     /// Who is asked for names that are not the cluster's, in this order.
     pub resolvers: Vec<SocketAddr>,
@@ -85,6 +85,15 @@ pub enum FabricEvent {
         /// Why; `None` when the other side closed it in good order.
         cause: Option<io::Error>,
     },
+}
+
+/// What went through the fabric.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FabricCounters {
+    /// Each attached machine, by name.
+    pub machines: Vec<(String, Counters)>,
+    /// The uplink, when it is attached. Frames that it lost count as dropped.
+    pub uplink: Option<Counters>,
 }
 
 /// The handle of a running fabric. When it is dropped, the fabric closes all its ports and ends.
@@ -154,11 +163,11 @@ impl Fabric {
         }
     }
 
-    /// What went through each attached port since its attach, by machine name.
+    /// What went through each attached port since its attach.
     ///
     /// # Errors
     /// The fabric has ended.
-    pub async fn counters(&self) -> io::Result<Vec<(String, Counters)>> {
+    pub async fn counters(&self) -> io::Result<FabricCounters> {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Counters(reply));
         answer.await.map_err(|_| ended())

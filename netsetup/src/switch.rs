@@ -7,7 +7,7 @@
 //! machine ── own MAC, own IPv4? ──┬─ for a machine's MAC ───────▶ To(port)
 //!                                 ├─ ARP question ──────────────▶ To(port of whoever is asked for), or Reply for kiln
 //!                                 ├─ for kiln: DHCP, DNS, ping ─▶ Reply or Ask;  TCP ▶ Tcp
-//!                                 ├─ for an address outside ────▶ Uplink, unless the address is a forbidden one
+//!                                 ├─ for an address outside ────▶ Uplink, or Reply (ICMP) for a forbidden one
 //!                                 └─ broadcast, multicast ──────▶ Flood, as far as the storm limit lets it
 //! uplink  ── IPv4 for a machine ────────────────────────────────▶ To(port);  ARP question ▶ Reply
 //! ```
@@ -30,11 +30,14 @@ use macaddr::MacAddr6;
 
 use crate::address::{self, Reservation, Subnet};
 use crate::dhcp;
-use crate::dns::{self, Outcome, Zone};
-use crate::ether::{self, ARP, Arp, ETHERNET_HEADER, Ethernet, IPV4, Ipv4, Path, Udp};
+use crate::dns::Zone;
+use crate::ether::{self, ARP, Arp, ETHERNET_HEADER, Ethernet, IPV4, Ipv4, Udp};
 use bucket::Bucket;
 
 mod bucket;
+mod gateway;
+
+pub use gateway::DnsQuery;
 
 /// A machine's port. Numbers are small and used again after a machine is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -96,23 +99,12 @@ pub enum Refusal {
     DhcpServer,
     /// A protocol that does not pass: IPv6, VLAN tags, anything but ARP and IPv4.
     Protocol,
-    /// An address that is out of reach on purpose.
+    /// A packet that is kept in on purpose.
     Forbidden,
     /// More broadcasts than a machine may send.
     Storm,
     /// Nobody has this address, or nobody there wants this packet.
     Nobody,
-}
-
-/// A machine's question to a name server, and the way back.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DnsQuery {
-    /// Who asks.
-    pub from: PortId,
-    /// The UDP port that it asks from.
-    pub port: u16,
-    /// The query as it came.
-    pub message: Vec<u8>,
 }
 
 /// The switch of one cluster.
@@ -231,13 +223,11 @@ impl Switch {
                 if packet.destination == self.config.subnet.gateway() {
                     return self.serve(port, &packet);
                 }
-                match self.outward(machine, &packet) {
-                    Ok(()) => {
-                        self.readdress(frame, self.uplink_mac());
-                        Ok(Verdict::Uplink)
-                    }
-                    Err(refusal) => Err(refusal),
+                let verdict = self.let_out(machine, &packet)?;
+                if verdict == Verdict::Uplink {
+                    self.readdress(frame, self.uplink_mac());
                 }
+                Ok(verdict)
             }
             _ => Err(Refusal::Protocol),
         }
@@ -282,13 +272,6 @@ impl Switch {
             }
             _ => Verdict::Drop(Refusal::Protocol),
         }
-    }
-
-    /// The frame that brings `answer` to whoever asked `query`; `None` when that machine is gone or the answer is
-    /// larger than a packet.
-    pub fn dns_reply(&self, query: &DnsQuery, answer: &[u8]) -> Option<Vec<u8>> {
-        let path = self.path_to(self.machine(query.from)?);
-        ether::udp_frame(path, dns::PORT, query.port, answer)
     }
 
     /// The Ethernet header of the gateway's frames to the machine at `port`.
@@ -356,87 +339,6 @@ impl Switch {
         match slot.ok_or(Refusal::Nobody)?.broadcasts.take(now) {
             true => Ok(Verdict::Flood),
             false => Err(Refusal::Storm),
-        }
-    }
-
-    fn serve(&self, port: PortId, packet: &Ipv4<'_>) -> Result<Verdict, Refusal> {
-        if packet.is_fragment() {
-            return Err(Refusal::Nobody);
-        }
-        match packet.protocol {
-            ether::TCP => Ok(Verdict::Tcp),
-            ether::ICMP => self.ping(port, packet),
-            ether::UDP => {
-                let udp = Udp::parse(packet).ok_or(Refusal::Malformed)?;
-                match udp.destination {
-                    dhcp::SERVER_PORT => self.dhcp(port, udp.payload),
-                    dns::PORT => self.dns(port, &udp),
-                    _ => Err(Refusal::Nobody),
-                }
-            }
-            _ => Err(Refusal::Nobody),
-        }
-    }
-
-    fn dhcp(&self, port: PortId, request: &[u8]) -> Result<Verdict, Refusal> {
-        let machine = self.machine(port).ok_or(Refusal::Nobody)?;
-        let find = |mac| (mac == machine.mac).then_some(machine);
-        let reply = self.dhcp.answer(request, find);
-        reply.map(Verdict::Reply).ok_or(Refusal::Nobody)
-    }
-
-    fn dns(&self, port: PortId, udp: &Udp<'_>) -> Result<Verdict, Refusal> {
-        let query = |message: &[u8]| DnsQuery {
-            from: port,
-            port: udp.source,
-            message: message.to_vec(),
-        };
-        match self.zone.resolve(udp.payload) {
-            Outcome::Answer(answer) => {
-                let reply = self.dns_reply(&query(&[]), &answer);
-                reply.map(Verdict::Reply).ok_or(Refusal::Nobody)
-            }
-            Outcome::Forward => Ok(Verdict::Ask(query(udp.payload))),
-            Outcome::Drop => Err(Refusal::Malformed),
-        }
-    }
-
-    fn ping(&self, port: PortId, packet: &Ipv4<'_>) -> Result<Verdict, Refusal> {
-        // Type 8 asks for an echo, type 0 is one; the rest of the message comes back as it is.
-        let [8, 0, rest @ ..] = packet.payload else {
-            return Err(Refusal::Nobody);
-        };
-        let machine = self.machine(port).ok_or(Refusal::Nobody)?;
-        let echo = [&[0, 0], rest].concat();
-        let reply = ether::icmp_frame(self.path_to(machine), &echo);
-        reply.map(Verdict::Reply).ok_or(Refusal::Malformed)
-    }
-
-    /// Whether a packet may go out through slirp.
-    ///
-    /// Slirp takes any address of its subnet for the host's loopback and hands 0/8 and 127/8 to the host's kernel as
-    /// they are, so a guest must not name one of them. Options go nowhere either, since a source route would name the
-    /// real destination.
-    fn outward(&self, machine: &Reservation, packet: &Ipv4<'_>) -> Result<(), Refusal> {
-        let destination = packet.destination;
-        if packet.source != machine.ip {
-            return Err(Refusal::ForeignAddress);
-        }
-        if self.config.subnet.contains(destination)
-            || !address::is_routed(destination)
-            || packet.has_options()
-        {
-            return Err(Refusal::Forbidden);
-        }
-        Ok(())
-    }
-
-    fn path_to(&self, machine: &Reservation) -> Path {
-        Path {
-            source_mac: self.config.gateway_mac,
-            source: self.config.subnet.gateway(),
-            destination_mac: machine.mac,
-            destination: machine.ip,
         }
     }
 

@@ -48,57 +48,57 @@ struct Made {
 /// # Errors
 /// Whatever the verb fails with.
 pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
+    let session = || Session::open(&cli.global, report);
     match &cli.verb {
-        Verb::Completions(args) => return report.write(&documents::completions(args.shell)),
-        Verb::Man(args) => return init::man(report, args),
-        Verb::Init(args) => return init::run(report, args),
-        _ => {}
-    }
-    // All that kiln makes is for its user alone, whatever the umask was.
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
-    let host = Host::probe().map_err(|error| Error::from_source(Exit::Host, &error))?;
-    let roots = Roots {
-        state: host.folders.state.clone(),
-        cache: host.folders.cache.clone(),
-        runtime: host.folders.sockets(host.uid, LONGEST_SOCKET),
-    };
-    let mut session = Session {
-        global: &cli.global,
-        report,
-        host,
-        roots,
-    };
-    match &cli.verb {
-        Verb::Validate => spec::validate(&mut session),
-        Verb::Plan(args) => spec::plan(&mut session, args),
-        Verb::Up(args) => up::run(&mut session, args),
-        Verb::Down(args) => down::run(&session, args),
-        Verb::Start(args) => power::start(&session, args),
-        Verb::Stop(args) => power::stop(&session, args),
-        Verb::Restart(args) => power::restart(&session, args),
-        Verb::Kill(args) => power::kill(&session, args),
-        Verb::Pause(args) => power::pause(&session, args),
-        Verb::Resume(args) => power::resume(&session, args),
-        Verb::Ps => show::ps(&session),
-        Verb::Ls => show::ls(&session),
-        Verb::Inspect(args) => show::inspect(&session, args),
-        Verb::Ip(args) => show::ip(&session, args),
-        Verb::Wait(args) => wait::run(&session, args),
-        Verb::Events(args) => events::run(&session, args),
-        Verb::Logs(args) => logs::run(&session, args),
-        Verb::Console(args) => console::run(&session, args),
-        Verb::Ssh(args) => ssh::run(&session, args),
-        Verb::Proxy(args) => ssh::proxy(&session, args),
-        Verb::Render(args) => render::run(&mut session, args),
-        Verb::Explain(args) => explain::run(&mut session, args),
-        Verb::Doctor => doctor::run(&mut session),
-        Verb::Gc => gc::run(&session),
-        Verb::Supervise(args) => supervise::run(&session, args),
-        Verb::Completions(_) | Verb::Man(_) | Verb::Init(_) => Ok(()),
+        Verb::Validate => spec::validate(&mut session()?),
+        Verb::Plan(args) => spec::plan(&mut session()?, args),
+        Verb::Up(args) => up::run(&mut session()?, args),
+        Verb::Down(args) => down::run(&session()?, args),
+        Verb::Start(args) => power::start(&session()?, args),
+        Verb::Stop(args) => power::stop(&session()?, args),
+        Verb::Restart(args) => power::restart(&session()?, args),
+        Verb::Kill(args) => power::kill(&session()?, args),
+        Verb::Pause(args) => power::pause(&session()?, args),
+        Verb::Resume(args) => power::resume(&session()?, args),
+        Verb::Ps => show::ps(&session()?),
+        Verb::Ls => show::ls(&session()?),
+        Verb::Inspect(args) => show::inspect(&session()?, args),
+        Verb::Ip(args) => show::ip(&session()?, args),
+        Verb::Wait(args) => wait::run(&session()?, args),
+        Verb::Events(args) => events::run(&session()?, args),
+        Verb::Logs(args) => logs::run(&session()?, args),
+        Verb::Console(args) => console::run(&session()?, args),
+        Verb::Ssh(args) => ssh::run(&session()?, args),
+        Verb::Proxy(args) => ssh::proxy(&session()?, args),
+        Verb::Render(args) => render::run(&mut session()?, args),
+        Verb::Explain(args) => explain::run(&mut session()?, args),
+        Verb::Doctor => doctor::run(&mut session()?),
+        Verb::Gc => gc::run(&session()?),
+        Verb::Supervise(args) => supervise::run(&session()?, args),
+        Verb::Completions(args) => report.write(&documents::completions(args.shell)),
+        Verb::Man(args) => init::man(report, args),
+        Verb::Init(args) => init::run(report, args),
     }
 }
 
-impl Session<'_> {
+impl<'a> Session<'a> {
+    fn open(global: &'a Global, report: &'a Report) -> Result<Session<'a>, Error> {
+        // All that kiln makes is for its user alone, whatever the umask was.
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+        let host = Host::probe().map_err(|error| Error::from_source(Exit::Host, &error))?;
+        let roots = Roots {
+            state: host.folders.state.clone(),
+            cache: host.folders.cache.clone(),
+            runtime: host.folders.sockets(host.uid, LONGEST_SOCKET),
+        };
+        Ok(Session {
+            global,
+            report,
+            host,
+            roots,
+        })
+    }
+
     /// The name that `-c` gives, or that the spec has.
     fn cluster_name(&self) -> Result<String, Error> {
         match &self.global.cluster {
@@ -116,11 +116,10 @@ impl Session<'_> {
                 self.refuse_foreign(&record)?;
                 Ok(Made { files, record })
             }
-            None => Err(Error::new(
-                Exit::Unknown,
-                format!("there is no cluster `{name}`"),
-            )
-            .hint("`kiln ls` lists the clusters; `kiln up` makes the one of your spec")),
+            None => Err(
+                Error::new(Exit::Unknown, format!("there is no cluster `{name}`"))
+                    .hint("`kiln ls` lists the clusters; `kiln up` makes the one of your spec"),
+            ),
         }
     }
 
@@ -176,7 +175,10 @@ impl Made {
         }
         Err(Error::new(
             Exit::Unknown,
-            format!("there is no machine `{name}` in cluster `{}`", self.record.name),
+            format!(
+                "there is no machine `{name}` in cluster `{}`",
+                self.record.name
+            ),
         )
         .hint(format!("it has: {}", self.record.machines.join(", "))))
     }

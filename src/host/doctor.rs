@@ -8,7 +8,7 @@ use kiln_arch::Arch;
 use super::distribution::{Distribution, Piece};
 use super::kvm::{Ask, KvmState};
 use super::probe::Host;
-use super::qemu::{Qemu, QemuError, program_name};
+use super::qemu::{Qemu, QemuError};
 use crate::folder::{self, FolderError};
 
 /// Below this many open files, a supervisor of some fifty machines runs out.
@@ -38,13 +38,7 @@ pub enum Status {
 /// Looks at everything; tries KVM again and makes kiln's folders. Takes at most some seconds.
 pub fn examine(host: &mut Host) -> Vec<Check> {
     let mut checks = Vec::new();
-    for arch in [
-        Arch::X86_64,
-        Arch::Aarch64,
-        Arch::I386,
-        Arch::S390x,
-        Arch::Ppc64le,
-    ] {
+    for arch in Arch::ALL {
         checks.push(qemu(arch, host.arch, host.qemu(arch), host.distribution));
     }
     if let Some(arch) = host.arch {
@@ -61,7 +55,7 @@ pub fn examine(host: &mut Host) -> Vec<Check> {
             Piece::QemuImg,
             "qemu-img",
             &host.tools.qemu_img,
-            "checking and exporting disks",
+            "looking at disks by hand",
         ),
         (
             Piece::IgnitionValidate,
@@ -91,7 +85,7 @@ fn qemu(
     found: Result<&Qemu, &QemuError>,
     distribution: Distribution,
 ) -> Check {
-    let name = program_name(arch).to_owned();
+    let name = arch.qemu_program().to_owned();
     match found {
         Ok(qemu) => Check {
             name,

@@ -177,8 +177,6 @@ fn complaint(stderr: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::{self, Permissions};
-    use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
     use std::time::Instant;
 
@@ -192,7 +190,7 @@ mod tests {
     fn the_test_guests_run_under_tcg() {
         for arch in [Arch::X86_64, Arch::Aarch64] {
             let path = std::env::var_os("PATH").unwrap();
-            let name = qemu::program_name(arch);
+            let name = arch.qemu_program();
             let program = qemu::find(&path, name)
                 .unwrap_or_else(|| panic!("{name} is missing: this test needs it"));
             assert_eq!(
@@ -205,8 +203,7 @@ mod tests {
     fn fake(script: &str) -> (tempfile::TempDir, PathBuf) {
         let home = tempdir().unwrap();
         let program = home.path().join("qemu");
-        fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        tool::write_script(&program, script);
         (home, program)
     }
 

@@ -215,6 +215,41 @@ impl Host {
         }))
         .unwrap()
     }
+
+    /// A host that is the same everywhere: an ordinary user of an x86_64 Debian with both QEMUs.
+    /// Nothing of it exists; for golden tests.
+    pub(crate) fn example(kvm: KvmState) -> Host {
+        let memo = Memo::new(PathBuf::from("/home/user/.cache/kiln/facts"));
+        let qemu = |arch: Arch| Qemu {
+            program: Path::new("/usr/bin").join(arch.qemu_program()),
+            version: qemu::Version(10, 0, 2),
+            build: "example".to_owned(),
+        };
+        Host {
+            uid: 1000,
+            gid: 1000,
+            home: Some(PathBuf::from("/home/user")),
+            folders: Folders {
+                state: PathBuf::from("/home/user/.local/state/kiln"),
+                cache: PathBuf::from("/home/user/.cache/kiln"),
+                runtime: PathBuf::from("/run/user/1000/kiln"),
+            },
+            arch: Some(Arch::X86_64),
+            boot_id: "00000000-0000-4000-8000-000000000000".to_owned(),
+            cpus: NonZeroUsize::MIN,
+            memory: Size::from_mib(16 * 1024),
+            open_files: (1024, 524_288),
+            path: OsString::from("/usr/bin:/bin"),
+            tools: Tools::default(),
+            color: false,
+            resolvers: vec![SocketAddr::from(([192, 0, 2, 53], 53))],
+            routes: Vec::new(),
+            distribution: Distribution::Debian,
+            qemus: Qemus::example([qemu(Arch::X86_64), qemu(Arch::Aarch64)]),
+            memo,
+            kvm: OnceLock::from(kvm),
+        }
+    }
 }
 
 /// The user's folder in the user database.
@@ -280,6 +315,18 @@ mod tests {
         ] {
             assert_eq!(parse_memory(text), None);
         }
+    }
+
+    #[test]
+    fn the_example_touches_nothing() {
+        let host = Host::example(KvmState::Works);
+        assert!(host.qemu(Arch::Aarch64).is_ok());
+        assert!(matches!(
+            host.qemu(Arch::S390x),
+            Err(QemuError::Missing { .. })
+        ));
+        assert_eq!(host.kvm(Arch::X86_64), KvmState::Works);
+        assert_eq!(host.kvm(Arch::I386), KvmState::Works);
     }
 
     #[test]

@@ -37,6 +37,15 @@ pub struct Qemu {
     pub build: String,
 }
 
+impl Qemu {
+    /// The versioned board that a new machine of `arch` gets; absent where the distribution has
+    /// boards of its own names (RHEL and its kin, whose version says `.el`).
+    pub fn board(&self, arch: Arch) -> Option<String> {
+        let Version(major, minor, _) = self.version;
+        (!self.build.contains(".el")).then(|| arch.board_of(major, minor))
+    }
+}
+
 /// Why guests of an architecture cannot run here.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum QemuError {
@@ -65,7 +74,7 @@ pub enum QemuError {
 pub struct Qemus {
     path: OsString,
     memo: Memo,
-    found: [OnceLock<Result<Qemu, QemuError>>; 5],
+    found: [OnceLock<Result<Qemu, QemuError>>; Arch::ALL.len()],
 }
 
 impl Qemus {
@@ -79,16 +88,21 @@ impl Qemus {
 
     /// The QEMU for guests of `arch`.
     pub fn get(&self, arch: Arch) -> Result<&Qemu, &QemuError> {
-        let place = match arch {
-            Arch::X86_64 => 0,
-            Arch::Aarch64 => 1,
-            Arch::I386 => 2,
-            Arch::S390x => 3,
-            Arch::Ppc64le => 4,
-        };
-        self.found[place]
+        self.found[arch as usize]
             .get_or_init(|| look(arch, &self.path, &self.memo))
             .as_ref()
+    }
+}
+
+#[cfg(test)]
+impl Qemus {
+    /// These two, for x86_64 and aarch64, and no others.
+    pub(super) fn example([x86_64, aarch64]: [Qemu; 2]) -> Qemus {
+        let qemus = Qemus::new(OsString::new(), Memo::new(PathBuf::from("/nonexistent")));
+        for (arch, qemu) in [(Arch::X86_64, x86_64), (Arch::Aarch64, aarch64)] {
+            qemus.found[arch as usize].set(Ok(qemu)).unwrap();
+        }
+        qemus
     }
 }
 
@@ -103,19 +117,8 @@ pub(super) fn find(path: &OsStr, name: &str) -> Option<PathBuf> {
         })
 }
 
-/// QEMU's program for guests of `arch`, without a folder.
-pub(super) fn program_name(arch: Arch) -> &'static str {
-    match arch {
-        Arch::X86_64 => "qemu-system-x86_64",
-        Arch::Aarch64 => "qemu-system-aarch64",
-        Arch::I386 => "qemu-system-i386",
-        Arch::S390x => "qemu-system-s390x",
-        Arch::Ppc64le => "qemu-system-ppc64",
-    }
-}
-
 fn look(arch: Arch, path: &OsStr, memo: &Memo) -> Result<Qemu, QemuError> {
-    let name = program_name(arch);
+    let name = arch.qemu_program();
     let program = find(path, name).ok_or(QemuError::Missing {
         arch,
         program: name,
@@ -198,8 +201,6 @@ impl fmt::Display for Version {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::Permissions;
-
     use tempfile::{TempDir, tempdir};
 
     use super::*;
@@ -209,12 +210,8 @@ mod tests {
         let home = tempdir().unwrap();
         let program = home.path().join(name);
         let count = home.path().join("runs");
-        let script = format!(
-            "#!/bin/sh\necho run >> '{}'\necho '{says}'\n",
-            count.display()
-        );
-        fs::write(&program, script).unwrap();
-        fs::set_permissions(&program, Permissions::from_mode(0o755)).unwrap();
+        let count = count.display();
+        tool::write_script(&program, &format!("echo run >> '{count}'\necho '{says}'"));
         let stamp = FileStamp::of(&fs::metadata(&program).unwrap());
         while !stamp.is_settled(SystemTime::now()) {
             std::hint::spin_loop();
@@ -245,8 +242,7 @@ mod tests {
             "run\n"
         );
         let program = home.path().join("qemu-system-x86_64");
-        let script = "#!/bin/sh\necho QEMU emulator version 10.1.0\n";
-        fs::write(&program, script).unwrap();
+        tool::write_script(&program, "echo QEMU emulator version 10.1.0");
         assert_eq!(
             qemus(&home).get(Arch::X86_64).unwrap().version,
             Version(10, 1, 0)

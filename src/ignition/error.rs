@@ -22,6 +22,11 @@ pub struct IgnitionError {
 pub enum IgnitionProblem {
     #[error("the template fails: {reason}")]
     Template { reason: String },
+    #[error("the template fails: {expression}")]
+    Undefined {
+        /// "`vars.rol` is undefined".
+        expression: String,
+    },
     #[error("the template's result is larger than {limit}")]
     TooLarge { limit: Size },
     #[error("the template takes too many steps; does a loop run too often?")]
@@ -105,10 +110,12 @@ impl IgnitionError {
             IgnitionProblem::OldVersion { .. } => {
                 Some("write it anew as spec 3.x; nothing translates that version".to_owned())
             }
-            IgnitionProblem::Template { .. } => Some(
+            IgnitionProblem::Undefined { .. } => Some(
                 "a template knows `cluster`, `machine`, `index`, `peers` and `vars`".to_owned(),
             ),
-            IgnitionProblem::NotJson { .. } if self.rendered_for.is_none() => Some(
+            IgnitionProblem::NotJson { .. }
+                if self.rendered_for.is_none() && (self.line, self.column) == (Some(1), Some(1)) =>
+                Some(
                 "Butane (YAML) has to be translated first: `butane --strict FILE`; a template is named `….j2`, or has `template: true` beside it"
                     .to_owned(),
             ),
@@ -116,7 +123,8 @@ impl IgnitionError {
                 .rendered_for
                 .as_ref()
                 .map(|machine| format!("`kiln render {machine}` shows what the template gives")),
-            IgnitionProblem::TooLarge { .. }
+            IgnitionProblem::Template { .. }
+            | IgnitionProblem::TooLarge { .. }
             | IgnitionProblem::TooSlow
             | IgnitionProblem::UnknownVersion
             | IgnitionProblem::NoVersion => None,
@@ -126,7 +134,9 @@ impl IgnitionError {
     /// A stable word for `--json`.
     pub fn code(&self) -> &'static str {
         match self.problem {
-            IgnitionProblem::Template { .. } | IgnitionProblem::TooSlow => "ignition-template",
+            IgnitionProblem::Template { .. }
+            | IgnitionProblem::Undefined { .. }
+            | IgnitionProblem::TooSlow => "ignition-template",
             IgnitionProblem::TooLarge { .. } => "ignition-too-large",
             IgnitionProblem::NotJson { .. } => "ignition-syntax",
             IgnitionProblem::WrongShape { .. } => "ignition-shape",

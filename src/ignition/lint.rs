@@ -95,6 +95,10 @@ fn without_values(message: &str) -> String {
     }
     // The value stands before the last `, expected`, whatever it contains.
     match message.rsplit_once(", expected ") {
+        // Rust's names for JSON's kinds.
+        Some((_, expected)) if expected.starts_with("struct ") => "expected a map".to_owned(),
+        Some((_, "i64")) => "expected a whole number".to_owned(),
+        Some((_, "a sequence")) => "expected a list".to_owned(),
         Some((_, expected)) => format!("expected {expected}"),
         None => "a value does not fit the schema".to_owned(),
     }

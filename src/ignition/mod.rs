@@ -20,6 +20,9 @@ mod render;
 mod template;
 pub mod validator;
 
+#[cfg(test)]
+mod tests;
+
 pub use self::error::{IgnitionError, IgnitionProblem, IgnitionWarning};
 pub use self::fragment::{REPORT_PORT, REPORT_SCRIPT};
 pub use self::identity::identity;

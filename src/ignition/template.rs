@@ -17,7 +17,7 @@ use super::render::Facts;
 use crate::cluster::{IgnitionSource, Machine, Size};
 
 /// Steps of the template engine: a large real template takes a few ten thousand.
-const FUEL: u64 = 5_000_000;
+const FUEL: u64 = 1_000_000;
 /// The same cap as for a config that is no template.
 const OUTPUT_LIMIT: Size = Size::from_mib(8);
 
@@ -90,19 +90,24 @@ fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
 /// The engine's error in words that hold no value: only names that the template uses.
 fn explain(source: &IgnitionSource, error: &Error) -> IgnitionError {
     let kind = error.kind();
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the details of any other kind may quote values"
+    )]
     let problem = match kind {
         ErrorKind::OutOfFuel => IgnitionProblem::TooSlow,
         ErrorKind::WriteFailure => IgnitionProblem::TooLarge {
             limit: OUTPUT_LIMIT,
         },
-        ErrorKind::UndefinedError
-        | ErrorKind::SyntaxError
+        ErrorKind::UndefinedError => IgnitionProblem::Undefined {
+            expression: error.detail().unwrap_or("a value is undefined").to_owned(),
+        },
+        ErrorKind::SyntaxError
         | ErrorKind::UnknownFilter
         | ErrorKind::UnknownTest
         | ErrorKind::UnknownFunction
         | ErrorKind::UnknownMethod => IgnitionProblem::Template {
             reason: match error.detail() {
-                Some(detail) if kind == ErrorKind::UndefinedError => detail.to_owned(),
                 Some(detail) => format!("{kind}: {detail}"),
                 None => kind.to_string(),
             },

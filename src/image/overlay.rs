@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use super::base::BaseFacts;
 use super::qcow2::{LARGEST_DISK, MAGIC};
 use crate::cluster::Size;
-use crate::folder;
+use crate::folder::Incoming;
 
 const CLUSTER_BITS: u32 = 16;
 const CLUSTER: u64 = 1 << CLUSTER_BITS;
@@ -146,41 +146,20 @@ fn length32(length: usize) -> [u8; 4] {
     u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes()
 }
 
-/// Writes under another name first, so that the disk is there whole or not at all.
+/// The disk is there whole or not at all.
 fn write(path: &Path, layout: &Layout) -> io::Result<()> {
     if fs::symlink_metadata(path).is_ok() {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
-    let mut name = path
-        .file_name()
-        .ok_or(io::ErrorKind::InvalidInput)?
-        .to_owned();
-    name.push(".new");
-    let temporary = path.with_file_name(name);
-    // A writer that was killed may have left one; nobody else writes in this folder now.
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let written = write_parts(&temporary, layout)
-        .and_then(|()| fs::rename(&temporary, path))
-        .and_then(|()| folder::sync_folder_of(path));
-    if written.is_err() {
-        // The first error is the one to tell.
-        let _ = fs::remove_file(&temporary);
-    }
-    written
-}
-
-fn write_parts(path: &Path, layout: &Layout) -> io::Result<()> {
-    let mut file = folder::create_new(path)?;
+    let mut incoming = Incoming::beside(path)?;
+    let file = &mut incoming.file;
     file.write_all(&layout.header)?;
     file.seek(SeekFrom::Start(REFCOUNT_TABLE))?;
     file.write_all(&REFCOUNT_BLOCK.to_be_bytes())?;
     file.seek(SeekFrom::Start(REFCOUNT_BLOCK))?;
     file.write_all(&layout.refcounts)?;
     file.set_len(layout.length)?;
-    file.sync_all()
+    incoming.keep_as(path)
 }
 
 #[cfg(test)]

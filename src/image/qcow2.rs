@@ -221,8 +221,9 @@ fn check_tables(fields: &Fields<'_>, header: &Header, file_length: u64) -> Resul
     let cluster = header.cluster_size();
     let inside = |table: &'static str, offset: u64, length: u64| {
         let end = offset.checked_add(length);
-        let sound =
-            offset % cluster == 0 && offset >= cluster && end.is_some_and(|end| end <= file_length);
+        let sound = offset.is_multiple_of(cluster)
+            && offset >= cluster
+            && end.is_some_and(|end| end <= file_length);
         if sound {
             Ok(())
         } else {

@@ -8,15 +8,14 @@ use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::SystemTime;
+
+use nix::unistd::geteuid;
 
 use super::base::{self, ImageError};
 use super::digest;
-use crate::folder::{self, FolderError};
+use crate::folder::{self, FolderError, Incoming};
 use crate::memo::{FileStamp, Memo, path_text};
-
-const TEMPORARY: &str = "incoming-";
 
 /// The store in the cache folder.
 #[derive(Debug, Clone)]
@@ -120,7 +119,8 @@ impl Store {
     fn find(&self, sha256: &str, length: u64) -> Option<Interned> {
         let path = self.folder.join(format!("sha256-{sha256}"));
         let found = fs::symlink_metadata(&path).ok()?;
-        (found.is_file() && found.len() == length).then(|| Interned {
+        let ours = found.is_file() && found.uid() == geteuid().as_raw();
+        (ours && found.len() == length).then(|| Interned {
             path,
             sha256: sha256.to_owned(),
             length,
@@ -139,77 +139,19 @@ impl Store {
             to: self.folder.clone(),
             source,
         };
-        self.sweep().map_err(fail)?;
-        let mut incoming = Incoming::new(&self.folder).map_err(fail)?;
+        let mut incoming = Incoming::beside(&self.folder.join("blob")).map_err(fail)?;
         let (sha256, length) = digest::copy(source, &mut incoming.file, progress).map_err(fail)?;
         let path = self.folder.join(format!("sha256-{sha256}"));
-        incoming.keep_as(&path).map_err(fail)?;
+        incoming
+            .file
+            .set_permissions(Permissions::from_mode(0o444))
+            .and_then(|()| incoming.keep_as(&path))
+            .map_err(fail)?;
         Ok(Interned {
             path,
             sha256,
             length,
         })
-    }
-
-    /// Removes what killed processes left: temporary files that nobody holds the lock of.
-    fn sweep(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            if !entry
-                .file_name()
-                .as_encoded_bytes()
-                .starts_with(TEMPORARY.as_bytes())
-            {
-                continue;
-            }
-            // One that is gone by now, or is being written, is none of ours.
-            if let Ok(file) = File::open(entry.path())
-                && file.try_lock().is_ok()
-            {
-                let _ = fs::remove_file(entry.path());
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A file on its way into the store; it goes away when dropped.
-struct Incoming {
-    path: PathBuf,
-    file: File,
-}
-
-impl Incoming {
-    fn new(folder: &Path) -> io::Result<Incoming> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        loop {
-            let count = COUNT.fetch_add(1, Ordering::Relaxed);
-            let path = folder.join(format!("{TEMPORARY}{}-{count}", std::process::id()));
-            let file = match folder::create_new(&path) {
-                // Left by a process that had our pid; the next sweep has it.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
-                result => result?,
-            };
-            let incoming = Incoming { path, file };
-            // A sweep may have come between making and locking it; then it has another turn.
-            if incoming.file.try_lock().is_ok() && incoming.file.metadata()?.nlink() == 1 {
-                return Ok(incoming);
-            }
-        }
-    }
-
-    fn keep_as(self, path: &Path) -> io::Result<()> {
-        self.file.set_permissions(Permissions::from_mode(0o444))?;
-        self.file.sync_all()?;
-        fs::rename(&self.path, path)?;
-        folder::sync_folder_of(path)
-    }
-}
-
-impl Drop for Incoming {
-    fn drop(&mut self) {
-        // After a rename there is nothing left to remove.
-        let _ = fs::remove_file(&self.path);
     }
 }
 

@@ -45,7 +45,7 @@ pub(super) fn walk(file: &File, header: &Header, file_length: u64) -> Result<(),
         if offset == 0 || !seen.insert(offset) {
             continue;
         }
-        if offset % cluster != 0 || offset + cluster > file_length {
+        if !offset.is_multiple_of(cluster) || offset + cluster > file_length {
             return Err(cut_off("L2 table", offset, file_length));
         }
         budget = match budget.checked_sub(cluster) {
@@ -105,9 +105,11 @@ fn numbers(table: &[u8], size: u64) -> impl Iterator<Item = u64> + '_ {
 mod tests {
     use std::io::Write;
 
+    use proptest::prelude::*;
+
     use super::*;
     use crate::image::qcow2::parse;
-    use crate::image::qcow2::tests::{put64, sound};
+    use crate::image::qcow2::tests::{put32, put64, sound};
 
     fn judge(bytes: &[u8]) -> Result<(), Trouble> {
         let mut file = tempfile::tempfile().unwrap();
@@ -168,6 +170,25 @@ mod tests {
                 ),
                 "{offset:#x}"
             );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_tables_make_the_walk_panic(
+            l1_entries: [u64; 2],
+            l2_entry: u64,
+            in_use: bool,
+            extended in 0_u64..2,
+        ) {
+            let mut bytes = with_l2_entry(l2_entry);
+            put64(&mut bytes, 72, extended << 4);
+            if !in_use {
+                put64(&mut bytes, 3 << 16, l1_entries[0]);
+            }
+            put64(&mut bytes, (3 << 16) + 8, l1_entries[1]);
+            put32(&mut bytes, 36, 4);
+            let _ = judge(&bytes);
         }
     }
 }

@@ -32,10 +32,9 @@ pub(super) fn accel(
         (AccelWish::Kvm, KvmState::Unknown | KvmState::Works) => {
             Ok((AccelRecord::Kvm, String::new()))
         }
-        (AccelWish::Auto, _) if !native => Ok((
-            AccelRecord::Tcg,
-            format!("the host is {}", host.arch),
-        )),
+        (AccelWish::Auto, _) if !native => {
+            Ok((AccelRecord::Tcg, format!("the host is {}", host.arch)))
+        }
         (AccelWish::Auto, KvmState::Works) => Ok((AccelRecord::Kvm, String::new())),
         (AccelWish::Auto, KvmState::Fails(why)) => Ok((AccelRecord::Tcg, why.clone())),
         (AccelWish::Auto, KvmState::Unknown) => Ok((

@@ -52,7 +52,11 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
     } = old;
     let has_disk = disk.is_some();
     let mut found = Found(Vec::new());
-    let disk_price = if has_disk { Price::Disk } else { Price::Restart };
+    let disk_price = if has_disk {
+        Price::Disk
+    } else {
+        Price::Restart
+    };
     found.add("arch", arch, &new.arch, Price::Disk);
     found.add(
         "accel",
@@ -60,7 +64,12 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         &format!("{:?}", new.accel).to_lowercase(),
         Price::Restart,
     );
-    found.add("cpus", &cpus.to_string(), &new.cpus.to_string(), Price::Restart);
+    found.add(
+        "cpus",
+        &cpus.to_string(),
+        &new.cpus.to_string(),
+        Price::Restart,
+    );
     found.add(
         "memory",
         &format!("{memory_mib}MiB"),
@@ -103,7 +112,11 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         disk_price,
     );
     // Said last, and only when no plainer word was said: the hash also holds the image.
-    if identity != &new.identity && !found.0.iter().any(|difference| difference.price == disk_price)
+    if identity != &new.identity
+        && !found
+            .0
+            .iter()
+            .any(|difference| difference.price == disk_price)
     {
         found.0.push(Difference {
             what: "ignition config, vars or image",
@@ -135,9 +148,10 @@ fn disk_text(disk: &DiskRecord) -> String {
 }
 
 fn kernel_text(kernel: &KernelRecord) -> String {
-    let initrd = kernel.initrd.as_deref().map_or(String::new(), |path| {
-        format!(" {}", path.display())
-    });
+    let initrd = kernel
+        .initrd
+        .as_deref()
+        .map_or(String::new(), |path| format!(" {}", path.display()));
     format!("{}{initrd} {}", kernel.kernel.display(), kernel.cmdline)
 }
 

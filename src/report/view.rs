@@ -57,7 +57,7 @@ pub struct MachineView {
     /// How far the boot has come.
     pub phase: String,
     pub ready: bool,
-    pub pid: Option<i32>,
+    pub pid: Option<u32>,
     pub mac: Option<String>,
     pub reserved_ip: Option<Ipv4Addr>,
     /// Only what was seen in use.

@@ -105,6 +105,10 @@ fn fault(error: &Error) -> Fault {
         nodes: NODE_LIMIT,
         depth: DEPTH_LIMIT,
     };
+    #[expect(
+        clippy::wildcard_enum_match_arm,
+        reason = "the parser's own words serve for whatever has no better ones here"
+    )]
     let problem = match error {
         Error::DuplicateMappingKey { key: Some(key), .. } => Problem::DuplicateKey {
             key: key.chars().take(80).collect(),

@@ -24,7 +24,7 @@ pub struct Place {
 pub struct SpecError {
     path: PathBuf,
     place: Option<Place>,
-    problem: Problem,
+    problem: Box<Problem>,
     hint: Option<String>,
     snippet: Option<String>,
 }
@@ -120,7 +120,7 @@ impl Fault {
             path: path.to_owned(),
             snippet: self.place.and_then(|place| snippet(text, place)),
             place: self.place,
-            problem: self.problem,
+            problem: Box::new(self.problem),
             hint: self.hint,
         }
     }
@@ -152,7 +152,7 @@ impl SpecError {
 
     /// A stable word for `--json`.
     pub fn code(&self) -> &'static str {
-        match self.problem {
+        match *self.problem {
             Problem::Spec(_) => "spec-unreadable",
             Problem::Syntax { .. } => "spec-syntax",
             Problem::TooComplex { .. } => "spec-too-complex",
@@ -182,7 +182,7 @@ impl fmt::Display for SpecError {
 
 impl Error for SpecError {
     fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match &self.problem {
+        match &*self.problem {
             Problem::Spec(problem) | Problem::File { problem, .. } => problem.source(),
             Problem::Syntax { .. }
             | Problem::TooComplex { .. }

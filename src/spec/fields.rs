@@ -1,6 +1,6 @@
 //! Taking a map apart: known keys, right types, and nothing left over.
 
-use super::document::{Node, Value};
+use super::document::{Key, Node, Value};
 use super::error::{Fault, Place, Problem};
 use super::suggest;
 use crate::cluster::Size;
@@ -102,35 +102,36 @@ pub(super) fn wrong_type(node: &Node, key: &str, want: &'static str) -> Fault {
     )
 }
 
-pub(super) fn map(node: Node, key: &str) -> Result<Vec<(super::document::Key, Node)>, Fault> {
-    match node.value {
-        Value::Map(entries) => Ok(entries),
-        _ => Err(wrong_type(&node, key, "a map")),
+pub(super) fn map(node: Node, key: &str) -> Result<Vec<(Key, Node)>, Fault> {
+    let fault = wrong_type(&node, key, "a map");
+    if let Value::Map(entries) = node.value {
+        return Ok(entries);
     }
+    Err(fault)
 }
 
 pub(super) fn list(node: Node, key: &str) -> Result<Vec<Node>, Fault> {
-    match node.value {
-        Value::List(nodes) => Ok(nodes),
-        _ => Err(wrong_type(&node, key, "a list")),
+    let fault = wrong_type(&node, key, "a list");
+    if let Value::List(nodes) = node.value {
+        return Ok(nodes);
     }
+    Err(fault)
 }
 
 pub(super) fn text(node: Node, key: &str) -> Result<String, Fault> {
+    let fault = wrong_type(&node, key, "text");
     match node.value {
         Value::Text(text) => Ok(text),
-        Value::Number(_) | Value::Bool(_) => {
-            Err(wrong_type(&node, key, "text").hint("put it in quotes"))
-        }
-        _ => Err(wrong_type(&node, key, "text")),
+        Value::Number(_) | Value::Bool(_) => Err(fault.hint("put it in quotes")),
+        Value::Nothing | Value::List(_) | Value::Map(_) => Err(fault),
     }
 }
 
-pub(super) fn boolean(node: Node, key: &str) -> Result<bool, Fault> {
-    match node.value {
-        Value::Bool(bool) => Ok(bool),
-        _ => Err(wrong_type(&node, key, "`true` or `false`")),
+pub(super) fn boolean(node: &Node, key: &str) -> Result<bool, Fault> {
+    if let Value::Bool(bool) = node.value {
+        return Ok(bool);
     }
+    Err(wrong_type(node, key, "`true` or `false`"))
 }
 
 /// A whole number between `least` and `most`, both included.
@@ -152,17 +153,16 @@ pub(super) fn integer(node: &Node, key: &str, least: u16, most: u16) -> Result<u
 }
 
 /// A size between `least` and `most`, both included.
-pub(super) fn size(node: Node, key: &str, least: Size, most: Size) -> Result<Size, Fault> {
+pub(super) fn size(node: &Node, key: &str, least: Size, most: Size) -> Result<Size, Fault> {
+    let fault = wrong_type(node, key, "a size such as `512MiB` or `2GiB`");
     let text = match &node.value {
         Value::Text(text) => text,
         Value::Number(number) => {
-            return Err(
-                wrong_type(&node, key, "a size such as `512MiB` or `2GiB`").hint(format!(
-                    "say the unit: `{number}MiB`, or `{number}GiB` if you meant that"
-                )),
-            );
+            return Err(fault.hint(format!(
+                "say the unit: `{number}MiB`, or `{number}GiB` if you meant that"
+            )));
         }
-        _ => return Err(wrong_type(&node, key, "a size such as `512MiB` or `2GiB`")),
+        Value::Nothing | Value::Bool(_) | Value::List(_) | Value::Map(_) => return Err(fault),
     };
     let size: Size = text
         .parse()
@@ -190,7 +190,9 @@ pub(super) fn choice<T: Copy>(
         // `restart: false`, or a number: no word in quotes is meant.
         Value::Bool(bool) => bool.to_string(),
         Value::Number(number) => number.to_string(),
-        _ => return Err(wrong_type(&node, key, "one word")),
+        Value::Nothing | Value::List(_) | Value::Map(_) => {
+            return Err(wrong_type(&node, key, "one word"));
+        }
     };
     if let Some((_, value)) = words.iter().find(|(known, _)| *known == word) {
         return Ok(*value);

@@ -76,14 +76,13 @@ impl Folders<'_> {
 
 /// Opens a regular file for reading; a pipe or a device is refused, not waited for.
 pub(super) fn open(path: &Path) -> Result<File, FileError> {
-    let read = |source: io::Error| match source.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => FileError::Missing {
-            path: path.to_owned(),
-        },
-        _ => FileError::Read {
-            path: path.to_owned(),
-            source,
-        },
+    let read = |source: io::Error| {
+        let path = path.to_owned();
+        if [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory].contains(&source.kind()) {
+            FileError::Missing { path }
+        } else {
+            FileError::Read { path, source }
+        }
     };
     let file = OpenOptions::new()
         .read(true)

@@ -107,7 +107,7 @@ pub(super) fn group(
     let cpus = fields.take_as("cpus", |node, key| {
         fields::integer(&node, key, 1, CPUS_LIMIT)
     })?;
-    let memory = fields.take_as("memory", memory)?;
+    let memory = fields.take_as("memory", |node, key| memory(&node, key))?;
     let disk = fields.take_as("disk", |node, key| {
         let place = node.place;
         if !image::has_disk(&image) {
@@ -117,7 +117,7 @@ pub(super) fn group(
                 "the image has no disk that could grow",
             ));
         }
-        fields::size(node, key, DISK_LEAST, DISK_MOST)
+        fields::size(&node, key, DISK_LEAST, DISK_MOST)
     })?;
     let ignition = ignition(&mut fields, folders)?;
     let vars = vars(&mut fields, &group, ignition.as_ref(), warnings)?;
@@ -281,10 +281,10 @@ fn refuse_firmware(fields: &mut Fields, arch: Arch) -> Result<(), Fault> {
     Ok(())
 }
 
-fn memory(node: Node, key: &str) -> Result<Size, Fault> {
+fn memory(node: &Node, key: &str) -> Result<Size, Fault> {
     let place = node.place;
     let size = fields::size(node, key, MEMORY_LEAST, MEMORY_MOST)?;
-    if size.bytes() % Size::from_mib(1).bytes() != 0 {
+    if !size.bytes().is_multiple_of(Size::from_mib(1).bytes()) {
         return Err(Fault::bad_value(
             place,
             key,
@@ -314,7 +314,7 @@ fn ignition(fields: &mut Fields, folders: Folders<'_>) -> Result<Option<Ignition
             .hint("translate it with `butane --strict FILE` and name the result here"));
     }
     let template = match template {
-        Some(node) => fields::boolean(node, "template")?,
+        Some(node) => fields::boolean(&node, "template")?,
         None => ending == Some("j2"),
     };
     let text = files::text(&path, IGNITION_LIMIT).map_err(files::fault(place, "ignition"))?;

@@ -121,7 +121,7 @@ fn disk_fields(
     }
     if let Some(node) = insecure {
         let place = node.place;
-        if fields::boolean(node, "insecure")? {
+        if fields::boolean(&node, "insecure")? {
             if sha256.is_some() {
                 return Err(Fault::bad_value(
                     place,
@@ -167,7 +167,9 @@ fn disk(
             look(&image, place, key, warnings)?;
             Ok(image)
         }
-        _ => Err(fields::wrong_type(&node, key, "a path or a map")),
+        Value::Nothing | Value::Bool(_) | Value::Number(_) | Value::List(_) => {
+            Err(fields::wrong_type(&node, key, "a path or a map"))
+        }
     }
 }
 

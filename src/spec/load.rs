@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
@@ -16,7 +16,7 @@ use super::image;
 use super::port;
 use super::suggest;
 use super::warning::SpecWarning;
-use crate::cluster::{Cluster, MachineName, Network, NetworkMode, Size};
+use crate::cluster::{Cluster, ClusterName, MachineName, Network, NetworkMode, Size};
 use crate::keys;
 
 /// More than any spec has; hostile files end here.
@@ -67,14 +67,7 @@ pub struct Loaded {
 /// # Errors
 /// [`SpecError`], for the first thing that is wrong.
 pub fn load(path: &Path, context: Context<'_>) -> Result<Loaded, SpecError> {
-    let unreadable = |problem| {
-        Fault {
-            place: None,
-            problem: Problem::Spec(problem),
-            hint: None,
-        }
-        .in_file(path, "")
-    };
+    let unreadable = |problem| unreadable(path, problem);
     let text = files::text(path, SPEC_LIMIT).map_err(unreadable)?;
     // The real folder, so that a cluster is the same by whatever link it is reached.
     let spec = fs::canonicalize(path).map_err(|source| {
@@ -86,14 +79,31 @@ pub fn load(path: &Path, context: Context<'_>) -> Result<Loaded, SpecError> {
     read(&text, &spec, context).map_err(|fault| fault.in_file(path, &text))
 }
 
-/// The spec's text to a cluster; `spec` is the file, absolute.
-fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> {
-    let folder = spec.parent().unwrap_or(Path::new("/"));
-    let folders = Folders {
-        spec: folder,
-        home: context.home,
+/// The name of the spec's cluster, whatever else in it may be wrong by now: a cluster has to be
+/// found, and taken down, when its image is long gone.
+///
+/// # Errors
+/// [`SpecError`] when there is no spec, or no name in it.
+pub fn cluster_name(path: &Path) -> Result<ClusterName, SpecError> {
+    let text = files::text(path, SPEC_LIMIT).map_err(|problem| unreadable(path, problem))?;
+    let name = || {
+        let root = root(&text)?;
+        name(&mut Fields::new(root, "the spec".to_owned(), KEYS)?)
     };
-    let mut warnings = Vec::new();
+    name().map_err(|fault: Fault| fault.in_file(path, &text))
+}
+
+fn unreadable(path: &Path, problem: FileError) -> SpecError {
+    Fault {
+        place: None,
+        problem: Problem::Spec(problem),
+        hint: None,
+    }
+    .in_file(path, "")
+}
+
+/// The spec's tree, which has something in it.
+fn root(text: &str) -> Result<Node, Fault> {
     let root = document::parse(text)?;
     if root.value == Value::Nothing {
         return Err(Fault {
@@ -104,16 +114,31 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
             hint: Some("`kiln init` writes one to begin with".to_owned()),
         });
     }
-    let mut fields = Fields::new(root, "the spec".to_owned(), KEYS)?;
-    let name = match fields.take("cluster") {
-        None => return Err(fields.missing("cluster")),
+    Ok(root)
+}
+
+fn name(fields: &mut Fields) -> Result<ClusterName, Fault> {
+    match fields.take("cluster") {
+        None => Err(fields.missing("cluster")),
         Some(node) => {
             let place = node.place;
             fields::text(node, "cluster")?
                 .parse()
-                .map_err(|error| Fault::bad_value(place, "cluster", error))?
+                .map_err(|error| Fault::bad_value(place, "cluster", error))
         }
+    }
+}
+
+/// The spec's text to a cluster; `spec` is the file, absolute.
+fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> {
+    let folder = spec.parent().unwrap_or(Path::new("/"));
+    let folders = Folders {
+        spec: folder,
+        home: context.home,
     };
+    let mut warnings = Vec::new();
+    let mut fields = Fields::new(root(text)?, "the spec".to_owned(), KEYS)?;
+    let name = name(&mut fields)?;
     let image = fields.take_as("image", |node, key| {
         image::image(node, key, "the spec", folders, &mut warnings)
     })?;
@@ -248,9 +273,10 @@ fn public_keys(node: Node, folders: Folders<'_>) -> Result<Vec<String>, Fault> {
     let Some(node) = fields.take("key") else {
         return Ok(Vec::new());
     };
-    let files = match node.value {
-        Value::List(nodes) => nodes,
-        _ => vec![node],
+    let files = if matches!(node.value, Value::List(_)) {
+        fields::list(node, "key")?
+    } else {
+        vec![node]
     };
     let mut lines: Vec<String> = Vec::new();
     for node in files {
@@ -266,7 +292,7 @@ fn public_keys(node: Node, folders: Folders<'_>) -> Result<Vec<String>, Fault> {
     Ok(lines)
 }
 
-fn key_lines(place: Place, path: &PathBuf, text: &str) -> Result<Vec<String>, Fault> {
+fn key_lines(place: Place, path: &Path, text: &str) -> Result<Vec<String>, Fault> {
     let wrong = |reason: String| Fault::bad_value(place, "key", reason);
     if text.contains("PRIVATE KEY-----") {
         return Err(wrong(format!(

@@ -44,7 +44,9 @@ fn port(node: Node, key: &str) -> Result<PlacedPort, Fault> {
             );
         }
         Value::Text(_) => fields::text(node, key)?,
-        _ => return Err(fields::wrong_type(&node, key, "a list of texts").hint(FORMS)),
+        Value::Nothing | Value::Bool(_) | Value::List(_) | Value::Map(_) => {
+            return Err(fields::wrong_type(&node, key, "a list of texts").hint(FORMS));
+        }
     };
     let shown: String = text.chars().take(80).collect();
     let wrong = |why: &str| Fault::bad_value(place, key, format!("`{shown}`: {why}")).hint(FORMS);

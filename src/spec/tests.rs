@@ -1,4 +1,6 @@
-//! Every message of a bad spec, whole, and properties of all specs.
+//! What loads, what is warned of, and properties of all specs.
+
+mod refused;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,13 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use expect_test::{ExpectFile, expect, expect_file};
+use expect_test::{expect, expect_file};
 use kiln_arch::Arch;
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
-use proptest::prelude::{ProptestConfig, any, prop, proptest};
+use proptest::prelude::{any, prop, proptest};
 
-use super::{Context, Loaded, SpecError, init_template, load};
+use super::{Context, Loaded, SpecError, find, init_template, load};
 use crate::cluster::{Image, MachineName, Size};
 
 /// A folder of its own for each test, with what the specs below name.
@@ -88,23 +90,6 @@ fn shown(folder: &Folder, error: &SpecError) -> String {
     folder.anonymous(&text)
 }
 
-/// Each text is refused; the golden file holds what each is told.
-#[track_caller]
-fn refused(spec: fn(&str) -> String, texts: &[&str], want: ExpectFile) {
-    let folder = Folder::new();
-    let mut told = String::new();
-    for text in texts {
-        match folder.load(spec(text).as_bytes(), &[]) {
-            Ok(loaded) => panic!("this loads: {text}: {loaded:#?}"),
-            Err(error) => {
-                told.push_str(&shown(&folder, &error));
-                told.push('\n');
-            }
-        }
-    }
-    want.assert_eq(&told);
-}
-
 #[track_caller]
 fn loaded(text: &str) -> Loaded {
     let folder = Folder::new();
@@ -112,16 +97,6 @@ fn loaded(text: &str) -> Loaded {
         Ok(loaded) => loaded,
         Err(error) => panic!("{}", shown(&folder, &error)),
     }
-}
-
-/// The text is the whole spec.
-fn whole(text: &str) -> String {
-    text.to_owned()
-}
-
-/// A spec whose only group has these lines.
-fn with_group(lines: &str) -> String {
-    format!("cluster: demo\nimage: disk.qcow2\nmachines:\n  node:\n    {lines}\n")
 }
 
 /// A spec with this image.
@@ -136,279 +111,6 @@ fn names(loaded: &Loaded) -> Vec<&str> {
         .iter()
         .map(|machine| machine.name.as_str())
         .collect()
-}
-
-#[test]
-fn unknown_keys_get_a_suggestion() {
-    refused(
-        with_group,
-        &["memroy: 1GiB", "volumes: []"],
-        expect_file!["golden/unknown_keys_get_a_suggestion.txt"],
-    );
-}
-
-#[test]
-fn sizes_have_units_and_limits() {
-    refused(
-        with_group,
-        &[
-            "memory: 512",
-            "memory: 512M",
-            "memory: 1MiB",
-            "memory: 65537KiB",
-            "memory: 99999999999TiB",
-            "disk: [1GiB]",
-        ],
-        expect_file!["golden/sizes_have_units_and_limits.txt"],
-    );
-}
-
-#[test]
-fn numbers_have_limits() {
-    refused(
-        with_group,
-        &[
-            "cpus: 0",
-            "cpus: 256",
-            "cpus: two",
-            "cpus: 1.5",
-            "count: -1",
-            "count: 1001",
-        ],
-        expect_file!["golden/numbers_have_limits.txt"],
-    );
-}
-
-#[test]
-fn words_come_from_closed_sets() {
-    refused(
-        with_group,
-        &[
-            "accel: kwm",
-            "restart: sometimes",
-            "restart: true",
-            "profile: bsaic",
-            "arch: riscv64",
-            "firmware: ''",
-        ],
-        expect_file!["golden/words_come_from_closed_sets.txt"],
-    );
-}
-
-#[test]
-fn what_is_not_built_is_said() {
-    refused(
-        with_group,
-        &[
-            "butane: node.bu",
-            "ignition: node.bu",
-            "disks: []",
-            "shares: []",
-            "profile: etcd",
-            "firmware: uefi",
-            "graphics: vnc",
-            "ports: [\"53:53/udp\"]",
-            "ports: [\"[::1]:80:80\"]",
-        ],
-        expect_file!["golden/what_is_not_built_is_said.txt"],
-    );
-}
-
-#[test]
-fn ports_are_refused_with_the_forms_that_work() {
-    refused(
-        with_group,
-        &[
-            "ports: [80]",
-            "ports: [\"80\"]",
-            "ports: [\"0:80\"]",
-            "ports: [\"80:http\"]",
-            "ports: [\"70000:80\"]",
-            "ports: [\"300.0.0.1:80:80\"]",
-            "ports: [\"1:2:3:4\"]",
-            "ports: [\":80\", \":80\"]",
-            "ports: \":80\"",
-            "ports: [\":80/x\"]",
-        ],
-        expect_file!["golden/ports_are_refused_with_the_forms_that_work.txt"],
-    );
-}
-
-#[test]
-fn names_and_count() {
-    refused(
-        with_group,
-        &[
-            "{count: 1, names: [a]}",
-            "names: [a, b, a]",
-            "names: [A]",
-            "names: [1]",
-            "names: [localhost]",
-        ],
-        expect_file!["golden/names_and_count.txt"],
-    );
-}
-
-#[test]
-fn a_group_cannot_share_a_host_port() {
-    refused(
-        with_group,
-        &["{count: 2, ports: ['80:80']}"],
-        expect_file!["golden/a_group_cannot_share_a_host_port.txt"],
-    );
-}
-
-#[test]
-fn ignition_files() {
-    refused(
-        with_group,
-        &[
-            "ignition: missing.ign",
-            "ignition: .",
-            "ignition: latin1.ign",
-            "ignition: ''",
-            "ignition: \"a\\0b\"",
-            "ignition: ~root/x",
-            "template: true",
-            "{ignition: node.ign, template: 1}",
-            "vars: [1]",
-        ],
-        expect_file!["golden/ignition_files.txt"],
-    );
-}
-
-#[test]
-fn firmware_fits_the_architecture() {
-    refused(
-        with_group,
-        &["{arch: aarch64, firmware: bios}"],
-        expect_file!["golden/firmware_fits_the_architecture.txt"],
-    );
-}
-
-#[test]
-fn images_that_cannot_be() {
-    refused(
-        with_image,
-        &[
-            "missing.qcow2",
-            "fake.qcow2",
-            "disk.iso",
-            "disk.qcow2.xz",
-            "fedora-coreos:stable",
-            "flatcar",
-            "rhcos:4.16",
-            "https://example.org/a.qcow2",
-            "[]",
-            ".",
-            "{}",
-            "{kernel: missing}",
-            "{initrd: initrd}",
-            "{kernel: vmlinuz, format: raw}",
-            "{kernel: vmlinuz, cmdline: \"a\\nb\"}",
-            "{disk: disk.qcow2, sha256: abc}",
-            "{disk: disk.qcow2, insecure: true, sha256: '0000000000000000000000000000000000000000000000000000000000000000'}",
-            "{disk: disk.raw, format: vmdk}",
-            "{kernel: vmlinuz, disk: {disk: disk.raw}, format: raw}",
-            "{kernel: vmlinuz, disk: {kernel: vmlinuz}}",
-            "{disk: disk.qcow2, ignition_transport: fw_cfg}",
-            "{kernal: vmlinuz}",
-        ],
-        expect_file!["golden/images_that_cannot_be.txt"],
-    );
-}
-
-#[test]
-fn the_outline() {
-    refused(
-        whole,
-        &[
-            "",
-            "[]",
-            "cluster: demo",
-            "machines: {}",
-            "cluster: demo\nmachines: {}",
-            "cluster: demo\nmachines: {node: }",
-            "cluster: 7\nmachines: {node: }",
-            "cluster: De_mo\nmachines: {node: }",
-            "cluster: demo\nstorage: {vg: vg0}\nmachines: {node: }",
-            "cluster: demo\nimage: disk.qcow2\nmachines: {Node: }",
-            "cluster: demo\nimage: disk.qcow2\nmachines: {node: 3}",
-            "cluster: demo\nimagee: disk.qcow2\nmachines: {node: }",
-        ],
-        expect_file!["golden/the_outline.txt"],
-    );
-}
-
-#[test]
-fn machines_that_clash() {
-    refused(
-        whole,
-        &[
-            "cluster: demo\nimage: disk.qcow2\nmachines:\n  node: {count: 2}\n  other: {names: [node-2]}\n",
-            "cluster: demo\nimage: disk.qcow2\nmachines:\n  a: {ports: ['80:80']}\n  b:\n    ports:\n      - '0.0.0.0:80:8080'\n",
-            "cluster: demo\nimage: disk.qcow2\nmachines:\n  a:\n    cpus: 1\n    memory: 1GiB\n    cpus: 2\n",
-            "cluster: demo\nimage: disk.qcow2\nmachines:\n  a:\n  a:\n",
-        ],
-        expect_file!["golden/machines_that_clash.txt"],
-    );
-}
-
-#[test]
-fn networks() {
-    refused(
-        whole,
-        &[
-            "cluster: demo\nnetwork: {mode: user}\nmachines: {}",
-            "cluster: demo\nnetwork: {mode: namespace}\nmachines: {}",
-            "cluster: demo\nnetwork: {mode: {attach: br0}}\nmachines: {}",
-            "cluster: demo\nnetwork: {mode: fabrik}\nmachines: {}",
-            "cluster: demo\nnetwork: {subnet: 10.0.0.0}\nmachines: {}",
-            "cluster: demo\nnetwork: {subnet: 10.0.0.1/24}\nmachines: {}",
-            "cluster: demo\nnetwork: {subnet: 10.0.0.0/30}\nmachines: {}",
-            "cluster: demo\nnetwork: {subnet: 127.0.0.0/24}\nmachines: {}",
-            "cluster: demo\nnetwork: {subnet: 224.0.0.0/24}\nmachines: {}",
-            "cluster: demo\nnetwork: {subnet: fd00::/64}\nmachines: {}",
-        ],
-        expect_file!["golden/networks.txt"],
-    );
-}
-
-#[test]
-fn ssh_keys() {
-    refused(
-        whole,
-        &[
-            "cluster: demo\nssh: {key: missing.pub}\nmachines: {}",
-            "cluster: demo\nssh: {key: id}\nmachines: {}",
-            "cluster: demo\nssh: {key: bad.pub}\nmachines: {}",
-            "cluster: demo\nssh: {key: node.ign}\nmachines: {}",
-            "cluster: demo\nssh: {key: [id.pub, 7]}\nmachines: {}",
-            "cluster: demo\nssh: {key: {}}\nmachines: {}",
-            "cluster: demo\nssh: {keys: id.pub}\nmachines: {}",
-        ],
-        expect_file!["golden/ssh_keys.txt"],
-    );
-}
-
-#[test]
-fn yaml_that_is_none() {
-    refused(
-        whole,
-        &[
-            "cluster: [",
-            "a: b: c",
-            "cluster: demo\n\timage: x",
-            "a: *b",
-            "--- {}\n--- {}",
-            "cluster: \"de\\xmo\"",
-            "cluster: .inf",
-            "? [a]\n: b",
-            "a: &a [*a]",
-            "cluster: 1e999",
-        ],
-        expect_file!["golden/yaml_that_is_none.txt"],
-    );
 }
 
 #[test]
@@ -572,6 +274,50 @@ fn what_init_comments_out_loads_too() {
 }
 
 #[test]
+fn the_example_loads() {
+    let folder = Folder::new();
+    let example = folder.0.join("examples/three");
+    let guest = folder.0.join("target/guests/current");
+    fs::create_dir_all(&example).unwrap();
+    fs::create_dir_all(&guest).unwrap();
+    folder.write("target/guests/current/kernel", b"");
+    folder.write("target/guests/current/initrd", b"");
+    folder.write(
+        "examples/three/node.ign.j2",
+        include_bytes!("../../examples/three/node.ign.j2"),
+    );
+    folder.write(
+        "examples/three/kiln.yaml",
+        include_bytes!("../../examples/three/kiln.yaml"),
+    );
+    let context = Context {
+        host_arch: Arch::X86_64,
+        home: None,
+        scale: &BTreeMap::new(),
+    };
+    let loaded = load(&example.join("kiln.yaml"), context).unwrap();
+    assert_eq!(loaded.warnings, []);
+    assert_eq!(names(&loaded), ["node-1", "node-2", "node-3"]);
+    assert_eq!(loaded.cluster.folder, example);
+}
+
+#[test]
+fn a_spec_is_found_from_below() {
+    let folder = Folder::new();
+    let below = folder.0.join("a/b");
+    fs::create_dir_all(&below).unwrap();
+    // A folder of that name is no spec.
+    fs::create_dir(folder.0.join("a/kiln.yaml")).unwrap();
+    folder.write("kiln.yaml", b"");
+    assert_eq!(find(&below).unwrap(), folder.0.join("kiln.yaml"));
+    fs::remove_file(folder.0.join("kiln.yaml")).unwrap();
+    assert_eq!(
+        find(&below).unwrap_err().to_string(),
+        format!("there is no `kiln.yaml` in `{}` or above", below.display())
+    );
+}
+
+#[test]
 fn files_that_are_no_specs() {
     let folder = Folder::new();
     let context = Context {
@@ -660,19 +406,22 @@ fn cpu_time() -> Duration {
     Duration::from_micros(u64::try_from(time.num_microseconds()).unwrap())
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+#[test]
+fn no_bytes_panic() {
+    let folder = Folder::new();
+    proptest!(|(bytes in prop::collection::vec(any::<u8>(), 0..200))| {
+        let _ = folder.load(&bytes, &[]);
+    });
+}
 
-    #[test]
-    fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = Folder::new().load(&bytes, &[]);
-    }
-
-    /// Words of the format in any arrangement: deeper than random bytes reach.
-    #[test]
-    fn no_words_panic(words in prop::collection::vec(prop::sample::select(WORDS), 0..60)) {
-        let _ = Folder::new().load(words.concat().as_bytes(), &[]);
-    }
+/// Words of the format in any arrangement: deeper than random bytes reach.
+#[test]
+fn no_words_panic() {
+    let folder = Folder::new();
+    let words = prop::collection::vec(prop::sample::select(WORDS), 0..60);
+    proptest!(|(words in words)| {
+        let _ = folder.load(words.concat().as_bytes(), &[]);
+    });
 }
 
 const WORDS: &[&str] = &[

@@ -147,7 +147,7 @@ pub struct UplinkRecord {
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProcessRecord {
-    pub pid: i32,
+    pub pid: u32,
     /// Field 22 of `/proc/PID/stat`.
     pub start_time: u64,
 }

@@ -74,7 +74,11 @@ async fn converse(
         | Request::Shutdown => 1,
     };
     let (replies, mut answers) = mpsc::channel(room);
-    if inbox.send(Message::Asked { request, replies }).await.is_err() {
+    if inbox
+        .send(Message::Asked { request, replies })
+        .await
+        .is_err()
+    {
         return Ok(());
     }
     let mut scratch = [0; 64];
@@ -107,10 +111,7 @@ async fn converse(
     }
 }
 
-async fn write(
-    writer: &mut (impl AsyncWriteExt + Unpin),
-    answer: &Answer,
-) -> std::io::Result<()> {
+async fn write(writer: &mut (impl AsyncWriteExt + Unpin), answer: &Answer) -> std::io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
     writer.write_all(&line).await

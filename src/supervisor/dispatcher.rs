@@ -16,14 +16,11 @@ use tokio::sync::mpsc;
 
 use crate::state::files::{self, StateError};
 use crate::state::layout::ClusterFiles;
-use crate::state::record::{
-    ClusterRecord, MachineRecord, RunRecord, SeenRecord, SourceRecord, StateRecord,
-};
+use crate::state::record::{ClusterRecord, SeenRecord, SourceRecord, StateRecord};
 use crate::supervisor::console::{ConsoleEvent, ConsoleWatch};
 use crate::supervisor::control;
 use crate::supervisor::diagnose::{Finding, FindingKind};
-use crate::supervisor::launch::LaunchError;
-use crate::supervisor::machine::{Change, Effect, Event, Machine, Phase};
+use crate::supervisor::machine::{Change, Effect, Event, Phase};
 use crate::supervisor::message::{Message, News, Reply};
 use crate::supervisor::process::Identity;
 use crate::supervisor::protocol::{Answer, ClusterStatus, MachineStatus, Notice, Request};
@@ -32,6 +29,8 @@ use crate::supervisor::uplink::Uplink;
 
 /// Messages that may wait for the loop; a task that finds no room waits itself.
 const INBOX: usize = 256;
+/// How long a found QEMU may take to answer before commands are served without it.
+const ADOPTION_DEADLINE: Duration = Duration::from_secs(1);
 /// Notices that may wait for a watcher; one that is slower is let go.
 pub(super) const WATCHER: usize = 1024;
 
@@ -78,6 +77,10 @@ pub(super) struct Dispatcher {
     consoles: ConsoleWatch,
     uplink: Uplink,
     watchers: Vec<mpsc::Sender<Reply>>,
+    /// Requests that came while it is still being found out what lives.
+    waiting: Vec<(Request, mpsc::Sender<Reply>)>,
+    /// Until when they wait at most.
+    adopting_until: Instant,
     generation: u64,
     ending: bool,
 }
@@ -112,6 +115,8 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         fabric: Arc::new(fabric),
         consoles: ConsoleWatch::new().map_err(SupervisorError::Console)?,
         watchers: Vec::new(),
+        waiting: Vec::new(),
+        adopting_until: Instant::now() + ADOPTION_DEADLINE,
         generation: 0,
         ending: false,
     };
@@ -119,6 +124,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(SupervisorError::Signals)?;
     while !dispatcher.ending {
+        dispatcher.serve_waiting();
         let deadline = dispatcher.deadline();
         tokio::select! {
             Some(message) = messages.recv() => dispatcher.take(message),
@@ -166,8 +172,7 @@ impl Dispatcher {
             self.adopt(&name);
         }
         if self.any_alive() {
-            self.uplink
-                .ensure(&self.fabric, &self.inbox, self.any_machine(), self.identity());
+            self.ensure_uplink();
         }
     }
 
@@ -198,9 +203,26 @@ impl Dispatcher {
         self.slots.values().any(|slot| slot.machine.is_alive())
     }
 
-    /// Any machine's record: the uplink runs in the same QEMU program.
-    fn any_machine(&self) -> Option<&MachineRecord> {
-        self.slots.values().find_map(|slot| slot.record.as_ref())
+    fn ensure_uplink(&mut self) {
+        let identity = self.identity();
+        // The uplink runs in the QEMU program of any of the machines.
+        let machine = self.slots.values().find_map(|slot| slot.record.as_ref());
+        self.uplink
+            .ensure(&self.fabric, &self.inbox, machine, identity);
+    }
+
+    /// Whether what a former supervisor left still has to say how it is.
+    fn is_adopting(&self) -> bool {
+        Instant::now() < self.adopting_until && self.slots.values().any(Slot::is_adopting)
+    }
+
+    fn serve_waiting(&mut self) {
+        if self.waiting.is_empty() || self.is_adopting() {
+            return;
+        }
+        for (request, replies) in std::mem::take(&mut self.waiting) {
+            self.asked(request, replies);
+        }
     }
 
     fn deadline(&self) -> Instant {
@@ -210,6 +232,7 @@ impl Dispatcher {
             .values()
             .filter_map(|slot| slot.machine.deadline())
             .chain(self.uplink.deadline())
+            .chain((!self.waiting.is_empty()).then_some(self.adopting_until))
             .min()
             .unwrap_or_else(|| Instant::now() + IDLE)
     }
@@ -226,8 +249,7 @@ impl Dispatcher {
             self.feed(&name, Event::Tick);
         }
         if self.uplink.deadline().is_some_and(|at| at <= now) {
-            self.uplink
-                .ensure(&self.fabric, &self.inbox, self.any_machine(), self.identity());
+            self.ensure_uplink();
         }
     }
 
@@ -246,6 +268,9 @@ impl Dispatcher {
                     self.news(&name, news);
                 }
             }
+            Message::Asked { request, replies } if self.is_adopting() => {
+                self.waiting.push((request, replies));
+            }
             Message::Asked { request, replies } => self.asked(request, replies),
             Message::UplinkExited { generation, how } => {
                 if self.uplink.exited(generation, &how) {
@@ -262,13 +287,10 @@ impl Dispatcher {
                 let Some(slot) = self.slots.get_mut(name) else {
                     return;
                 };
-                slot.qmp = Some(qmp);
+                let report = slot.met(qmp);
                 let event = match status {
                     None => Event::Greeted,
-                    Some(status) => Event::Adopted {
-                        status,
-                        report: slot.kept_report.take(),
-                    },
+                    Some(status) => Event::Adopted { status, report },
                 };
                 self.feed(name, event);
             }
@@ -322,12 +344,11 @@ impl Dispatcher {
         };
         let effects = slot.machine.on(Instant::now(), event);
         for effect in effects {
-            self.perform(name, effect);
+            self.perform(name, &effect);
         }
     }
 
-    fn perform(&mut self, name: &str, effect: Effect) {
-        let identity = self.identity();
+    fn perform(&mut self, name: &str, effect: &Effect) {
         let Some(slot) = self.slots.get_mut(name) else {
             return;
         };
@@ -344,11 +365,10 @@ impl Dispatcher {
                 }
             }
             Effect::Changed(change) => {
-                if change == Change::Running {
-                    self.uplink
-                        .ensure(&self.fabric, &self.inbox, self.any_machine(), identity);
+                if *change == Change::Running {
+                    self.ensure_uplink();
                 }
-                self.changed(name, change);
+                self.changed(name, *change);
             }
         }
     }
@@ -426,7 +446,7 @@ impl Dispatcher {
         };
         self.watchers.retain(|watcher| {
             watcher
-                .try_send(Reply::Line(Answer::Notice(notice.clone())))
+                .try_send(Reply::Line(Answer::Notice(Box::new(notice.clone()))))
                 .is_ok()
         });
     }
@@ -441,10 +461,13 @@ impl Dispatcher {
                 }
                 return;
             }
-            Request::Reload => self.reload(),
+            Request::Reload => match self.reload() {
+                Ok(()) => Answer::Done,
+                Err(why) => Answer::Refused { why },
+            },
             Request::Start { machines } => match self.reload() {
-                Answer::Done => self.for_each(&machines, |_| Event::StartAsked),
-                refused => refused,
+                Ok(()) => self.for_each(&machines, |_| Event::StartAsked),
+                Err(why) => Answer::Refused { why },
             },
             Request::Stop { machines, grace_ms } => {
                 let grace = Duration::from_millis(grace_ms);
@@ -475,7 +498,7 @@ impl Dispatcher {
                 } else {
                     self.uplink.end();
                     self.ending = true;
-                    Answer::Done
+                    return;
                 }
             }
         };
@@ -514,11 +537,8 @@ impl Dispatcher {
     }
 
     /// Reads the records again; machines that are alive keep theirs.
-    fn reload(&mut self) -> Answer {
-        let record = match load_cluster(&self.files) {
-            Ok(record) => record,
-            Err(error) => return Answer::Refused { why: chain(&error) },
-        };
+    fn reload(&mut self) -> Result<(), String> {
+        let record = load_cluster(&self.files).map_err(|error| chain(&error))?;
         self.fabric.set_machines(reservations(&record));
         self.record = record;
         for name in self.record.machines.clone() {
@@ -528,12 +548,16 @@ impl Dispatcher {
                 None => self.adopt(&name),
             }
         }
-        Answer::Done
+        Ok(())
     }
 
     fn forget(&mut self, machines: &[String]) -> Answer {
         for name in machines {
-            if self.slots.get(name).is_some_and(|slot| slot.machine.is_alive()) {
+            if self
+                .slots
+                .get(name)
+                .is_some_and(|slot| slot.machine.is_alive())
+            {
                 return Answer::Refused {
                     why: format!("machine `{name}` is alive"),
                 };

@@ -8,7 +8,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::num::{NonZeroU16, NonZeroU32};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -254,8 +254,9 @@ fn bare(cluster: &str, record: &MachineRecord) -> Result<Machine, LaunchError> {
         },
         board_version: record.board.clone(),
         cpus: NonZeroU16::new(record.cpus).ok_or_else(|| wrong("cpus", "0".to_owned()))?,
-        memory: MiB(NonZeroU32::new(record.memory_mib)
-            .ok_or_else(|| wrong("memory", "0".to_owned()))?),
+        memory: MiB(
+            NonZeroU32::new(record.memory_mib).ok_or_else(|| wrong("memory", "0".to_owned()))?
+        ),
         firmware: Firmware::Board,
         kernel: None,
         drives: Vec::new(),
@@ -370,6 +371,7 @@ pub fn listen(path: &Path) -> Result<UnixListener, LaunchError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
     use std::os::unix::net::UnixStream;
 
     use super::*;

@@ -353,7 +353,7 @@ impl Machine {
             Event::KillAsked => self.kill_asked(now),
             Event::Greeted => self.greeted(),
             Event::Adopted { status, report } => self.adopted(now, status, report),
-            Event::QmpLost { why } => self.qmp_lost(now, why),
+            Event::QmpLost { why } => self.qmp_lost(now, &why),
             Event::Resumed => self.resumed(),
             Event::Halted { status } => self.halted(now, status),
             Event::Reset => self.reset(),
@@ -548,16 +548,14 @@ impl Machine {
         }
     }
 
-    fn qmp_lost(&mut self, now: Instant, why: String) -> Vec<Effect> {
+    fn qmp_lost(&mut self, now: Instant, why: &str) -> Vec<Effect> {
         match &self.state {
             // A QEMU that cannot be spoken to cannot be managed; its end follows as `Exited`
             // when it was dying anyway, and then has the better words.
-            State::Starting { .. } | State::Running | State::Paused { .. } => self.kill(
-                now,
-                Then::Crashed {
-                    why: format!("QMP ended: {why}"),
-                },
-            ),
+            State::Starting { .. } | State::Running | State::Paused { .. } => {
+                let why = format!("QMP ended: {why}");
+                self.kill(now, Then::Crashed { why })
+            }
             State::Stopping {
                 step: Step::Powerdown,
                 then,

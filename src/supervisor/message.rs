@@ -40,5 +40,8 @@ pub(super) enum News {
 pub(super) enum Reply {
     Line(Answer),
     /// Become a stream to this address of the fabric.
-    Stream { ip: std::net::Ipv4Addr, port: u16 },
+    Stream {
+        ip: std::net::Ipv4Addr,
+        port: u16,
+    },
 }

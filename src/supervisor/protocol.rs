@@ -52,7 +52,8 @@ pub enum Request {
         machine: String,
         port: u16,
     },
-    /// End the supervisor; refused while a machine is alive.
+    /// End the supervisor; refused while a machine is alive. The answer is the end of the
+    /// connection.
     Shutdown,
 }
 
@@ -62,7 +63,7 @@ pub enum Answer {
     Done,
     Refused { why: String },
     Status(ClusterStatus),
-    Notice(Notice),
+    Notice(Box<Notice>),
 }
 
 /// What `ps` shows, but for what the records say.
@@ -82,7 +83,7 @@ pub struct MachineStatus {
     pub reason: String,
     /// How far the boot has come: `start, firmware, kernel, ignition[: STAGE], userspace, ready`.
     pub phase: String,
-    pub pid: Option<i32>,
+    pub pid: Option<u32>,
     pub addresses: Vec<SeenRecord>,
     pub report: Option<ReportRecord>,
     /// RFC 3339.

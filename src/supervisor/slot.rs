@@ -9,7 +9,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use kiln_netsetup::fabric::Fabric;
 use nix::libc;
-use nix::sys::signal::Signal;
 use qapi::qmp;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -17,8 +16,7 @@ use tokio::task::JoinHandle;
 use crate::state::files::{self, SCHEMA};
 use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
-    MachineRecord, ProcessRecord, ReportRecord, RestartRecord,
-    RunRecord, SeenRecord, StateRecord,
+    MachineRecord, ProcessRecord, ReportRecord, RestartRecord, RunRecord, SeenRecord, StateRecord,
 };
 use crate::supervisor::console::ConsoleWatch;
 use crate::supervisor::dispatcher::{chain, phase_text};
@@ -26,7 +24,7 @@ use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::machine::{Event, Machine, Restart};
 use crate::supervisor::message::{Message, News};
 use crate::supervisor::ports;
-use crate::supervisor::process::{Identity, Launch, Process, ProcessHandle, SpawnError, spawn};
+use crate::supervisor::process::{Identity, Launch, Process, SpawnError, spawn};
 use crate::supervisor::protocol::MachineStatus;
 use crate::supervisor::qmp::Qmp;
 use crate::supervisor::watch::{self, Teller};
@@ -64,15 +62,17 @@ pub(super) struct Slot {
     pub(super) machine: Machine,
     /// Which launch the handles are of.
     pub(super) generation: u64,
-    process: Option<ProcessHandle>,
+    process: Option<Arc<Process>>,
     pub(super) qmp: Option<Qmp>,
     tasks: Vec<JoinHandle<()>>,
     pub(super) seen: Vec<SeenRecord>,
     started_at: Option<String>,
     /// What a former supervisor had recorded, until the adopted QEMU answers.
-    pub(super) kept_report: Option<ReportRecord>,
+    kept_report: Option<ReportRecord>,
     found: Option<Process>,
     saved: Option<RunRecord>,
+    /// Whether its QEMU was found, and has not answered yet.
+    adopting: bool,
 }
 
 impl Slot {
@@ -104,6 +104,7 @@ impl Slot {
             kept_report: None,
             found: None,
             saved: None,
+            adopting: false,
         };
         slot.look(uuid, boot_id);
         slot
@@ -117,9 +118,7 @@ impl Slot {
         if this_boot {
             let recorded = run.as_ref().and_then(|run| run.process.as_ref());
             self.found = recorded
-                .and_then(|process| {
-                    Process::adopt(process.pid, process.start_time, uuid).ok()?
-                })
+                .and_then(|process| Process::adopt(process.pid, process.start_time, uuid).ok()?)
                 .or_else(|| Process::find(uuid));
         }
         self.machine = match (&run, &self.found) {
@@ -129,12 +128,8 @@ impl Slot {
                 Machine::stopped(restart, reports, "host rebooted".to_owned())
             }
             (Some(run), None) => match run.state {
-                StateRecord::Stopped => {
-                    Machine::stopped(restart, reports, run.reason.clone())
-                }
-                StateRecord::Crashed => {
-                    Machine::crashed(restart, reports, run.reason.clone())
-                }
+                StateRecord::Stopped => Machine::stopped(restart, reports, run.reason.clone()),
+                StateRecord::Crashed => Machine::crashed(restart, reports, run.reason.clone()),
                 StateRecord::Stopping => Machine::stopped(restart, reports, String::new()),
                 StateRecord::Starting
                 | StateRecord::Running
@@ -208,9 +203,25 @@ impl Slot {
         // Only what comes from now on: the verdicts of the past are in the record.
         consoles.add_at_end(&self.name, &self.files.console_log());
         if let Err(error) = self.publish(fabric) {
-            tracing::warn!(machine = self.name, error = chain(&error), "ports are not published");
+            tracing::warn!(
+                machine = self.name,
+                error = chain(&error),
+                "ports are not published"
+            );
         }
+        self.adopting = true;
         self.attend(process, inbox, fabric);
+    }
+
+    pub(super) fn is_adopting(&self) -> bool {
+        self.adopting && self.machine.is_alive()
+    }
+
+    /// QMP is up on its QEMU.
+    pub(super) fn met(&mut self, qmp: Qmp) -> Option<ReportRecord> {
+        self.adopting = false;
+        self.qmp = Some(qmp);
+        self.kept_report.take()
     }
 
     /// Starts a QEMU for the record and begins to watch it.
@@ -260,8 +271,7 @@ impl Slot {
                 return Err(error.into());
             }
         };
-        self.started_at =
-            Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
+        self.started_at = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         consoles.add_at_end(&self.name, &self.files.console_log());
         self.attend(process, inbox, fabric);
         Ok(())
@@ -283,11 +293,10 @@ impl Slot {
             generation: self.generation,
             inbox: inbox.clone(),
         };
-        self.process = Some(process.handle());
-        self.tasks.push(watch::qmp(
-            teller.clone(),
-            self.files.socket(Socket::Qmp),
-        ));
+        let process = Arc::new(process);
+        self.process = Some(process.clone());
+        self.tasks
+            .push(watch::qmp(teller.clone(), self.files.socket(Socket::Qmp)));
         self.tasks.push(watch::reports(
             teller.clone(),
             self.files.socket(Socket::Report),
@@ -357,7 +366,7 @@ impl Slot {
 
     pub(super) fn kill(&self) {
         if let Some(process) = &self.process
-            && let Err(error) = process.signal(Signal::SIGKILL)
+            && let Err(error) = process.kill()
         {
             tracing::debug!(machine = self.name, %error, "no process to kill");
         }
@@ -405,13 +414,19 @@ impl Slot {
         }
         match files::save(&self.files.run(), &run) {
             Ok(()) => self.saved = Some(run),
-            Err(error) => tracing::error!(machine = self.name, error = chain(&error), "not recorded"),
+            Err(error) => {
+                tracing::error!(machine = self.name, error = chain(&error), "not recorded");
+            }
         }
     }
 
     pub(super) fn status(&self) -> MachineStatus {
         let mut addresses = self.seen.clone();
-        for ip in self.machine.report().map_or(&[][..], |report| &report.addresses) {
+        for ip in self
+            .machine
+            .report()
+            .map_or(&[][..], |report| &report.addresses)
+        {
             if !addresses.iter().any(|seen| seen.ip == *ip) {
                 addresses.push(SeenRecord {
                     ip: *ip,
@@ -428,7 +443,7 @@ impl Slot {
                 self.machine.reason()
             },
             phase: phase_text(self.machine.phase()),
-            pid: self.process.as_ref().map(ProcessHandle::pid),
+            pid: self.process.as_ref().map(|process| process.pid()),
             addresses,
             report: self.machine.report().cloned(),
             started_at: self.started_at.clone(),

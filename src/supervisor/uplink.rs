@@ -19,7 +19,7 @@ use crate::state::record::{ClusterRecord, MachineRecord, UplinkRecord};
 use crate::supervisor::dispatcher::chain;
 use crate::supervisor::launch;
 use crate::supervisor::message::Message;
-use crate::supervisor::process::{Exit, Identity, Launch, Process, ProcessHandle, spawn};
+use crate::supervisor::process::{Exit, Identity, Launch, Process, spawn};
 use crate::supervisor::watch;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -32,7 +32,7 @@ pub(super) struct Uplink {
     uuid: String,
     files: MachineFiles,
     boot_id: String,
-    process: Option<ProcessHandle>,
+    process: Option<Arc<Process>>,
     generation: u64,
     failures: u32,
     again: Option<Instant>,
@@ -92,7 +92,8 @@ impl Uplink {
             Ok((process, stream)) => {
                 fabric.attach_uplink(stream);
                 self.generation += 1;
-                self.process = Some(process.handle());
+                let process = Arc::new(process);
+                self.process = Some(process.clone());
                 self.trouble.clear();
                 attend(process, self.generation, inbox.clone(), &self.files);
             }
@@ -116,7 +117,7 @@ impl Uplink {
         if record.boot_id != self.boot_id {
             return None;
         }
-                Process::adopt(record.process.pid, record.process.start_time, &self.uuid).ok()?
+        Process::adopt(record.process.pid, record.process.start_time, &self.uuid).ok()?
     }
 
     fn start(&mut self, machine: &MachineRecord, identity: Identity) -> Result<Process, String> {
@@ -124,9 +125,8 @@ impl Uplink {
             .arch
             .parse()
             .map_err(|_| format!("`{}` is no architecture", machine.arch))?;
-        let (uplink, handles) =
-            launch::uplink(&self.cluster, arch, &self.uuid, &self.files)
-                .map_err(|error| chain(&error))?;
+        let (uplink, handles) = launch::uplink(&self.cluster, arch, &self.uuid, &self.files)
+            .map_err(|error| chain(&error))?;
         let command = kiln_arch::render_uplink(&uplink).map_err(|error| chain(&error))?;
         let fds = launch::open(&handles).map_err(|error| chain(&error))?;
         let stderr = OpenOptions::new()
@@ -145,13 +145,12 @@ impl Uplink {
             identity,
         })
         .map_err(|error| chain(&error))?;
-        let handle = process.handle();
         let record = UplinkRecord {
             schema: SCHEMA,
             boot_id: self.boot_id.clone(),
             process: crate::state::record::ProcessRecord {
-                pid: handle.pid(),
-                start_time: handle.start_time(),
+                pid: process.pid(),
+                start_time: process.start_time(),
             },
         };
         if let Err(error) = files::save(&self.files.run(), &record) {
@@ -181,7 +180,12 @@ impl Uplink {
     }
 }
 
-fn attend(mut process: Process, generation: u64, inbox: mpsc::Sender<Message>, files: &MachineFiles) {
+fn attend(
+    process: Arc<Process>,
+    generation: u64,
+    inbox: mpsc::Sender<Message>,
+    files: &MachineFiles,
+) {
     let log = files.qemu_log();
     drop(tokio::spawn(async move {
         let exit = process.exited().await;

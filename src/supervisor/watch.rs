@@ -4,6 +4,7 @@
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use qapi::qmp::{RunState, query_status};
@@ -54,7 +55,7 @@ impl Teller {
 }
 
 /// Waits for the end of `process` and tells it with the last words of its log.
-pub(super) fn process(teller: Teller, mut process: Process, log: PathBuf) -> JoinHandle<()> {
+pub(super) fn process(teller: Teller, process: Arc<Process>, log: PathBuf) -> JoinHandle<()> {
     tokio::spawn(async move {
         let exit = process.exited().await;
         let (how, clean) = match &exit {
@@ -97,16 +98,14 @@ pub(super) fn qmp(teller: Teller, socket: PathBuf) -> JoinHandle<()> {
 
 async fn speak(teller: &Teller, socket: &std::path::Path) -> Result<(), QmpError> {
     let read = |source| QmpError::Read {
-        source: std::sync::Arc::new(source),
+        source: Arc::new(source),
     };
     let stream = stream(socket).map_err(read)?;
     let deadline = Instant::now() + GREETING_DEADLINE;
     let (qmp, mut events) = Qmp::connect(stream, deadline.into()).await?;
     let found = qmp.execute(query_status {}, deadline.into()).await?;
-    let status = match found.status {
-        RunState::prelaunch | RunState::inmigrate => None,
-        other => Some(run_status(other)),
-    };
+    let fresh = matches!(found.status, RunState::prelaunch | RunState::inmigrate);
+    let status = (!fresh).then(|| run_status(found.status));
     let greeted = News::Qmp {
         qmp: qmp.clone(),
         status,

@@ -148,6 +148,13 @@ fn what_is_no_query_is_refused_or_dropped() {
 }
 
 #[test]
+fn a_query_of_a_kilobyte_and_more_is_refused() {
+    let mut long = query("example.org", TYPE_A);
+    long.resize(1233, 0);
+    expect!["code 1: abcd81010000000000000000"].assert_eq(&say(&zone().resolve(&long)));
+}
+
+#[test]
 fn an_answer_is_matched_by_id_question_and_flag() {
     let asked = query("Example.org", TYPE_A);
     let mut answer = query("example.ORG", TYPE_A);

@@ -16,11 +16,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Sleep;
 
-use super::FabricEvent;
-use super::port::{Counters, End, LONGEST, Port};
+use super::port::{End, LONGEST, Port};
 use super::resolve;
 use super::stack::{Shared, Stack, Wire};
 use super::stream::FabricStream;
+use super::{FabricCounters, FabricEvent};
 use crate::address::Reservation;
 use crate::dns::{self, Code};
 use crate::ether::{ETHERNET_HEADER, IPV4_HEADER, UDP_HEADER};
@@ -29,10 +29,12 @@ use crate::switch::{DnsQuery, PortId, Switch, SwitchConfig, Verdict};
 
 /// The MTU where nothing else is said.
 const ETHERNET_MTU: u16 = 1500;
+/// The least that is taken for one: what every host has to receive (RFC 791).
+const LEAST_MTU: u16 = 576;
 /// Bytes that are read at once: room for the longest frame, or about as much as a queue holds.
 const BUFFER: usize = LONGEST + 4;
 /// Rounds over all ports before other tasks have their turn.
-const ROUNDS: usize = 16;
+const ROUNDS: usize = 4;
 /// Forwarded DNS queries in flight for all machines, and for one.
 const QUERIES: usize = 128;
 const QUERIES_EACH: usize = 32;
@@ -53,7 +55,7 @@ pub(super) enum Command {
         port: u16,
         reply: oneshot::Sender<io::Result<FabricStream>>,
     },
-    Counters(oneshot::Sender<Vec<(String, Counters)>>),
+    Counters(oneshot::Sender<FabricCounters>),
 }
 
 /// The state of the task.
@@ -124,7 +126,10 @@ impl Driver {
             while let Poll::Ready(command) = self.commands.poll_recv(cx) {
                 match command {
                     Some(command) => self.obey(command, cx),
-                    None => return Poll::Ready(()),
+                    None => {
+                        (0..self.links.len()).for_each(|index| self.unlink(index));
+                        return Poll::Ready(());
+                    }
                 }
             }
             for index in 0..self.links.len() {
@@ -208,13 +213,16 @@ impl Driver {
         FabricStream::open(stack.clone(), port)
     }
 
-    fn counters(&self) -> Vec<(String, Counters)> {
+    fn counters(&self) -> FabricCounters {
         let links = self.links.iter().enumerate();
         let named = links.filter_map(|(index, link)| {
             let machine = self.switch.machine(PortId::new(index))?;
             Some((machine.name.clone(), link.as_ref()?.port.counters()))
         });
-        named.collect()
+        FabricCounters {
+            machines: named.collect(),
+            uplink: self.uplink.as_ref().map(Port::counters),
+        }
     }
 
     /// Reads from a machine once. Says whether there was anything.
@@ -412,7 +420,7 @@ impl Driver {
         if let Some(Some(link)) = self.links.get_mut(index) {
             link.queries = link.queries.saturating_sub(1);
         }
-        let room = usize::from(self.mtu()) - IPV4_HEADER - UDP_HEADER;
+        let room = usize::from(mtu(&self.config)) - IPV4_HEADER - UDP_HEADER;
         if answer.len() > room {
             dns::truncate(&mut answer);
         }
@@ -491,13 +499,13 @@ impl Driver {
         // Who does not listen does not want to know.
         let _ = self.events.send(event);
     }
-
-    fn mtu(&self) -> u16 {
-        self.config.mtu.unwrap_or(ETHERNET_MTU)
-    }
 }
 
 fn stack(config: &SwitchConfig, machine: Ipv4Addr, cx: &mut Context<'_>) -> Shared {
-    let mtu = config.mtu.unwrap_or(ETHERNET_MTU);
-    Stack::shared(config.subnet.gateway(), machine, mtu, cx.waker().clone())
+    let (gateway, driver) = (config.subnet.gateway(), cx.waker().clone());
+    Stack::shared(gateway, machine, mtu(config), driver)
+}
+
+fn mtu(config: &SwitchConfig) -> u16 {
+    config.mtu.unwrap_or(ETHERNET_MTU).max(LEAST_MTU)
 }

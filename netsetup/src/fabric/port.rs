@@ -19,6 +19,10 @@ pub(super) const LONGEST: usize = 4096 + 65536;
 /// Bytes that wait for a machine at most, besides those in the socket's own buffer and the end of the last frame.
 const QUEUE: usize = 64 * 1024;
 
+/// The memory of a queue that is in use: a full one, and the frame that filled it. Only as much of it is touched as
+/// there are frames.
+const BUFFER: usize = QUEUE + PREFIX + LONGEST;
+
 /// What went through a port since its attach. Bytes are those of the frames.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counters {
@@ -168,33 +172,31 @@ impl Queue {
         spare: &mut Vec<u8>,
         fill: impl FnOnce(&mut [u8]) -> R,
     ) -> R {
+        if !self.has_room() {
+            self.dropped += 1;
+            return fill(&mut vec![0; length]);
+        }
         if self.buffer.capacity() == 0 {
             self.buffer = std::mem::take(spare);
+            self.buffer.reserve_exact(BUFFER);
         }
-        let has_room = self.has_room();
         let frame = head.len() + length;
-        if self.written > 0 && self.buffer.len() + PREFIX + frame > self.buffer.capacity() {
+        if self.buffer.len() + PREFIX + frame > self.buffer.capacity() {
             self.buffer.drain(..self.written);
             self.written = 0;
         }
-        let before = self.buffer.len();
+        self.frames += 1;
+        self.bytes += frame as u64;
         // No frame is longer than LONGEST, which fits.
         let prefix = u32::try_from(frame).unwrap_or(u32::MAX);
         self.buffer.extend(prefix.to_be_bytes());
         self.buffer.extend(head);
         let start = self.buffer.len();
         self.buffer.resize(start + length, 0);
-        let result = fill(&mut self.buffer[start..]);
-        if has_room {
-            self.frames += 1;
-            self.bytes += frame as u64;
-        } else {
-            self.buffer.truncate(before);
-            self.dropped += 1;
-        }
-        result
+        fill(&mut self.buffer[start..])
     }
 
+    /// What waits to be written.
     fn pending(&self) -> &[u8] {
         &self.buffer[self.written..]
     }
@@ -209,6 +211,50 @@ impl Queue {
             if spare.capacity() < buffer.capacity() {
                 *spare = buffer;
             }
+        }
+    }
+
+    /// Takes all that waits, as a peer that reads would.
+    #[cfg(test)]
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        let bytes = self.pending().to_vec();
+        self.sent(bytes.len(), &mut Vec::new());
+        bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn a_queue_gives_back_whole_frames_in_order_and_stays_small(
+            steps in prop::collection::vec((any::<bool>(), 0usize..70_000), 1..60),
+        ) {
+            let mut queue = Queue::default();
+            let (mut taken, mut given) = (Vec::new(), Vec::new());
+            let mut spare = Vec::new();
+            for (number, (push, length)) in (0u8..).zip(steps) {
+                if push {
+                    let frame = vec![number; length.min(LONGEST)];
+                    if queue.has_room() {
+                        taken.extend(u32::try_from(frame.len()).unwrap().to_be_bytes());
+                        taken.extend(&frame);
+                    }
+                    queue.push(&frame, &mut spare);
+                } else {
+                    let count = length.min(queue.pending().len());
+                    given.extend(&queue.pending()[..count]);
+                    queue.sent(count, &mut spare);
+                }
+                prop_assert!(queue.buffer.capacity() <= BUFFER);
+            }
+            given.extend(queue.take());
+            prop_assert!(given == taken);
+            prop_assert_eq!(queue.buffer.capacity(), 0);
         }
     }
 }

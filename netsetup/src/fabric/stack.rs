@@ -61,6 +61,8 @@ pub(super) struct Stack {
     dirty: bool,
     /// When smoltcp or an orphan wants to be looked at next.
     due: Option<Instant>,
+    /// Whether the machine is gone.
+    abandoned: bool,
     driver: Waker,
 }
 
@@ -117,6 +119,7 @@ impl Stack {
             started: Instant::now(),
             dirty: false,
             due: None,
+            abandoned: false,
             driver,
         })))
     }
@@ -188,10 +191,11 @@ impl Stack {
         // When the queue is full, the socket says when there is room again, and no clock has to.
         let blocked = !device.wire.queue.has_room();
         self.dirty = blocked || !done;
-        self.due = match blocked {
+        let stack = match self.dirty {
             true => None,
-            false => self.next_due(now),
+            false => self.next_poll(now),
         };
+        self.due = stack.into_iter().chain(self.next_orphan()).min();
         !done && !blocked
     }
 
@@ -202,6 +206,7 @@ impl Stack {
 
     /// Ends all connections, without a word to the machine, which is gone.
     pub(super) fn abandon(&mut self) {
+        self.abandoned = true;
         for (_, socket) in self.sockets.iter_mut() {
             let smoltcp::socket::Socket::Tcp(socket) = socket;
             socket.abort();
@@ -214,6 +219,7 @@ impl Stack {
         number: u64,
         cx: &Context<'_>,
     ) -> Poll<io::Result<()>> {
+        let abandoned = self.abandoned;
         let Some(socket) = self.socket(number) else {
             return Poll::Ready(Ok(()));
         };
@@ -222,6 +228,7 @@ impl Stack {
                 socket.register_recv_waker(cx.waker());
                 Poll::Pending
             }
+            State::Closed if abandoned => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
             State::Closed => Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into())),
             State::Established
             | State::CloseWait
@@ -351,20 +358,25 @@ impl Stack {
         });
     }
 
-    fn next_due(&mut self, now: Instant) -> Option<Instant> {
+    /// When smoltcp wants to be called. It must have sent all that it had: asked in between, it panics when a machine
+    /// has sent more than the window that it was last told.
+    fn next_poll(&mut self, now: Instant) -> Option<Instant> {
         let time = self.time(now);
-        let delay = self.interface.poll_delay(time, &self.sockets);
+        let delay = self.interface.poll_delay(time, &self.sockets)?;
         // The runtime's clock ticks in milliseconds, and a stack that always wants to be called at once must not
         // have the processor for itself.
-        let stack = delay.map(|delay| now + Duration::from(delay).max(Duration::from_millis(1)));
-        let orphans = self
+        Some(now + Duration::from(delay).max(Duration::from_millis(1)))
+    }
+
+    fn next_orphan(&self) -> Option<Instant> {
+        let until = self
             .connections
             .values()
             .filter_map(|connection| match connection {
                 Connection::Open { orphan_until, .. } => *orphan_until,
                 Connection::Over { .. } => None,
             });
-        stack.into_iter().chain(orphans).min()
+        until.min()
     }
 
     fn socket(&mut self, number: u64) -> Option<&mut Socket<'static>> {
@@ -483,3 +495,6 @@ impl TxToken for Outbound<'_> {
         queue.push_with(&header, length, spare, f)
     }
 }
+
+#[cfg(test)]
+mod tests;

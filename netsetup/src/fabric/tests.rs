@@ -146,7 +146,7 @@ async fn frames_reach_their_machine_and_lies_do_not() {
         event(&mut events).await,
         r#"Seen { machine: "node-11", ip: 10.80.1.11 }"#
     );
-    let counters = fabric.counters().await.unwrap();
+    let counters = fabric.counters().await.unwrap().machines;
     let (name, first) = &counters[0];
     assert_eq!(
         (
@@ -316,7 +316,7 @@ async fn who_does_not_read_loses_frames_and_stalls_nobody() {
     }
     a.send(&a.datagram(&c.machine, 9, b"through")).await;
     assert_eq!(c.next_data().await, b"through");
-    let counters = fabric.counters().await.unwrap();
+    let counters = fabric.counters().await.unwrap().machines;
     assert!(counters[1].1.dropped > 3000, "{counters:?}");
     assert_eq!(counters[1].1.dropped + counters[1].1.frames_out, 5000);
 }
@@ -373,6 +373,11 @@ async fn the_uplink_sees_what_goes_out_and_nothing_else() {
     };
     for to in [&host, &loopback, &outside] {
         a.send(&a.datagram(to, 80, b"out")).await;
+    }
+    // The first two come back as "unreachable, prohibited".
+    for _ in 0..2 {
+        let told = a.next().await;
+        assert_eq!(told[ETHERNET_HEADER + 20..][..2], [3, 13]);
     }
     let frame = uplink.next().await;
     let packet = Ipv4::parse(&frame[ETHERNET_HEADER..]).unwrap();
@@ -500,6 +505,23 @@ async fn a_connection_that_cannot_be_says_why() {
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
     let error = stream.write(b"x").await.unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+
+    // The machine goes away while it is waited for, and the fabric ends under an open connection.
+    let nic = Nic::join(&fabric, 11);
+    let (result, ()) = tokio::join!(fabric.connect(machine(11).ip, 1, soon()), async {
+        tokio::task::yield_now().await;
+        drop(nic);
+    });
+    assert_eq!(result.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    let _guest = Guest::join(&fabric, &machine(12), 1);
+    let mut stream = fabric
+        .connect(machine(12).ip, guest::ECHO, soon())
+        .await
+        .unwrap();
     fabric.stop().await;
-    assert!(stream.write(b"x").await.is_err());
+    let error = timeout(PATIENCE, stream.read(&mut [0; 1]))
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
 }

@@ -3,6 +3,7 @@ use proptest::prelude::{
 };
 
 use super::*;
+use crate::ether::Path;
 
 const GATEWAY: MacAddr6 = MacAddr6::new(0xb2, 0x6b, 0, 0, 0, 1);
 const GATEWAY_IP: Ipv4Addr = Ipv4Addr::new(10, 80, 1, 1);
@@ -175,12 +176,31 @@ fn the_world_is_reached_through_slirp_and_the_host_is_not() {
         let ip: Ipv4Addr = ip.parse().unwrap();
         for mac in [GATEWAY, SLIRP] {
             let verdict = send(&datagram(mac, ip, 80));
-            assert!(
-                matches!(verdict, Verdict::Drop(_)),
-                "{ip} by {mac}: {verdict:?}"
+            if matches!(verdict, Verdict::Drop(_)) {
+                continue;
+            }
+            let Verdict::Reply(reply) = &verdict else {
+                panic!("{ip} by {mac}: {verdict:?}");
+            };
+            let told = Ipv4::parse(&reply[ETHERNET_HEADER..]).unwrap();
+            assert_eq!(
+                (told.source, told.destination),
+                (GATEWAY_IP, machine(10).ip)
             );
+            // Unreachable, prohibited; then the head of the packet that it is about.
+            assert_eq!(told.payload[..2], [3, 13]);
+            assert_eq!(told.payload[24..28], ip.octets());
         }
     }
+    let metadata = Ipv4Addr::new(169, 254, 169, 254);
+    assert!(matches!(
+        send(&datagram(GATEWAY, metadata, 80)),
+        Verdict::Reply(_)
+    ));
+    assert_eq!(
+        send(&datagram(GATEWAY, Ipv4Addr::BROADCAST, 80)),
+        dropped(Refusal::Forbidden)
+    );
     assert_eq!(
         send(&datagram(SLIRP, OUTSIDE, 80)),
         dropped(Refusal::Nobody)

@@ -98,20 +98,6 @@ fn twenty_at_once_make_one_copy() {
 }
 
 #[test]
-fn what_killed_processes_left_is_swept_and_what_is_being_written_is_not() {
-    let home = Home::new();
-    let kernel = home.file("kernel", "abc");
-    let folder = home.folder.path().join("cache/blobs");
-    folder::make_private(&folder).unwrap();
-    fs::write(folder.join("incoming-1-1"), "left over").unwrap();
-    let busy = Incoming::new(&folder).unwrap();
-    home.store.intern(&kernel, &mut |_| {}).unwrap();
-    assert!(busy.path.exists());
-    drop(busy);
-    assert_eq!(home.blobs(), [format!("sha256-{ABC}")]);
-}
-
-#[test]
 fn a_failed_copy_leaves_nothing() {
     let home = Home::new();
     let folder = home.folder.path().join("cache/blobs");

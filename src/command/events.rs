@@ -1,0 +1,59 @@
+//! `kiln events`: what happens to the machines, a line each.
+
+use std::time::{Duration, Instant};
+
+use crate::cli::args::EventsArgs;
+use crate::client::{Client, News};
+use crate::command::Session;
+use crate::error::Error;
+use crate::report::text::printable;
+use crate::report::view::state_word;
+
+/// How often it is looked whether anyone still reads, when nothing happens.
+const LULL: Duration = Duration::from_secs(60);
+
+pub(super) fn run(session: &Session<'_>, args: &EventsArgs) -> Result<(), Error> {
+    let made = session.made()?;
+    let names = made.select(&args.machines.machines)?;
+    let mut watch = Client::reach(&made.files)?.watch()?;
+    while !session.report.reader_gone() {
+        match watch.next(Instant::now() + LULL)? {
+            News::Nothing => {}
+            News::Status(status) => {
+                for machine in status.machines {
+                    if names.contains(&machine.name) {
+                        session.report.item(&machine, |_| {
+                            format!(
+                                "{:<16} {:<12} {}\n",
+                                machine.name,
+                                state_word(machine.state),
+                                printable(&machine.reason)
+                            )
+                        })?;
+                    }
+                }
+                if args.no_follow {
+                    break;
+                }
+            }
+            News::Notice(notice) => {
+                let ours = notice
+                    .machine
+                    .as_ref()
+                    .is_none_or(|machine| names.contains(machine));
+                if ours {
+                    session.report.item(&notice, |_| {
+                        format!(
+                            "{} {:<16} {:<12} {}\n",
+                            notice.time,
+                            notice.machine.as_deref().unwrap_or("-"),
+                            notice.event,
+                            printable(&notice.detail)
+                        )
+                    })?;
+                }
+            }
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,130 @@
+//! Which exit code each module's error means, and what the user can do about it.
+
+use crate::client::ClientError;
+use crate::error::{Error, Exit};
+use crate::image::base::Fault;
+use crate::image::store::StoreError;
+use crate::inventory::InventoryError;
+use crate::plan::PlanError;
+use crate::spec::SpecError;
+use crate::stage::StageError;
+use crate::state::files::StateError;
+use crate::state::lock::LockError;
+
+impl From<SpecError> for Error {
+    fn from(error: SpecError) -> Error {
+        let mut told = Error::from_source(Exit::Spec, &error);
+        if let Some(snippet) = error.snippet() {
+            told.message.push('\n');
+            told.message.push_str(snippet);
+        }
+        match error.hint() {
+            Some(hint) => told.hint(hint),
+            None => told,
+        }
+    }
+}
+
+impl From<StateError> for Error {
+    fn from(error: StateError) -> Error {
+        Error::from_source(Exit::Failed, &error)
+    }
+}
+
+impl From<LockError> for Error {
+    fn from(error: LockError) -> Error {
+        match &error {
+            LockError::Held { .. } => Error::from_source(Exit::Busy, &error)
+                .hint("wait for it to end, or look at it with `kiln ps`"),
+            LockError::Open { .. } => Error::from_source(Exit::Failed, &error),
+        }
+    }
+}
+
+impl From<InventoryError> for Error {
+    fn from(error: InventoryError) -> Error {
+        let fault = match &error {
+            InventoryError::Cluster { cluster, .. } => {
+                let hint = format!("`kiln -c {cluster} down` removes the cluster");
+                return Error::from_source(Exit::Failed, &error).hint(hint);
+            }
+            InventoryError::Image { source, .. } => source.fault(),
+            InventoryError::Kernel {
+                source: StoreError::Source { source },
+                ..
+            } => source.fault(),
+            InventoryError::Kernel { .. } => Fault::Host,
+        };
+        let exit = match fault {
+            Fault::Spec => Exit::Spec,
+            Fault::Safety => Exit::Unsafe,
+            Fault::Host => Exit::Failed,
+        };
+        Error::from_source(exit, &error)
+    }
+}
+
+impl From<PlanError> for Error {
+    fn from(error: PlanError) -> Error {
+        let exit = match &error {
+            PlanError::NoQemu { .. }
+            | PlanError::NoKvm { .. }
+            | PlanError::PortTaken { .. }
+            | PlanError::NoPort { .. }
+            | PlanError::SubnetTaken { .. } => Exit::Host,
+            PlanError::ForeignKvm { .. } | PlanError::Address(_) => Exit::Spec,
+            PlanError::SubnetMoved { .. } => Exit::Unsafe,
+            PlanError::Record { .. } | PlanError::Damaged { .. } | PlanError::NoImage { .. } => {
+                Exit::Failed
+            }
+        };
+        let told = Error::from_source(exit, &error);
+        match &error {
+            PlanError::NoQemu { .. } => {
+                told.hint("`kiln doctor` says which command installs it here")
+            }
+            PlanError::NoKvm { .. } => {
+                told.hint("write `accel: auto` or `accel: tcg` to run it emulated")
+            }
+            PlanError::ForeignKvm { .. } => told.hint("write `accel: auto` or `accel: tcg`"),
+            PlanError::PortTaken { machine, port } => told.hint(format!(
+                "stop what listens on port {port}, or give `{machine}` another one, or write `\":GUEST\"` for a free one"
+            )),
+            PlanError::SubnetMoved { .. } => told.hint("`kiln down` first, then `kiln up`"),
+            PlanError::SubnetTaken { .. } => {
+                told.hint("leave `network.subnet` out, and a free one is chosen")
+            }
+            PlanError::Damaged { .. } | PlanError::Record { .. } => {
+                told.hint("`kiln down` removes the cluster; its disks are lost")
+            }
+            PlanError::NoPort { .. } | PlanError::Address(_) | PlanError::NoImage { .. } => told,
+        }
+    }
+}
+
+impl From<StageError> for Error {
+    fn from(error: StageError) -> Error {
+        match &error {
+            StageError::Ignition { source, .. } => {
+                let hint = source.hint();
+                let told = Error::from_source(Exit::Spec, &error);
+                match hint {
+                    Some(hint) => told.hint(hint),
+                    None => told,
+                }
+            }
+            StageError::Overlay { .. } => Error::from_source(Exit::Spec, &error),
+            StageError::State(_)
+            | StageError::Folder(_)
+            | StageError::Write { .. }
+            | StageError::ReadKey { .. }
+            | StageError::Key { .. } => Error::from_source(Exit::Failed, &error),
+        }
+    }
+}
+
+impl From<ClientError> for Error {
+    fn from(error: ClientError) -> Error {
+        Error::from_source(Exit::Failed, &error)
+    }
+}

@@ -1,0 +1,63 @@
+//! `kiln render`: the config that a machine's Ignition reads, secrets included.
+
+use crate::cli::args::RenderArgs;
+use crate::command::{Session, spec};
+use crate::error::{Error, Exit};
+use crate::keys::KeyPair;
+
+pub(super) fn run(session: &mut Session<'_>, args: &RenderArgs) -> Result<(), Error> {
+    let name = &args.machine;
+    let config = if session.global.cluster.is_some() {
+        made(session, name.as_str())?
+    } else {
+        fresh(session, args)?
+    };
+    let value: serde_json::Value = serde_json::from_str(&config)
+        .map_err(|error| Error::because(Exit::Failed, "the config is no JSON", &error))?;
+    session.report.result(&value, |_| {
+        let mut text = config.clone();
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        text
+    })
+}
+
+/// What the machine was given.
+fn made(session: &Session<'_>, name: &str) -> Result<String, Error> {
+    let made = session.made()?;
+    made.known(name)?;
+    let path = made.files.machine(name).ignition();
+    std::fs::read_to_string(&path).map_err(|error| {
+        Error::because(
+            Exit::Failed,
+            format!("cannot read `{}`", path.display()),
+            &error,
+        )
+    })
+}
+
+/// What the spec gives now: with the cluster's own keys where it exists, else with new ones.
+fn fresh(session: &mut Session<'_>, args: &RenderArgs) -> Result<String, Error> {
+    let (cluster, plan) = spec::planned(session)?;
+    let files = session.roots.cluster(cluster.name.as_str());
+    let key = |path: &std::path::Path, comment: &str| -> Result<KeyPair, Error> {
+        match std::fs::read_to_string(path) {
+            Ok(text) => KeyPair::from_private(&text),
+            Err(_) => KeyPair::generate(comment),
+        }
+        .map_err(|error| Error::from_source(Exit::Failed, &error))
+    };
+    let login = key(&files.private_key(), "kiln")?;
+    let host_key = key(
+        &files.machine(args.machine.as_str()).host_key(),
+        args.machine.as_str(),
+    )?;
+    let mut authorized = vec![login.public().to_owned()];
+    authorized.extend(cluster.authorized_keys.iter().cloned());
+    let rendered = spec::rendered(&cluster, &plan, &args.machine, &authorized, &host_key)?;
+    for warning in &rendered.warnings {
+        session.report.note(&warning.to_string());
+    }
+    Ok(rendered.config)
+}

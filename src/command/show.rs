@@ -1,0 +1,199 @@
+//! `ps`, `ls`, `inspect` and `ip`: what there is.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::cli::args::{InspectArgs, IpArgs};
+use crate::client::Client;
+use crate::command::{Made, Session};
+use crate::error::{Error, Exit};
+use crate::inventory::{self};
+use crate::plan::Known;
+use crate::report::view::{
+    ClusterView, ListedView, MachineView, NetworkView, SupervisorView, ls_table, state_word,
+};
+use crate::state::files;
+use crate::state::record::{ClusterRecord, MachineRecord, StateRecord};
+
+/// The cluster as it is now, by its supervisor.
+pub(super) fn view(made: &Made, client: &Client) -> Result<ClusterView, Error> {
+    let status = client.status()?;
+    let machines = status
+        .machines
+        .iter()
+        .map(|machine| {
+            let record = made.machine(&machine.name).ok();
+            MachineView::new(record.as_ref(), machine)
+        })
+        .collect();
+    Ok(ClusterView {
+        cluster: made.record.name.clone(),
+        spec: made.record.spec.clone(),
+        network: NetworkView::new(&made.record, &status.uplink),
+        supervisor: SupervisorView {
+            pid: Some(status.pid),
+        },
+        machines,
+    })
+}
+
+pub(super) fn ps(session: &Session<'_>) -> Result<(), Error> {
+    let made = session.made()?;
+    let view = view(&made, &Client::reach(&made.files)?)?;
+    for note in view.notes() {
+        session.report.note(&note);
+    }
+    session.report.result(&view, |style| view.ps_table(style))
+}
+
+pub(super) fn ls(session: &Session<'_>) -> Result<(), Error> {
+    let clusters: Vec<ListedView> = inventory::cluster_names(&session.roots)
+        .iter()
+        .map(|name| listed(session, name))
+        .collect();
+    session.report.result(
+        &Clusters {
+            clusters: &clusters,
+        },
+        |style| ls_table(style, &clusters),
+    )
+}
+
+#[derive(Serialize)]
+struct Clusters<'a> {
+    clusters: &'a [ListedView],
+}
+
+fn listed(session: &Session<'_>, name: &str) -> ListedView {
+    let files = session.roots.cluster(name);
+    let client = Client::find(&files);
+    let status = client.and_then(|client| client.status().ok());
+    let supervisor = SupervisorView {
+        pid: status.as_ref().map(|status| status.pid),
+    };
+    let record = match files::load::<ClusterRecord>(&files.record()) {
+        Ok(Some(record)) => record,
+        other => {
+            let damage = match other {
+                Err(error) => error.to_string(),
+                Ok(_) => "its record is missing".to_owned(),
+            };
+            return ListedView {
+                cluster: name.to_owned(),
+                damage,
+                spec: None,
+                mode: None,
+                subnet: None,
+                supervisor,
+                machines: BTreeMap::new(),
+            };
+        }
+    };
+    let mut machines = BTreeMap::new();
+    for machine in &record.machines {
+        let told = status
+            .iter()
+            .flat_map(|status| &status.machines)
+            .find(|status| status.name == *machine);
+        let state = match told {
+            Some(status) => status.state,
+            None => match inventory::known(&files, machine, &session.host.boot_id) {
+                Known::Whole { state, .. } => state,
+                Known::Damaged { .. } => StateRecord::Damaged,
+            },
+        };
+        *machines.entry(state_word(state)).or_insert(0) += 1;
+    }
+    ListedView {
+        cluster: name.to_owned(),
+        damage: String::new(),
+        spec: Some(record.spec.clone()),
+        mode: Some(record.mode),
+        subnet: Some(record.subnet),
+        supervisor,
+        machines,
+    }
+}
+
+#[derive(Serialize)]
+struct Inspected {
+    cluster: ClusterRecord,
+    supervisor: SupervisorView,
+    machines: Vec<InspectedMachine>,
+}
+
+#[derive(Serialize)]
+struct InspectedMachine {
+    #[serde(flatten)]
+    view: MachineView,
+    record: Option<MachineRecord>,
+    folder: std::path::PathBuf,
+    sockets: std::path::PathBuf,
+}
+
+pub(super) fn inspect(session: &Session<'_>, args: &InspectArgs) -> Result<(), Error> {
+    let made = session.made()?;
+    if let Some(name) = &args.machine {
+        made.known(name.as_str())?;
+    }
+    let view = view(&made, &Client::reach(&made.files)?)?;
+    let machines = view
+        .machines
+        .into_iter()
+        .filter(|machine| {
+            args.machine
+                .as_ref()
+                .is_none_or(|name| name.as_str() == machine.name)
+        })
+        .map(|view| {
+            let files = made.files.machine(&view.name);
+            InspectedMachine {
+                record: made.machine(&view.name).ok(),
+                folder: files.folder,
+                sockets: files.sockets,
+                view,
+            }
+        })
+        .collect();
+    let inspected = Inspected {
+        cluster: made.record.clone(),
+        supervisor: view.supervisor,
+        machines,
+    };
+    let text = serde_json::to_string_pretty(&inspected).map_err(|error| {
+        Error::because(Exit::Failed, "cannot put the cluster into JSON", &error)
+    })?;
+    session.report.result(&inspected, |_| text + "\n")
+}
+
+#[derive(Serialize)]
+struct Addresses<'a> {
+    machines: &'a [MachineView],
+}
+
+pub(super) fn ip(session: &Session<'_>, args: &IpArgs) -> Result<(), Error> {
+    let made = session.made()?;
+    if let Some(name) = &args.machine {
+        made.known(name.as_str())?;
+    }
+    let mut view = view(&made, &Client::reach(&made.files)?)?;
+    let Some(name) = &args.machine else {
+        return session.report.result(
+            &Addresses {
+                machines: &view.machines,
+            },
+            |style| view.ip_table(style),
+        );
+    };
+    view.machines
+        .retain(|machine| machine.name == name.as_str());
+    let reserved = made.record.reservations.get(name.as_str());
+    let reserved = reserved.map(|reserved| reserved.ip.to_string());
+    session.report.result(
+        &Addresses {
+            machines: &view.machines,
+        },
+        |_| format!("{}\n", reserved.unwrap_or_default()),
+    )
+}

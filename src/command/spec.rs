@@ -1,0 +1,307 @@
+//! The spec: found, loaded, checked (`validate`) and planned (`plan`).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use kiln_arch::Arch;
+use macaddr::MacAddr6;
+use serde::Serialize;
+
+use crate::cli::args::PlanArgs;
+use crate::cluster::{AccelWish, Cluster, MachineName};
+use crate::command::Session;
+use crate::error::{Error, Exit};
+use crate::host::kvm::{Ask, KvmState};
+use crate::ignition::{self, Facts, Peer};
+use crate::inventory;
+use crate::keys::KeyPair;
+use crate::plan::{self, HostFacts, Inventory, Plan, QemuFacts};
+use crate::spec::{self, Context};
+use crate::state::record::ClusterRecord;
+
+/// The spec file: `-f`, or the nearest `kiln.yaml`.
+pub(super) fn find(session: &Session<'_>) -> Result<PathBuf, Error> {
+    if let Some(file) = &session.global.file {
+        return Ok(file.clone());
+    }
+    let here = std::env::current_dir()
+        .map_err(|error| Error::because(Exit::Failed, "cannot tell the current folder", &error))?;
+    spec::find(&here).map_err(|error| {
+        Error::from_source(Exit::Spec, &error)
+            .hint("`kiln init` writes one; `-f FILE` and `-c CLUSTER` say which one is meant")
+    })
+}
+
+/// Reads the spec; its warnings are told.
+pub(super) fn load(session: &Session<'_>) -> Result<Cluster, Error> {
+    let path = find(session)?;
+    let scale = BTreeMap::new();
+    let context = Context {
+        host_arch: host_arch(session)?,
+        home: session.host.home.as_deref(),
+        scale: &scale,
+    };
+    let loaded = spec::load(&path, context)?;
+    for warning in &loaded.warnings {
+        session.report.note(&warning.to_string());
+    }
+    Ok(loaded.cluster)
+}
+
+/// The cluster's name by the spec alone, for verbs that work on what was made.
+pub(super) fn cluster_name(session: &Session<'_>) -> Result<String, Error> {
+    let path = find(session)?;
+    Ok(spec::cluster_name(&path)?.to_string())
+}
+
+fn host_arch(session: &Session<'_>) -> Result<Arch, Error> {
+    session.host.arch.ok_or_else(|| {
+        Error::new(
+            Exit::Host,
+            "this host's own architecture is none that kiln runs guests of",
+        )
+    })
+}
+
+/// What the plan has to know of the host. KVM is tried only when `ask` says so.
+pub(super) fn host_facts(
+    session: &mut Session<'_>,
+    cluster: &Cluster,
+    try_kvm: bool,
+) -> Result<HostFacts, Error> {
+    let arch = host_arch(session)?;
+    let wants_kvm = cluster
+        .machines
+        .iter()
+        .any(|machine| machine.arch == arch && machine.accel != AccelWish::Tcg);
+    let kvm = match (wants_kvm, try_kvm) {
+        (true, true) => session.host.try_kvm(arch, Ask::Remembered),
+        (true, false) => session.host.kvm(arch),
+        (false, _) => KvmState::Unknown,
+    };
+    let mut qemu = BTreeMap::new();
+    for machine in &cluster.machines {
+        if qemu.contains_key(&machine.arch) {
+            continue;
+        }
+        match session.host.qemu(machine.arch) {
+            Ok(found) => {
+                let facts = QemuFacts {
+                    program: found.program.clone(),
+                    board: found.board(machine.arch),
+                };
+                qemu.insert(machine.arch, facts);
+            }
+            // The plan says which machine misses it.
+            Err(crate::host::qemu::QemuError::Missing { .. }) => {}
+            Err(error) => return Err(Error::from_source(Exit::Host, error)),
+        }
+    }
+    Ok(HostFacts {
+        arch,
+        qemu,
+        kvm,
+        qemu_uid: session.host.is_root().then(|| own_uid(cluster)),
+        files: session.roots.cluster(cluster.name.as_str()),
+    })
+}
+
+/// As root, QEMU runs under a uid of its own: from the range that systemd keeps for
+/// services without an account (61184 to 65519, systemd's UIDS-GIDS document).
+fn own_uid(cluster: &Cluster) -> u32 {
+    let hash = cluster.name.as_str().bytes().fold(0u32, |hash, byte| {
+        hash.wrapping_mul(31).wrapping_add(u32::from(byte))
+    });
+    61184 + hash % (65520 - 61184)
+}
+
+/// Collects what is there, and shows how far the hashing of images has come.
+pub(super) fn collect(session: &Session<'_>, cluster: &Cluster) -> Result<Inventory, Error> {
+    let mut told = std::time::Instant::now();
+    let mut hashing = |machine: &str, done: u64, all: u64| {
+        if told.elapsed() > std::time::Duration::from_secs(1) && all > 0 {
+            told = std::time::Instant::now();
+            session.report.note(&format!(
+                "{machine}: reading its image, {} %",
+                done * 100 / all
+            ));
+        }
+    };
+    Ok(inventory::collect(
+        cluster,
+        &session.host,
+        &session.roots,
+        &mut hashing,
+    )?)
+}
+
+/// Refuses to work on a cluster of the same name that another folder's spec made.
+pub(super) fn refuse_other_folder(
+    cluster: &Cluster,
+    record: Option<&ClusterRecord>,
+) -> Result<(), Error> {
+    match record {
+        Some(record) if record.spec != cluster.spec => Err(Error::new(
+            Exit::Unsafe,
+            format!(
+                "there is a cluster `{}` already, made from `{}`",
+                cluster.name,
+                record.spec.display()
+            ),
+        )
+        .hint("give this one another name, or `kiln down` the other from its folder")),
+        _ => Ok(()),
+    }
+}
+
+#[derive(Serialize)]
+struct Valid {
+    cluster: String,
+    spec: PathBuf,
+    machines: Vec<String>,
+}
+
+/// `kiln validate`: the spec, the files that it names, and each machine's Ignition config.
+pub(super) fn validate(session: &mut Session<'_>) -> Result<(), Error> {
+    let cluster = load(session)?;
+    let inventory = collect(session, &cluster)?;
+    let facts = host_facts(session, &cluster, false)?;
+    let plan = plan::plan(
+        &cluster,
+        &facts,
+        &Inventory {
+            // Whether the spec is right does not depend on what runs.
+            cluster: None,
+            machines: BTreeMap::new(),
+            taken_ports: std::collections::BTreeSet::new(),
+            taken_networks: Vec::new(),
+            ..inventory
+        },
+    );
+    match plan {
+        Ok(plan) => check_ignition(session, &cluster, &plan)?,
+        // A host that lacks something makes the spec no worse.
+        Err(error) => {
+            let error = Error::from(error);
+            if error.exit == Exit::Spec {
+                return Err(error);
+            }
+            session.report.note(&error.message);
+        }
+    }
+    let valid = Valid {
+        cluster: cluster.name.to_string(),
+        spec: cluster.spec.clone(),
+        machines: cluster
+            .machines
+            .iter()
+            .map(|machine| machine.name.to_string())
+            .collect(),
+    };
+    session.report.result(&valid, |_| {
+        format!(
+            "{} is right: cluster {}, {} machines\n",
+            valid.spec.display(),
+            valid.cluster,
+            valid.machines.len()
+        )
+    })
+}
+
+/// Renders each machine's config with stand-in keys, for what can be wrong in it.
+pub(super) fn check_ignition(
+    session: &Session<'_>,
+    cluster: &Cluster,
+    plan: &Plan,
+) -> Result<(), Error> {
+    let key = KeyPair::generate("kiln validate")
+        .map_err(|error| Error::from_source(Exit::Failed, &error))?;
+    for machine in &cluster.machines {
+        let rendered = rendered(cluster, plan, &machine.name, &[], &key)?;
+        for warning in &rendered.warnings {
+            session.report.note(&format!("{}: {warning}", machine.name));
+        }
+    }
+    Ok(())
+}
+
+/// A machine's final config with these keys.
+pub(super) fn rendered(
+    cluster: &Cluster,
+    plan: &Plan,
+    name: &MachineName,
+    authorized_keys: &[String],
+    host_key: &KeyPair,
+) -> Result<ignition::Rendered, Error> {
+    let unknown = || {
+        Error::new(
+            Exit::Unknown,
+            format!("there is no machine `{name}` in the spec"),
+        )
+    };
+    let machine = crate::stage::machine_of(cluster, name).ok_or_else(unknown)?;
+    let reserved = plan
+        .cluster
+        .reservations
+        .get(name.as_str())
+        .ok_or_else(unknown)?;
+    let peers: Vec<Peer> = crate::stage::peers(plan, cluster);
+    let facts = Facts {
+        cluster: &cluster.name,
+        domain: &plan.cluster.domain,
+        ip: reserved.ip,
+        mac: reserved.mac.parse::<MacAddr6>().unwrap_or_default(),
+        peers: &peers,
+        authorized_keys,
+        host_key,
+    };
+    ignition::render(machine, &facts).map_err(|source| {
+        Error::from(crate::stage::StageError::Ignition {
+            machine: name.to_string(),
+            source: Box::new(source),
+        })
+    })
+}
+
+/// A plan of the spec as the world is now, without waiting for anything.
+pub(super) fn planned(session: &mut Session<'_>) -> Result<(Cluster, Plan), Error> {
+    let cluster = load(session)?;
+    let facts = host_facts(session, &cluster, false)?;
+    let inventory = collect(session, &cluster)?;
+    refuse_other_folder(&cluster, inventory.cluster.as_ref())?;
+    let plan = plan::plan(&cluster, &facts, &inventory)?;
+    Ok((cluster, plan))
+}
+
+/// `kiln plan`.
+pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Error> {
+    let (cluster, mut plan) = planned(session)?;
+    check_ignition(session, &cluster, &plan)?;
+    plan.restrict(&names(&cluster, &args.machines.machines)?);
+    if !args.replace
+        && let Some(step) = plan.recreated().next()
+    {
+        session.report.note(&format!(
+            "`kiln up` refuses to make the disk of {} anew; `kiln up --replace` does it",
+            step.name
+        ));
+    }
+    show_plan(session, &plan)
+}
+
+pub(super) fn show_plan(session: &Session<'_>, plan: &Plan) -> Result<(), Error> {
+    session.report.result(&plan.view(), |_| plan.to_string())
+}
+
+/// The machines that were named, which the spec has to know.
+pub(super) fn names(cluster: &Cluster, named: &[MachineName]) -> Result<Vec<String>, Error> {
+    for name in named {
+        if crate::stage::machine_of(cluster, name).is_none() {
+            return Err(Error::new(
+                Exit::Unknown,
+                format!("there is no machine `{name}` in the spec"),
+            ));
+        }
+    }
+    Ok(named.iter().map(ToString::to_string).collect())
+}

@@ -1,0 +1,36 @@
+//! `kiln supervise`: what kiln starts as the supervisor of a cluster. Not for people.
+
+use crate::cli::args::SuperviseArgs;
+use crate::command::Session;
+use crate::error::{Error, Exit};
+use crate::state::lock::Lock;
+use crate::supervisor::dispatcher::{self, Config};
+use crate::supervisor::process;
+
+pub(super) fn run(session: &Session<'_>, args: &SuperviseArgs) -> Result<(), Error> {
+    let files = session.roots.cluster(args.name.as_str());
+    // Two supervisors of one cluster would fight; the lock goes with the process.
+    let _lock = Lock::try_take(&files.supervisor_lock(), "supervisor")?;
+    let control = process::inherited_listener().map_err(|error| {
+        Error::because(
+            Exit::Usage,
+            "the control socket was not handed over",
+            &error,
+        )
+        .hint("kiln starts this by itself: use `kiln up`")
+    })?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Error::because(Exit::Failed, "cannot start the event loop", &error))?;
+    let config = Config {
+        files,
+        boot_id: session.host.boot_id.clone(),
+        resolvers: session.host.resolvers.clone(),
+        control,
+        uid: session.host.uid,
+    };
+    runtime
+        .block_on(dispatcher::run(config))
+        .map_err(|error| Error::from_source(Exit::Failed, &error))
+}

@@ -1,0 +1,249 @@
+//! `kiln up`: read, plan, do, watch.
+
+use crate::cli::args::{Goal, UpArgs};
+use crate::client::Client;
+use crate::cluster::Cluster;
+use crate::command::wait::{default_timeout, goal, until};
+use crate::command::{Made, Session, power, show, spec};
+use crate::error::{Error, Exit};
+use crate::folder;
+use crate::plan::{self, Action, Plan};
+use crate::stage::{self, Undo};
+use crate::state::layout::ClusterFiles;
+use crate::state::lock::Lock;
+use crate::state::record::StateRecord;
+use crate::supervisor::protocol::Request;
+
+pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error> {
+    let cluster = spec::load(session)?;
+    let names = spec::names(&cluster, &args.machines.machines)?;
+    if args.dry_run {
+        let (_, mut plan) = spec::planned(session)?;
+        plan.restrict(&names);
+        return spec::show_plan(session, &plan);
+    }
+    let files = session.roots.cluster(cluster.name.as_str());
+    folder::make_private(&session.roots.clusters())
+        .map_err(|error| Error::from_source(Exit::Failed, &error))?;
+    let lock = Lock::try_take(&files.lock(), "kiln up")?;
+    let facts = spec::host_facts(session, &cluster, true)?;
+    // Held until the cluster is recorded, so that no other `up` takes the same subnet.
+    let reservations = Lock::take(&session.roots.reservations_lock())?;
+    let inventory = spec::collect(session, &cluster)?;
+    spec::refuse_other_folder(&cluster, inventory.cluster.as_ref())?;
+    let mut plan = plan::plan(&cluster, &facts, &inventory)?;
+    plan.restrict(&names);
+    refuse_loss(&plan, args.replace)?;
+    // A config that is wrong is found before anything is made.
+    spec::check_ignition(session, &cluster, &plan)?;
+    let before = inventory.cluster.clone();
+    let running = inventory.alive();
+    let reserved = stage::reserve(plan, before, &files, &session.roots)?;
+    drop(reservations);
+    stop_first(session, &files, reserved.plan(), &running)?;
+    let prepared = reserved.prepare(&cluster)?;
+    for warning in &prepared.warnings {
+        session.report.note(warning);
+    }
+    let started = start(&files, &prepared.plan);
+    let client = match started {
+        Ok(client) => client,
+        Err(error) => {
+            prepared.undo.run();
+            return Err(error);
+        }
+    };
+    drop(lock);
+    let made = Made {
+        record: prepared.plan.cluster.clone(),
+        files,
+    };
+    notes(session, &made, &client)?;
+    finish(
+        session,
+        args,
+        &cluster,
+        &made,
+        &client,
+        &prepared.plan,
+        &prepared.undo,
+    )
+}
+
+/// A disk is made anew only when the user said so.
+fn refuse_loss(plan: &Plan, replace: bool) -> Result<(), Error> {
+    let lost: Vec<&plan::Step> = plan.recreated().collect();
+    let Some(first) = lost.first() else {
+        return Ok(());
+    };
+    if replace {
+        return Ok(());
+    }
+    let names: Vec<&str> = lost.iter().map(|step| step.name.as_str()).collect();
+    let mut error = Error::new(
+        Exit::Unsafe,
+        format!("the disk of {} would be lost", names.join(", ")),
+    );
+    for why in &first.why {
+        error = error.cause(format!("{}: {why}", first.name));
+    }
+    Err(error.hint(
+        "Ignition runs once for each disk: `kiln up --replace` makes new disks, what is on the old ones is lost",
+    ))
+}
+
+/// Stops what is to be changed or removed, and removes the latter.
+fn stop_first(
+    session: &Session<'_>,
+    files: &ClusterFiles,
+    plan: &Plan,
+    running: &[String],
+) -> Result<(), Error> {
+    let with = |wanted: &[Action]| -> Vec<String> {
+        plan.steps
+            .iter()
+            .filter(|step| wanted.contains(&step.action))
+            .map(|step| step.name.clone())
+            .collect()
+    };
+    let going: Vec<String> = with(&[Action::Restart, Action::Recreate, Action::Remove])
+        .into_iter()
+        .filter(|name| running.contains(name))
+        .collect();
+    let removed = with(&[Action::Remove]);
+    if going.is_empty() && removed.is_empty() {
+        return Ok(());
+    }
+    let client = Client::reach(files)?;
+    let made = Made {
+        files: files.clone(),
+        record: plan.cluster.clone(),
+    };
+    if !going.is_empty() {
+        power::stop_and_wait(session, &client, &made, &going, None)?;
+    }
+    client.ask(&Request::Forget {
+        machines: removed.clone(),
+    })?;
+    for name in &removed {
+        stage::remove_machine(&files.machine(name));
+    }
+    Ok(())
+}
+
+/// Hands the machines over to the supervisor.
+fn start(files: &ClusterFiles, plan: &Plan) -> Result<Client, Error> {
+    let machines = plan
+        .steps
+        .iter()
+        .filter(|step| match step.action {
+            Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
+            Action::Keep | Action::Remove => false,
+        })
+        .map(|step| step.name.clone())
+        .collect();
+    let client = Client::reach(files)?;
+    client.ask(&Request::Start { machines })?;
+    Ok(client)
+}
+
+/// What is weaker than a user would think.
+fn notes(session: &Session<'_>, made: &Made, client: &Client) -> Result<(), Error> {
+    for note in show::view(made, client)?.notes() {
+        session.report.note(&note);
+    }
+    Ok(())
+}
+
+fn finish(
+    session: &Session<'_>,
+    args: &UpArgs,
+    cluster: &Cluster,
+    made: &Made,
+    client: &Client,
+    plan: &Plan,
+    undo: &Undo,
+) -> Result<(), Error> {
+    let names: Vec<String> = plan
+        .steps
+        .iter()
+        .filter(|step| step.record.is_some())
+        .map(|step| step.name.clone())
+        .collect();
+    if let Some(goal) = goal(args.waiting.wait) {
+        // A machine without kiln's fragment never reports; it is up when it runs.
+        let (silent, reporting): (Vec<String>, Vec<String>) =
+            names.iter().cloned().partition(|name| {
+                plan.steps
+                    .iter()
+                    .any(|step| step.name == *name && !step.reports())
+            });
+        let timeout = args
+            .waiting
+            .timeout
+            .unwrap_or_else(|| default_timeout(made, &names));
+        let waited = until(session, client, made, &reporting, goal, timeout).and_then(|()| {
+            let goal = match goal {
+                Goal::Ready => Goal::Running,
+                Goal::Running | Goal::Address | Goal::Stopped => goal,
+            };
+            until(session, client, made, &silent, goal, timeout)
+        });
+        if let Err(error) = waited {
+            return Err(undo_if_never_started(session, made, client, undo, error));
+        }
+    }
+    let view = show::view(made, client)?;
+    if plan.is_settled() {
+        session
+            .report
+            .note("nothing to do: all machines are as the spec says");
+    }
+    let kiln = match &session.global.file {
+        Some(file) => format!("kiln -f {}", file.display()),
+        None if session.global.cluster.is_some() => format!("kiln -c {}", cluster.name),
+        None => "kiln".to_owned(),
+    };
+    session
+        .report
+        .result(&view, |style| view.up_table(style, &kiln))
+}
+
+/// Machines whose QEMU never ran are of no use to anyone: what this `up` made goes again.
+fn undo_if_never_started(
+    session: &Session<'_>,
+    made: &Made,
+    client: &Client,
+    undo: &Undo,
+    error: Error,
+) -> Error {
+    let Ok(status) = client.status() else {
+        return error;
+    };
+    let never = |name: &String| {
+        status.machines.iter().any(|machine| {
+            machine.name == *name
+                && machine.state == StateRecord::Crashed
+                && machine.phase == "start"
+        })
+    };
+    if undo.created().is_empty() || !undo.created().iter().any(never) {
+        return error;
+    }
+    let undone = if undo.is_whole_cluster() {
+        super::down::take_down(session, &made.files, None)
+    } else {
+        power::kill_and_forget(client, made, undo.created()).map(|()| undo.run())
+    };
+    match undone {
+        Ok(()) => Error {
+            exit: Exit::Boot,
+            hint: Some(
+                "nothing was left behind; `kiln explain MACHINE` shows what QEMU is told"
+                    .to_owned(),
+            ),
+            ..error
+        },
+        Err(second) => error.cause(format!("and it could not be cleaned up: {second}")),
+    }
+}

@@ -1,0 +1,236 @@
+//! Waiting for machines, by what the supervisor tells: no polling, one deadline.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crate::cli::args::{DEFAULT_TIMEOUT, Goal, Reach, WaitArgs};
+use crate::client::{Client, News};
+use crate::command::{Made, Session};
+use crate::error::{Error, Exit};
+use crate::host::timing::stretched_for_tcg;
+use crate::report::progress::Step;
+use crate::report::view::{progress_text, state_word};
+use crate::state::record::{AccelRecord, MachineRecord, StateRecord};
+use crate::supervisor::protocol::MachineStatus;
+
+/// Live lines show the seconds, so they are drawn anew once in a second.
+const TICK: Duration = Duration::from_secs(1);
+
+/// How a machine came out of a wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Pending,
+    Reached,
+    /// It will not get there.
+    Lost,
+}
+
+/// `kiln wait`.
+pub(super) fn run(session: &Session<'_>, args: &WaitArgs) -> Result<(), Error> {
+    let made = session.made()?;
+    let names = made.select(&args.machines.machines)?;
+    let client = Client::reach(&made.files)?;
+    let timeout = args
+        .timeout
+        .unwrap_or_else(|| default_timeout(&made, &names));
+    until(session, &client, &made, &names, args.goal, timeout)?;
+    super::show::view(&made, &client)
+        .and_then(|view| session.report.result(&view, |style| view.ps_table(style)))
+}
+
+/// Five minutes, or more where a guest is emulated.
+pub(super) fn default_timeout(made: &Made, names: &[String]) -> Duration {
+    let emulated = names.iter().any(|name| {
+        made.machine(name)
+            .is_ok_and(|record: MachineRecord| record.accel == AccelRecord::Tcg)
+    });
+    if emulated {
+        stretched_for_tcg(DEFAULT_TIMEOUT)
+    } else {
+        DEFAULT_TIMEOUT
+    }
+}
+
+pub(super) fn goal(reach: Reach) -> Option<Goal> {
+    match reach {
+        Reach::None => None,
+        Reach::Running => Some(Goal::Running),
+        Reach::Address => Some(Goal::Address),
+        Reach::Ready => Some(Goal::Ready),
+    }
+}
+
+/// Waits until every one of `names` has reached `goal`, showing how they come along.
+///
+/// # Errors
+/// [`Exit::Boot`] when one cannot reach it any more, with the line that proves it;
+/// [`Exit::Timeout`] at the deadline, with how far each came.
+pub(super) fn until(
+    session: &Session<'_>,
+    client: &Client,
+    made: &Made,
+    names: &[String],
+    goal: Goal,
+    timeout: Duration,
+) -> Result<(), Error> {
+    let begun = Instant::now();
+    let deadline = begun + timeout;
+    let mut progress = session
+        .report
+        .progress(begun, names.iter().map(String::as_str));
+    let mut machines: BTreeMap<String, MachineStatus> = BTreeMap::new();
+    let mut watch = client.watch()?;
+    loop {
+        let now = Instant::now();
+        match watch.next(deadline.min(now + TICK))? {
+            News::Status(status) => {
+                for machine in status.machines {
+                    machines.insert(machine.name.clone(), machine);
+                }
+            }
+            News::Notice(notice) => {
+                if let Some(status) = notice.status {
+                    machines.insert(status.name.clone(), status);
+                }
+            }
+            News::Nothing => {}
+        }
+        let now = Instant::now();
+        let mut outcomes = Vec::with_capacity(names.len());
+        for name in names {
+            let Some(status) = machines.get(name) else {
+                outcomes.push(Outcome::Pending);
+                continue;
+            };
+            let outcome = outcome(made, status, goal);
+            let step = match outcome {
+                Outcome::Pending => Step::Going,
+                Outcome::Reached => Step::Done,
+                Outcome::Lost => Step::Failed,
+            };
+            progress.update(now, name, &progress_text(status), step);
+            outcomes.push(outcome);
+        }
+        progress.tick(now);
+        let pending = outcomes.contains(&Outcome::Pending);
+        if pending && now < deadline {
+            continue;
+        }
+        progress.clear();
+        let of = |wanted: Outcome| -> Vec<&MachineStatus> {
+            names
+                .iter()
+                .zip(&outcomes)
+                .filter(|(_, outcome)| **outcome == wanted)
+                .filter_map(|(name, _)| machines.get(name))
+                .collect()
+        };
+        let lost = of(Outcome::Lost);
+        if !lost.is_empty() {
+            return Err(boot_error(made, &lost));
+        }
+        if pending {
+            return Err(timeout_error(made, &of(Outcome::Pending), goal, timeout));
+        }
+        return Ok(());
+    }
+}
+
+fn outcome(made: &Made, status: &MachineStatus, goal: Goal) -> Outcome {
+    let address = || {
+        made.record
+            .reservations
+            .get(&status.name)
+            .is_some_and(|reserved| status.has_address(reserved.ip))
+    };
+    match (goal, status.state) {
+        (Goal::Stopped, StateRecord::Stopped | StateRecord::Crashed | StateRecord::Damaged) => {
+            Outcome::Reached
+        }
+        (Goal::Stopped, _) => Outcome::Pending,
+        (_, StateRecord::Failed | StateRecord::Damaged | StateRecord::Stopped) => Outcome::Lost,
+        // The policy may start it again; the reason says so.
+        (_, StateRecord::Crashed) if status.reason.ends_with("will be started again") => {
+            Outcome::Pending
+        }
+        (_, StateRecord::Crashed) => Outcome::Lost,
+        (Goal::Running | Goal::Address | Goal::Ready, StateRecord::Ready) => Outcome::Reached,
+        (Goal::Running, StateRecord::Running | StateRecord::Paused) => Outcome::Reached,
+        (Goal::Address, StateRecord::Running) if address() => Outcome::Reached,
+        (
+            Goal::Running | Goal::Address | Goal::Ready,
+            StateRecord::Starting
+            | StateRecord::Running
+            | StateRecord::Paused
+            | StateRecord::Stopping
+            | StateRecord::Unresponsive,
+        ) => Outcome::Pending,
+    }
+}
+
+fn boot_error(made: &Made, lost: &[&MachineStatus]) -> Error {
+    let names: Vec<&str> = lost.iter().map(|status| status.name.as_str()).collect();
+    let plural = if lost.len() == 1 {
+        "machine"
+    } else {
+        "machines"
+    };
+    let mut error = Error::new(
+        Exit::Boot,
+        format!("{plural} {} did not come up", names.join(", ")),
+    );
+    for status in lost {
+        error = error.cause(format!(
+            "{} is {}: {}",
+            status.name,
+            state_word(status.state),
+            if status.reason.is_empty() {
+                "it ended"
+            } else {
+                &status.reason
+            }
+        ));
+    }
+    let name = &made.record.name;
+    error.hint(format!(
+        "`kiln -c {name} logs {first}` shows its console, `kiln -c {name} logs {first} --qemu` what QEMU said",
+        first = names[0]
+    ))
+}
+
+fn timeout_error(made: &Made, pending: &[&MachineStatus], goal: Goal, timeout: Duration) -> Error {
+    let goal_word = match goal {
+        Goal::Running => "running",
+        Goal::Address => "in use of its address",
+        Goal::Ready => "ready",
+        Goal::Stopped => "stopped",
+    };
+    let mut error = Error::new(
+        Exit::Timeout,
+        format!(
+            "not every machine was {goal_word} within {}",
+            humantime::format_duration(timeout)
+        ),
+    );
+    for status in pending {
+        let files = made.files.machine(&status.name);
+        let mut cause = format!(
+            "{} is {}, and came as far as: {}",
+            status.name,
+            state_word(status.state),
+            status.phase
+        );
+        if let Some(line) = super::logs::last_line(&files.console_log()) {
+            cause.push_str(&format!("; its console ends with: {line}"));
+        }
+        error = error.cause(cause);
+    }
+    let hint = match pending.first() {
+        Some(status) => format!(
+            "the machines run on; `kiln -c {0} logs {1} -f` shows what it does, `kiln -c {0} wait --timeout 10m` waits longer",
+            made.record.name, status.name
+        ),
+        None => format!("`kiln -c {} ps` shows the machines", made.record.name),
+    };
+    error.hint(hint)
+}

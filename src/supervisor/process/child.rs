@@ -1,0 +1,476 @@
+//! From fork to exec.
+//!
+//! Own code in place of `std::process::Command`, for two reasons: that one's
+//! error pipe takes whichever number is free, also one that the child wants for
+//! a descriptor; and its errors do not say which step failed.
+//!
+//! Everything that allocates or may lock is done before the fork; the child
+//! makes system calls and nothing else, for another thread of the parent may
+//! have held any lock.
+
+#![expect(
+    unsafe_code,
+    reason = "fork, and what comes between it and exec, is in system calls"
+)]
+
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::ptr::null;
+
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc::{self, c_char, c_int, c_long, c_uint, c_ulong};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
+use nix::sys::wait::waitpid;
+use nix::unistd::{Pid, pipe2};
+
+use super::Identity;
+
+/// What the child becomes.
+pub(super) struct Plan {
+    pub(super) program: PathBuf,
+    /// Its `argv[0]`; the program's path when absent.
+    pub(super) name: Option<OsString>,
+    pub(super) args: Vec<OsString>,
+    pub(super) environment: Vec<OsString>,
+    pub(super) fds: Vec<(OwnedFd, RawFd)>,
+    pub(super) output: OwnedFd,
+    pub(super) role: Role,
+}
+
+#[derive(Clone, Copy)]
+pub(super) enum Role {
+    /// A child of ours that nobody trusts.
+    Confined(Identity),
+    /// A process of its own with our rights, child of init.
+    Daemon,
+}
+
+/// Why a process could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum SpawnError {
+    #[error("an argument of `{program}` contains a NUL byte")]
+    Nul { program: PathBuf },
+    /// A number below 3, or given twice.
+    #[error("descriptor number {number} cannot be given to `{program}`")]
+    Number { program: PathBuf, number: RawFd },
+    #[error("cannot prepare the start of `{program}`")]
+    Prepare {
+        program: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot {step} for `{program}`")]
+    Child {
+        program: PathBuf,
+        step: Step,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the new process died before it could run `{program}`")]
+    Died { program: PathBuf },
+    #[error("cannot watch the new process")]
+    Watch {
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A step between fork and exec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Step {
+    Fork = 1,
+    Session,
+    Descriptors,
+    Directory,
+    Limits,
+    Identity,
+    Privileges,
+    Execute,
+}
+
+impl Step {
+    const ALL: [Step; 8] = [
+        Step::Fork,
+        Step::Session,
+        Step::Descriptors,
+        Step::Directory,
+        Step::Limits,
+        Step::Identity,
+        Step::Privileges,
+        Step::Execute,
+    ];
+}
+
+impl std::fmt::Display for Step {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Step::Fork => "fork",
+            Step::Session => "begin a session",
+            Step::Descriptors => "hand over the descriptors",
+            Step::Directory => "change the directory to /",
+            Step::Limits => "forbid core dumps",
+            Step::Identity => "become the machine's own user",
+            Step::Privileges => "give up all privileges",
+            Step::Execute => "execute the program",
+        })
+    }
+}
+
+/// Everything that the child needs, in the form in which the kernel takes it.
+struct Ready {
+    program: CString,
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
+    /// All with numbers above every wanted one.
+    input: OwnedFd,
+    output: OwnedFd,
+    fds: Vec<(OwnedFd, RawFd)>,
+    report: OwnedFd,
+    role: Role,
+    descriptors: c_int,
+    /// Own what `argv` and `envp` point to.
+    _strings: Vec<CString>,
+}
+
+/// In place of a step in the child's report: its pid follows.
+const PID: i32 = 0;
+
+/// Starts it, waits until it runs the program, and gives its pid.
+pub(super) fn start(plan: Plan) -> Result<u32, SpawnError> {
+    let program = plan.program.clone();
+    let role = plan.role;
+    let (mut report, ready) = prepare(plan)?;
+    let failed = |source: io::Error| SpawnError::Prepare {
+        program: program.clone(),
+        source,
+    };
+
+    // No handler of ours may run in the child.
+    let mut before = SigSet::empty();
+    pthread_sigmask(
+        SigmaskHow::SIG_SETMASK,
+        Some(&SigSet::all()),
+        Some(&mut before),
+    )
+    .map_err(|error| failed(error.into()))?;
+    // SAFETY: the child calls `run` only, which keeps to system calls.
+    let forked = unsafe {
+        let forked = libc::fork();
+        if forked == 0 {
+            run(&ready);
+        }
+        Errno::result(forked)
+    };
+    // Cannot fail: the arguments are as good as they were above.
+    let restored = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+    drop(ready);
+    let child = forked
+        .map(Pid::from_raw)
+        .map_err(|error| failed(error.into()))?;
+    restored.map_err(|error| failed(error.into()))?;
+
+    // The daemon's own parent ends at once; a confined child only on failure.
+    if let Role::Daemon = role {
+        reap(child);
+    }
+    let mut said = Vec::new();
+    let read = report.read_to_end(&mut said);
+    let mut words = said
+        .chunks_exact(4)
+        .map(|word| i32::from_ne_bytes(word.try_into().unwrap_or_default()));
+    let mut pid = None;
+    while let (Some(what), Some(value)) = (words.next(), words.next()) {
+        if what == PID {
+            pid = u32::try_from(value).ok();
+        } else if let Some(step) = Step::ALL.into_iter().find(|&step| step as i32 == what) {
+            if let Role::Confined(_) = role {
+                reap(child);
+            }
+            return Err(SpawnError::Child {
+                program,
+                step,
+                source: io::Error::from_raw_os_error(value),
+            });
+        }
+    }
+    read.map_err(|source| SpawnError::Prepare {
+        program: program.clone(),
+        source,
+    })?;
+    pid.ok_or(SpawnError::Died { program })
+}
+
+/// Ends a child that cannot be held.
+pub(super) fn abandon(pid: u32) {
+    if let Ok(pid) = i32::try_from(pid) {
+        // It is our child and not waited for, so the number is still its own.
+        if kill(Pid::from_raw(pid), Signal::SIGKILL).is_ok() {
+            reap(Pid::from_raw(pid));
+        }
+    }
+}
+
+fn reap(child: Pid) {
+    while waitpid(child, None) == Err(Errno::EINTR) {}
+}
+
+fn prepare(plan: Plan) -> Result<(File, Ready), SpawnError> {
+    let Plan {
+        program,
+        name,
+        args,
+        environment,
+        fds,
+        output,
+        role,
+    } = plan;
+    let nul = |_| SpawnError::Nul {
+        program: program.clone(),
+    };
+    let failed = |source: io::Error| SpawnError::Prepare {
+        program: program.clone(),
+        source,
+    };
+
+    for (place, &(_, number)) in fds.iter().enumerate() {
+        if number < 3 || fds[..place].iter().any(|&(_, other)| other == number) {
+            return Err(SpawnError::Number { program, number });
+        }
+    }
+    // Above all wanted numbers, nothing can be overwritten before it was moved.
+    let above = 1 + fds.iter().map(|&(_, number)| number).max().unwrap_or(2);
+    let raise = |fd: OwnedFd| raise(fd, above).map_err(failed);
+
+    let name = name.unwrap_or_else(|| program.clone().into_os_string());
+    let strings = [name]
+        .into_iter()
+        .chain(args)
+        .map(|text| CString::new(text.into_vec()))
+        .collect::<Result<Vec<CString>, _>>()
+        .map_err(nul)?;
+    let mut variables = environment
+        .into_iter()
+        .map(|text| CString::new(text.into_vec()))
+        .collect::<Result<Vec<CString>, _>>()
+        .map_err(nul)?;
+    let pointers = |strings: &[CString]| -> Vec<*const c_char> {
+        strings
+            .iter()
+            .map(|text| text.as_ptr())
+            .chain([null()])
+            .collect()
+    };
+    let (argv, envp) = (pointers(&strings), pointers(&variables));
+    variables.extend(strings);
+
+    let (report, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|error| failed(error.into()))?;
+    let ready = Ready {
+        program: CString::new(program.clone().into_os_string().into_vec()).map_err(nul)?,
+        argv,
+        envp,
+        input: raise(File::open("/dev/null").map_err(failed)?.into())?,
+        output: raise(output)?,
+        fds: fds
+            .into_iter()
+            .map(|(fd, number)| Ok((raise(fd)?, number)))
+            .collect::<Result<Vec<_>, SpawnError>>()?,
+        report: raise(writer)?,
+        role,
+        descriptors: above.max(65_536),
+        _strings: variables,
+    };
+    Ok((report.into(), ready))
+}
+
+fn raise(fd: OwnedFd, above: RawFd) -> io::Result<OwnedFd> {
+    if fd.as_raw_fd() >= above {
+        return Ok(fd);
+    }
+    let raised = fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(above))?;
+    // SAFETY: the kernel just made it, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(raised) })
+}
+
+/// The child's life until exec.
+///
+/// SAFETY: to be called after fork, in the child. Allocates nothing, locks
+/// nothing, and does not return.
+unsafe fn run(ready: &Ready) -> ! {
+    // SAFETY: system calls on numbers, and on memory that `ready` owns.
+    unsafe {
+        let step = match steps(ready) {
+            Ok(never) => match never {},
+            Err(step) => step,
+        };
+        report(ready, step as i32, *libc::__errno_location());
+        libc::_exit(127)
+    }
+}
+
+unsafe fn report(ready: &Ready, what: i32, value: i32) {
+    let words = [what, value];
+    // SAFETY: the words are there, eight bytes of them; a pipe takes those whole.
+    unsafe {
+        libc::write(
+            ready.report.as_raw_fd(),
+            words.as_ptr().cast(),
+            size_of_val(&words),
+        );
+    }
+}
+
+/// Each step in turn; the one that failed, with `errno` set.
+///
+/// SAFETY: as [`run`].
+unsafe fn steps(ready: &Ready) -> Result<std::convert::Infallible, Step> {
+    // SAFETY: system calls on numbers, and on memory that `ready` owns.
+    unsafe {
+        // All zero is the default action, whatever the architecture's layout.
+        // By the raw call, because libc keeps two signals to itself, and those
+        // too may have come to us ignored.
+        let default = [0u64; 8];
+        for signal in 1..=64 {
+            // Fails for the two that cannot be changed.
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                &raw const default,
+                null::<u8>(),
+                8,
+            );
+        }
+        check(c_long::from(libc::setsid()), Step::Session)?;
+        if let Role::Daemon = ready.role {
+            // The session's leader goes, so that the daemon can never get a
+            // terminal, and init inherits it.
+            match libc::fork() {
+                0 => {}
+                -1 => return Err(Step::Fork),
+                _ => libc::_exit(0),
+            }
+        }
+        report(ready, PID, libc::getpid());
+
+        libc::umask(0o077);
+        check(c_long::from(libc::chdir(c"/".as_ptr())), Step::Directory)?;
+        // 1 and not 0: the kernel gives dumps to a core_pattern program at any
+        // limit but 1, and writes none to files below a page.
+        let limit = libc::rlimit {
+            rlim_cur: 1,
+            rlim_max: 1,
+        };
+        check(
+            c_long::from(libc::setrlimit(libc::RLIMIT_CORE, &limit)),
+            Step::Limits,
+        )?;
+
+        close_all_at_exec(ready.descriptors);
+        for (number, fd) in [(0, &ready.input), (1, &ready.output), (2, &ready.output)] {
+            check(
+                c_long::from(libc::dup2(fd.as_raw_fd(), number)),
+                Step::Descriptors,
+            )?;
+        }
+        for (fd, number) in &ready.fds {
+            check(
+                c_long::from(libc::dup2(fd.as_raw_fd(), *number)),
+                Step::Descriptors,
+            )?;
+        }
+
+        if let Role::Confined(identity) = ready.role {
+            confine(identity)?;
+        }
+        let none = SigSet::empty();
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ref(), std::ptr::null_mut());
+        libc::execve(
+            ready.program.as_ptr(),
+            ready.argv.as_ptr(),
+            ready.envp.as_ptr(),
+        );
+        Err(Step::Execute)
+    }
+}
+
+/// SAFETY: as [`run`].
+unsafe fn close_all_at_exec(descriptors: c_int) {
+    // SAFETY: system calls on numbers.
+    unsafe {
+        let closed = libc::syscall(
+            libc::SYS_close_range,
+            3,
+            c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        );
+        if closed != 0 {
+            // Linux before 5.11, or a filter.
+            for number in 3..descriptors {
+                libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC);
+            }
+        }
+    }
+}
+
+/// Gives up everything that can be given up.
+///
+/// SAFETY: as [`run`].
+unsafe fn confine(identity: Identity) -> Result<(), Step> {
+    const VERSION_3: u32 = 0x2008_0522;
+    #[repr(C)]
+    struct Header {
+        version: u32,
+        pid: c_int,
+    }
+    // SAFETY: system calls on numbers and on these structs, which are the
+    // kernel's. The raw calls, because libc's own tell all threads and may lock.
+    unsafe {
+        for capability in 0..64 as c_ulong {
+            // Allowed to some only; the others have nothing to gain (below).
+            libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0);
+        }
+        if let Identity::Drop { uid, gid } = identity {
+            check(
+                libc::syscall(libc::SYS_setgroups, 0, null::<libc::gid_t>()),
+                Step::Identity,
+            )?;
+            check(
+                libc::syscall(libc::SYS_setresgid, gid, gid, gid),
+                Step::Identity,
+            )?;
+            check(
+                libc::syscall(libc::SYS_setresuid, uid, uid, uid),
+                Step::Identity,
+            )?;
+        }
+        libc::prctl(
+            libc::PR_CAP_AMBIENT,
+            libc::PR_CAP_AMBIENT_CLEAR_ALL,
+            0,
+            0,
+            0,
+        );
+        let header = Header {
+            version: VERSION_3,
+            pid: 0,
+        };
+        let nothing = [[0u32; 3]; 2];
+        check(
+            libc::syscall(libc::SYS_capset, &raw const header, &raw const nothing),
+            Step::Privileges,
+        )?;
+        check(
+            c_long::from(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)),
+            Step::Privileges,
+        )
+    }
+}
+
+fn check(result: c_long, step: Step) -> Result<(), Step> {
+    if result < 0 { Err(step) } else { Ok(()) }
+}

@@ -1,0 +1,97 @@
+//! What /proc says about processes.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+
+/// Longer command lines than ours ever are; so much of one is looked at.
+const CMDLINE: u64 = 1024 * 1024;
+
+/// The processes whose command line holds `-uuid` and this UUID, as pid and
+/// start time: the machine's QEMU, when no record says which it is. To be
+/// adopted before anything is done to them.
+///
+/// # Errors
+/// When /proc cannot be listed.
+pub fn find_by_uuid(uuid: &str) -> io::Result<Vec<(u32, u64)>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(entry) = entry else { continue };
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        // Processes come and go while we look.
+        if has_uuid(pid, uuid).unwrap_or(false)
+            && let Ok(start_time) = start_time(pid)
+        {
+            found.push((pid, start_time));
+        }
+    }
+    Ok(found)
+}
+
+/// Field 22 of `/proc/PID/stat`, in ticks since boot.
+pub(super) fn start_time(pid: u32) -> io::Result<u64> {
+    let stat = fs::read(format!("/proc/{pid}/stat"))?;
+    parse_start_time(&stat).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            "no start time in the process's stat",
+        )
+    })
+}
+
+/// The second field is the program's name, which may hold anything, spaces and
+/// parentheses too; the third comes after the last parenthesis.
+fn parse_start_time(stat: &[u8]) -> Option<u64> {
+    let name_end = stat.iter().rposition(|&byte| byte == b')')?;
+    let rest = str::from_utf8(&stat[name_end + 1..]).ok()?;
+    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+}
+
+pub(super) fn has_uuid(pid: u32, uuid: &str) -> io::Result<bool> {
+    let mut line = Vec::new();
+    File::open(format!("/proc/{pid}/cmdline"))?
+        .take(CMDLINE)
+        .read_to_end(&mut line)?;
+    Ok(names_uuid(&line, uuid))
+}
+
+fn names_uuid(cmdline: &[u8], uuid: &str) -> bool {
+    let mut arguments = cmdline.split(|&byte| byte == 0);
+    arguments.any(|argument| argument == b"-uuid") && arguments.next() == Some(uuid.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_start_time_is_found_behind_any_name() {
+        let fields: Vec<String> = (4..=52).map(|field| field.to_string()).collect();
+        let stat = format!("17 (a) R 1 (b) S {}", fields.join(" "));
+        assert_eq!(parse_start_time(stat.as_bytes()), Some(22));
+        assert_eq!(parse_start_time(b"17 (a) S 4 5"), None);
+        assert_eq!(parse_start_time(b""), None);
+    }
+
+    #[test]
+    fn a_uuid_counts_only_as_the_whole_argument_after_its_option() {
+        let uuid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
+        let check =
+            |line: &str, want| assert_eq!(names_uuid(line.as_bytes(), uuid), want, "{line:?}");
+        check(&format!("qemu\0-uuid\0{uuid}\0-S\0"), true);
+        check(&format!("qemu\0-name\0{uuid}\0-uuid\0"), false);
+        check(&format!("qemu\0-uuid {uuid}\0"), false);
+        check(&format!("qemu\0-uuid\0{uuid}0\0"), false);
+        check("", false);
+    }
+
+    #[test]
+    fn our_own_start_time_can_be_read() {
+        assert!(start_time(std::process::id()).unwrap() > 0);
+    }
+}
