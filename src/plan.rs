@@ -34,6 +34,8 @@ pub struct HostFacts {
     pub qemu: BTreeMap<Arch, QemuFacts>,
     /// For guests of the host's own architecture.
     pub kvm: KvmState,
+    /// Whether qemu-img is installed, which makes the machines' disks.
+    pub has_qemu_img: bool,
     /// The uid that QEMUs are to run as, where kiln is root.
     pub qemu_uid: Option<u32>,
     /// The cluster's files; QEMU's uuids come from where they lie.
@@ -124,6 +126,8 @@ pub enum Action {
 pub enum PlanError {
     #[error("machine `{machine}` needs `{program}`, which is not installed")]
     NoQemu { machine: String, program: String },
+    #[error("machine `{machine}` has a disk, and `qemu-img`, which makes it, is not installed")]
+    NoQemuImg { machine: String },
     #[error("machine `{machine}` asks for KVM, which does not work here: {why}")]
     NoKvm { machine: String, why: String },
     #[error(
@@ -296,6 +300,9 @@ fn machine_record(
             program: machine.arch.qemu_program().to_owned(),
         })?;
     let (accel, accel_reason) = choice::accel(machine, host)?;
+    if image.disk.is_some() && old.is_none() && !host.has_qemu_img {
+        return Err(PlanError::NoQemuImg { machine: name });
+    }
     Ok(MachineRecord {
         schema: SCHEMA,
         group: machine.group.to_string(),

@@ -8,7 +8,7 @@
 //! what this `up` had made goes by the same way down that `down` takes.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cluster::{Cluster, Machine, MachineName};
 use crate::folder::{self, FolderError};
@@ -190,9 +190,11 @@ impl Reserved {
     }
 
     /// Makes keys, disks and configs for every machine that is to be started.
-    pub fn prepare(self, cluster: &Cluster) -> Result<Prepared, StageError> {
+    ///
+    /// `qemu_img` makes the disks; the plan has seen to it that it is there when one is needed.
+    pub fn prepare(self, cluster: &Cluster, qemu_img: &Path) -> Result<Prepared, StageError> {
         let Reserved { plan, files, undo } = self;
-        match prepare(&plan, cluster, &files) {
+        match prepare(&plan, cluster, qemu_img, &files) {
             Ok(warnings) => Ok(Prepared {
                 plan,
                 undo,
@@ -209,6 +211,7 @@ impl Reserved {
 fn prepare(
     plan: &Plan,
     cluster: &Cluster,
+    qemu_img: &Path,
     files: &ClusterFiles,
 ) -> Result<Vec<String>, StageError> {
     let login = key_pair(
@@ -248,7 +251,7 @@ fn prepare(
             authorized_keys: &authorized_keys,
             host_key: &host_key,
         };
-        warnings.extend(make_machine(step, record, machine, &facts, &own)?);
+        warnings.extend(make_machine(step, record, machine, &facts, qemu_img, &own)?);
     }
     write(&files.known_hosts(), known_hosts.as_bytes())?;
     Ok(warnings)
@@ -298,6 +301,7 @@ fn make_machine(
     record: &MachineRecord,
     machine: &Machine,
     facts: &Facts<'_>,
+    qemu_img: &Path,
     own: &MachineFiles,
 ) -> Result<Vec<String>, StageError> {
     folder::make_private(&own.sockets)?;
@@ -310,7 +314,7 @@ fn make_machine(
         && !own.disk().exists()
     {
         let size = crate::cluster::Size::from_bytes(disk.size);
-        overlay::create(&disk.base, &own.disk(), Some(size)).map_err(|source| {
+        overlay::create(qemu_img, &disk.base, &own.disk(), Some(size)).map_err(|source| {
             StageError::Overlay {
                 machine: step.name.clone(),
                 source,
@@ -326,11 +330,7 @@ fn make_machine(
 }
 
 /// The pair whose private key lies at `path`, made there when it does not.
-fn key_pair(
-    path: &std::path::Path,
-    public: Option<&std::path::Path>,
-    comment: &str,
-) -> Result<KeyPair, StageError> {
+fn key_pair(path: &Path, public: Option<&Path>, comment: &str) -> Result<KeyPair, StageError> {
     let key = |source| StageError::Key {
         path: path.to_owned(),
         source,
@@ -353,7 +353,7 @@ fn key_pair(
     Ok(pair)
 }
 
-fn write(path: &std::path::Path, bytes: &[u8]) -> Result<(), StageError> {
+fn write(path: &Path, bytes: &[u8]) -> Result<(), StageError> {
     folder::write_whole(path, bytes).map_err(|source| StageError::Write {
         path: path.to_owned(),
         source,

@@ -6,7 +6,7 @@
 #![expect(unsafe_code, reason = "a child's last steps before exec")]
 
 use std::fs::File;
-use std::io::{self, Read, Seek};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -92,6 +92,17 @@ pub fn run(mut command: Command, stdin: Stdio, deadline: Duration) -> Result<Fin
             stderr,
         }),
     }
+}
+
+/// A file in memory with this content, to be a tool's standard input.
+///
+/// # Errors
+/// No memory is to be had.
+pub fn input(bytes: &[u8]) -> io::Result<File> {
+    let mut file = memory_file()?;
+    file.write_all(bytes)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 fn memory_file() -> io::Result<File> {

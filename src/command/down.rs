@@ -6,7 +6,7 @@ use crate::cli::args::DownArgs;
 use crate::client::Client;
 use crate::command::{Made, Session, power};
 use crate::error::{Error, Exit};
-use crate::state::files::{self, StateError};
+use crate::state::files::StateError;
 use crate::state::layout::ClusterFiles;
 use crate::state::ledger;
 use crate::state::lock::Lock;
@@ -30,11 +30,8 @@ pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
         session.refuse_foreign(&record)?;
     }
     take_down(session, &files, args.timeout)?;
-    // The locks' files go last, while they are still held.
-    for path in [files.spawn_lock(), files.lock()] {
-        files::remove_file(&path)?;
-    }
-    drop(lock);
+    Lock::take(&files.spawn_lock())?.remove();
+    lock.remove();
     told(session, &name, "all of it is gone")
 }
 

@@ -68,6 +68,7 @@ impl From<PlanError> for Error {
     fn from(error: PlanError) -> Error {
         let exit = match &error {
             PlanError::NoQemu { .. }
+            | PlanError::NoQemuImg { .. }
             | PlanError::NoKvm { .. }
             | PlanError::PortTaken { .. }
             | PlanError::NoPort { .. }
@@ -80,7 +81,7 @@ impl From<PlanError> for Error {
         };
         let told = Error::from_source(exit, &error);
         match &error {
-            PlanError::NoQemu { .. } => {
+            PlanError::NoQemu { .. } | PlanError::NoQemuImg { .. } => {
                 told.hint("`kiln doctor` says which command installs it here")
             }
             PlanError::NoKvm { .. } => {

@@ -33,10 +33,10 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
             // A ledger without a record: an `up` was killed before it had anything to run.
             Ok(None) => {
                 down::take_down(session, &files, None)?;
-                for path in [files.spawn_lock(), files.lock()] {
-                    files::remove_file(&path)?;
-                }
+                Lock::take(&files.spawn_lock())?.remove();
+                lock.remove();
                 collected.clusters.push(name);
+                continue;
             }
             Ok(Some(record)) => {
                 let machines = files.folder().join("machines");

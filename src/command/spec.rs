@@ -1,23 +1,30 @@
 //! The spec: found, loaded, checked (`validate`) and planned (`plan`).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
 
 use kiln_arch::Arch;
 use macaddr::MacAddr6;
 use serde::Serialize;
 
 use crate::cli::args::PlanArgs;
-use crate::cluster::{AccelWish, Cluster, MachineName};
+use crate::cluster::{AccelWish, Cluster, Machine, MachineName};
 use crate::command::Session;
 use crate::error::{Error, Exit};
 use crate::host::kvm::{Ask, KvmState};
+use crate::ignition::validator::{self, Severity};
 use crate::ignition::{self, Facts, Peer};
 use crate::inventory;
 use crate::keys::KeyPair;
 use crate::plan::{self, HostFacts, Inventory, Plan, QemuFacts};
 use crate::spec::{self, Context};
 use crate::state::record::ClusterRecord;
+use crate::tool;
+
+/// `ignition-validate` takes some milliseconds.
+const VALIDATOR_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The spec file: `-f`, or the nearest `kiln.yaml`.
 pub(super) fn find(session: &Session<'_>) -> Result<PathBuf, Error> {
@@ -101,6 +108,7 @@ pub(super) fn host_facts(
         arch,
         qemu,
         kvm,
+        has_qemu_img: session.host.tools.qemu_img.is_some(),
         qemu_uid: session.host.is_root().then(|| own_uid(cluster)),
         files: session.roots.cluster(cluster.name.as_str()),
     })
@@ -216,10 +224,55 @@ pub(super) fn check_ignition(
 ) -> Result<(), Error> {
     let key = KeyPair::generate("kiln validate")
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
+    let mut judged = BTreeSet::new();
     for machine in &cluster.machines {
         let rendered = rendered(cluster, plan, &machine.name, &[], &key)?;
         for warning in &rendered.warnings {
             session.report.note(&format!("{}: {warning}", machine.name));
+        }
+        // Machines of a group mostly have the same text.
+        if let Some(child) = rendered.child
+            && judged.insert(child.clone())
+        {
+            second_opinion(session, machine, &child)?;
+        }
+    }
+    Ok(())
+}
+
+/// What `ignition-validate` says of a config, where it is installed.
+fn second_opinion(session: &Session<'_>, machine: &Machine, config: &str) -> Result<(), Error> {
+    let Some(program) = &session.host.tools.ignition_validate else {
+        return Ok(());
+    };
+    let failed = |source: &(dyn std::error::Error + 'static)| {
+        Error::because(
+            Exit::Failed,
+            format!("cannot run `{}`", program.display()),
+            source,
+        )
+    };
+    let input = tool::input(config.as_bytes()).map_err(|error| failed(&error))?;
+    let mut command = Command::new(program);
+    command.arg("-");
+    let finished =
+        tool::run(command, input.into(), VALIDATOR_DEADLINE).map_err(|error| failed(&error))?;
+    let path = machine
+        .ignition
+        .as_ref()
+        .map_or_else(String::new, |source| source.path.display().to_string());
+    let report = format!("{}\n{}", finished.stdout, finished.stderr);
+    for finding in validator::findings(&report) {
+        match finding.severity {
+            Severity::Warning => session.report.note(&format!("{path}:{finding}")),
+            Severity::Error => {
+                return Err(Error::new(Exit::Spec, format!("{path}:{finding}"))
+                    .cause("`ignition-validate` refuses it")
+                    .hint(format!(
+                        "`kiln render {}` shows the whole config",
+                        machine.name
+                    )));
+            }
         }
     }
     Ok(())

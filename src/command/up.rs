@@ -8,7 +8,7 @@ use crate::command::{Made, Session, power, show, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
 use crate::plan::{self, Action, Plan};
-use crate::stage::{self, Undo};
+use crate::stage::{self, Prepared, Undo};
 use crate::state::layout::ClusterFiles;
 use crate::state::lock::Lock;
 use crate::state::record::StateRecord;
@@ -26,48 +26,58 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
     folder::make_private(&session.roots.clusters())
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     let lock = Lock::try_take(&files.lock(), "kiln up")?;
-    let facts = spec::host_facts(session, &cluster, true)?;
+    let made = make(session, args, &cluster, &names, &files);
+    // The cluster can be worked on by others from here on, while this one waits for its guests.
+    if files.ledger().exists() {
+        drop(lock);
+    } else {
+        lock.remove();
+    }
+    let (made, client, prepared) = made?;
+    for note in show::view(&made, &client)?.notes() {
+        session.report.note(&note);
+    }
+    finish(session, args, &made, &client, &prepared)
+}
+
+/// Plans, makes what is missing, and hands the machines over. The cluster's lock is held.
+fn make(
+    session: &mut Session<'_>,
+    args: &UpArgs,
+    cluster: &Cluster,
+    names: &[String],
+    files: &ClusterFiles,
+) -> Result<(Made, Client, Prepared), Error> {
+    let facts = spec::host_facts(session, cluster, true)?;
     // Held until the cluster is recorded, so that no other `up` takes the same subnet.
     let reservations = Lock::take(&session.roots.reservations_lock())?;
-    let inventory = spec::collect(session, &cluster)?;
-    spec::refuse_other_folder(&cluster, inventory.cluster.as_ref())?;
-    let mut plan = plan::plan(&cluster, &facts, &inventory)?;
-    plan.restrict(&names);
+    let inventory = spec::collect(session, cluster)?;
+    spec::refuse_other_folder(cluster, inventory.cluster.as_ref())?;
+    let mut plan = plan::plan(cluster, &facts, &inventory)?;
+    plan.restrict(names);
     refuse_loss(&plan, args.replace)?;
     // A config that is wrong is found before anything is made.
-    spec::check_ignition(session, &cluster, &plan)?;
-    let before = inventory.cluster.clone();
+    spec::check_ignition(session, cluster, &plan)?;
     let running = inventory.alive();
-    let reserved = stage::reserve(plan, before, &files, &session.roots)?;
+    let reserved = stage::reserve(plan, inventory.cluster, files, &session.roots)?;
     drop(reservations);
-    stop_first(session, &files, reserved.plan(), &running)?;
-    let prepared = reserved.prepare(&cluster)?;
+    stop_first(session, files, reserved.plan(), &running)?;
+    let qemu_img = session.host.tools.qemu_img.clone().unwrap_or_default();
+    let prepared = reserved.prepare(cluster, &qemu_img)?;
     for warning in &prepared.warnings {
         session.report.note(warning);
     }
-    let started = start(&files, &prepared.plan);
-    let client = match started {
-        Ok(client) => client,
+    match start(files, &prepared.plan) {
+        Ok(client) => {
+            let record = prepared.plan.cluster.clone();
+            let files = files.clone();
+            Ok((Made { files, record }, client, prepared))
+        }
         Err(error) => {
             prepared.undo.run();
-            return Err(error);
+            Err(error)
         }
-    };
-    drop(lock);
-    let made = Made {
-        record: prepared.plan.cluster.clone(),
-        files,
-    };
-    notes(session, &made, &client)?;
-    finish(
-        session,
-        args,
-        &cluster,
-        &made,
-        &client,
-        &prepared.plan,
-        &prepared.undo,
-    )
+    }
 }
 
 /// A disk is made anew only when the user said so.
@@ -147,23 +157,14 @@ fn start(files: &ClusterFiles, plan: &Plan) -> Result<Client, Error> {
     Ok(client)
 }
 
-/// What is weaker than a user would think.
-fn notes(session: &Session<'_>, made: &Made, client: &Client) -> Result<(), Error> {
-    for note in show::view(made, client)?.notes() {
-        session.report.note(&note);
-    }
-    Ok(())
-}
-
 fn finish(
     session: &Session<'_>,
     args: &UpArgs,
-    cluster: &Cluster,
     made: &Made,
     client: &Client,
-    plan: &Plan,
-    undo: &Undo,
+    prepared: &Prepared,
 ) -> Result<(), Error> {
+    let plan = &prepared.plan;
     let names: Vec<String> = plan
         .steps
         .iter()
@@ -190,7 +191,13 @@ fn finish(
             until(session, client, made, &silent, goal, timeout)
         });
         if let Err(error) = waited {
-            return Err(undo_if_never_started(session, made, client, undo, error));
+            return Err(undo_if_never_started(
+                session,
+                made,
+                client,
+                &prepared.undo,
+                error,
+            ));
         }
     }
     let view = show::view(made, client)?;
@@ -201,7 +208,7 @@ fn finish(
     }
     let kiln = match &session.global.file {
         Some(file) => format!("kiln -f {}", file.display()),
-        None if session.global.cluster.is_some() => format!("kiln -c {}", cluster.name),
+        None if session.global.cluster.is_some() => format!("kiln -c {}", made.record.name),
         None => "kiln".to_owned(),
     };
     session

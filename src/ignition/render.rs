@@ -45,6 +45,8 @@ pub struct Peer {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Rendered {
     pub config: String,
+    /// The user's own part, out of its template: what a validator is to judge.
+    pub child: Option<String>,
     pub warnings: Vec<IgnitionWarning>,
 }
 
@@ -80,15 +82,20 @@ pub fn render(machine: &Machine, facts: &Facts<'_>) -> Result<Rendered, Ignition
             Some(text)
         }
     };
-    let config = match (machine.profile, child) {
+    let child = child.map(Cow::into_owned);
+    let config = match (machine.profile, &child) {
         (Profile::Basic, child) => fragment::basic(machine, facts, child.as_deref()).to_string(),
-        (Profile::None, Some(child)) => child.into_owned(),
+        (Profile::None, Some(child)) => child.clone(),
         (Profile::None, None) => fragment::empty().to_string(),
     };
     if reads_fw_cfg(machine.arch) && config.len() > FW_CFG_COMFORT {
         warnings.push(IgnitionWarning::Large { size: config.len() });
     }
-    Ok(Rendered { config, warnings })
+    Ok(Rendered {
+        config,
+        child,
+        warnings,
+    })
 }
 
 fn reads_fw_cfg(arch: Arch) -> bool {

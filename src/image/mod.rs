@@ -1,7 +1,7 @@
 //! Images: what machines boot from, taken in as the hostile input that it is.
 //!
 //! A base image is read by an own parser before any QEMU sees it, and is never written to.
-//! Machines stand on qcow2 overlays of it, which kiln writes itself. Kernels and initial RAM disks
+//! Machines stand on qcow2 overlays of it, made by qemu-img. Kernels and initial RAM disks
 //! are copied into the cache by digest. No format is ever guessed from content, and no header is
 //! ever followed to another file.
 

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
@@ -13,7 +13,8 @@ use nix::libc;
 /// A lock that is held until it is dropped.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    path: PathBuf,
+    file: File,
 }
 
 /// Why a lock was not taken.
@@ -34,6 +35,8 @@ impl Lock {
     pub fn try_take(path: &Path, who: &str) -> Result<Lock, LockError> {
         let mut file = open(path)?;
         match file.try_lock() {
+            // Its last holder removed the file while we opened it: the name is another's now.
+            Ok(()) if !is_at(&file, path) => return Lock::try_take(path, who),
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let mut holder = String::new();
@@ -57,7 +60,10 @@ impl Lock {
         let _ = file.set_len(0);
         let _ = file.rewind();
         let _ = file.write_all(text.as_bytes());
-        Ok(Lock { _file: file })
+        Ok(Lock {
+            path: path.to_owned(),
+            file,
+        })
     }
 
     /// Takes the lock at `path`, waiting for its holder.
@@ -69,7 +75,30 @@ impl Lock {
             path: path.to_owned(),
             source,
         })?;
-        Ok(Lock { _file: file })
+        if !is_at(&file, path) {
+            return Lock::take(path);
+        }
+        Ok(Lock {
+            path: path.to_owned(),
+            file,
+        })
+    }
+
+    /// Removes the file and lets go: nothing of what it guarded is left.
+    pub fn remove(self) {
+        // Whoever waits for it notices that its file is no longer the one with this name. A file
+        // that stays is empty and in nobody's way.
+        if is_at(&self.file, &self.path) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Whether the open file is the one that has this name.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::symlink_metadata(path)) {
+        (Ok(ours), Ok(named)) => (ours.dev(), ours.ino()) == (named.dev(), named.ino()),
+        _ => false,
     }
 }
 
@@ -107,5 +136,20 @@ mod tests {
         );
         drop(held);
         Lock::try_take(&path, "kiln down").unwrap();
+    }
+
+    #[test]
+    fn a_lock_whose_file_was_removed_is_taken_on_the_new_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let first = Lock::take(&path).unwrap();
+        let waiter = {
+            let path = path.clone();
+            std::thread::spawn(move || Lock::take(&path).unwrap())
+        };
+        first.remove();
+        let held = waiter.join().unwrap();
+        assert!(is_at(&held.file, &path));
+        assert!(Lock::try_take(&path, "x").is_err());
     }
 }

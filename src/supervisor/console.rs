@@ -1,26 +1,285 @@
-//! stub
-use crate::supervisor::diagnose::Finding;
-use std::path::Path;
-#[derive(Debug)]
-pub struct ConsoleWatch;
-#[derive(Debug)]
+//! The consoles of all machines: what they say is read as it comes, and their
+//! logs are kept short.
+//!
+//! QEMU itself appends to a machine's log, so nothing is lost while there is no
+//! supervisor. This module watches the logs by one inotify instance, feeds what
+//! is new to a [`Scanner`] each, and moves a log that reached [`LOG_CAP`] to
+//! `FILE.1`, in place of the one before. QEMU has the file open for appending,
+//! so that it goes on at the beginning of the emptied one.
+//!
+//! A guest may print as fast as it can: one wake reads one piece of one log,
+//! the machines take turns, and wakes are [`PAUSE`] apart, for a serial port is
+//! logged byte by byte.
+
+mod sanitize;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::libc;
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify, WatchDescriptor};
+use tokio::net::unix::pipe::Receiver;
+use tokio::time::{Instant, sleep_until};
+use tracing::warn;
+
+pub use self::sanitize::sanitize;
+use crate::supervisor::diagnose::{Finding, Scanner};
+
+/// A log that is as long as this, in bytes, is moved aside. Two of them and the
+/// copy that is being made stay below 32 MiB.
+pub const LOG_CAP: u64 = 8 * 1024 * 1024;
+/// Between two looks at the logs.
+const PAUSE: Duration = Duration::from_millis(50);
+/// So much is read at a time, in bytes.
+const PIECE: usize = 64 * 1024;
+/// So many pieces are read at once to catch up.
+const CATCH_UP: usize = 16;
+
+/// What one machine's console showed.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsoleEvent {
     pub machine: String,
+    /// At least one.
     pub findings: Vec<Finding>,
 }
+
+/// Watches the console logs of all machines.
+#[derive(Debug)]
+pub struct ConsoleWatch {
+    inotify: Inotify,
+    /// The same inotify instance, for reading.
+    changes: Receiver,
+    consoles: HashMap<String, Console>,
+    /// Consoles with something to read, each once.
+    turns: VecDeque<String>,
+    next_look: Instant,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Console {
+    file: File,
+    path: PathBuf,
+    watch: WatchDescriptor,
+    /// How far it was read.
+    offset: u64,
+    scanner: Scanner,
+}
+
 impl ConsoleWatch {
-    pub fn new() -> std::io::Result<ConsoleWatch> {
-        Ok(ConsoleWatch)
+    /// Watches nothing yet. Call it inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the kernel gives no inotify instance (there is a limit for each user).
+    pub fn new() -> io::Result<ConsoleWatch> {
+        let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
+        let same: OwnedFd = inotify.as_fd().try_clone_to_owned()?;
+        Ok(ConsoleWatch {
+            // Nothing of it is special to pipes, and it knows no other type of
+            // descriptor without unsafe code.
+            changes: Receiver::from_owned_fd_unchecked(same)?,
+            inotify,
+            consoles: HashMap::new(),
+            turns: VecDeque::new(),
+            next_look: Instant::now(),
+            buffer: Vec::new(),
+        })
     }
-    pub fn add_at_end(&mut self, _name: &str, _path: &Path) {}
-    pub fn remove(&mut self, _name: &str) {}
+
+    /// Begins to read a machine's log at its present end; what is there already
+    /// is of former boots. A log that cannot be watched is only warned of: the
+    /// machine runs without verdicts.
+    pub fn add_at_end(&mut self, machine: &str, log: &Path) {
+        self.remove(machine);
+        if let Err(error) = self.add(machine, log) {
+            warn!(machine, %error, log = %log.display(), "cannot watch the console");
+        }
+    }
+
+    fn add(&mut self, machine: &str, log: &Path) -> io::Result<()> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(log)?;
+        let watch = self.inotify.add_watch(log, AddWatchFlags::IN_MODIFY)?;
+        let console = Console {
+            offset: file.metadata()?.len(),
+            file,
+            path: log.to_owned(),
+            watch,
+            scanner: Scanner::new(),
+        };
+        self.consoles.insert(machine.to_owned(), console);
+        // It may have grown past the cap while nobody watched.
+        self.turns.push_back(machine.to_owned());
+        Ok(())
+    }
+
+    /// Lets go of a machine's log.
+    pub fn remove(&mut self, machine: &str) {
+        if let Some(console) = self.consoles.remove(machine) {
+            // Fails when the file itself was removed, and the watch with it.
+            let _ = self.inotify.rm_watch(console.watch);
+        }
+        self.turns.retain(|turn| turn != machine);
+    }
+
+    /// Told that a machine begins a new boot (QEMU's RESET event): its phases
+    /// and verdicts are then found anew.
+    pub fn restarted(&mut self, machine: &str) {
+        if let Some(console) = self.consoles.get_mut(machine) {
+            console.scanner.restarted();
+        }
+    }
+
+    /// What a console shows up to now, without waiting: when QEMU's word of a
+    /// panic or an end is here, the guest's own words may not have been read yet.
+    pub fn catch_up(&mut self, machine: &str) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for _ in 0..CATCH_UP {
+            if !self.consoles.get(machine).is_some_and(Console::has_news) {
+                break;
+            }
+            findings.extend(self.look(machine).unwrap_or_default());
+        }
+        findings
+    }
+
+    /// Waits until a console shows something. May be dropped and called again;
+    /// loses nothing.
     pub async fn next(&mut self) -> ConsoleEvent {
-        std::future::pending().await
+        loop {
+            if let Some(machine) = self.turns.pop_front() {
+                if let Some(findings) = self.look(&machine)
+                    && !findings.is_empty()
+                {
+                    return ConsoleEvent { machine, findings };
+                }
+                tokio::task::yield_now().await;
+                continue;
+            }
+            sleep_until(self.next_look).await;
+            if let Err(error) = self.changes.readable().await {
+                warn!(%error, "cannot watch the consoles any more");
+                std::future::pending::<()>().await;
+            }
+            self.take_changes();
+            self.next_look = Instant::now() + PAUSE;
+        }
+    }
+
+    /// Gives a turn to each console that has changed.
+    fn take_changes(&mut self) {
+        let mut events = [0; 4096];
+        while let Ok(length) = self.changes.try_read(&mut events) {
+            if length == 0 {
+                return;
+            }
+            // Which ones changed is not read from the events: after an overflow
+            // they do not say, and asking for a length costs little.
+            for (machine, console) in &self.consoles {
+                if console.has_news() && !self.turns.contains(machine) {
+                    self.turns.push_back(machine.clone());
+                }
+            }
+        }
+    }
+
+    /// Reads the next piece of a log, and gives it another turn if that was not all.
+    fn look(&mut self, machine: &str) -> Option<Vec<Finding>> {
+        let console = self.consoles.get_mut(machine)?;
+        self.buffer.resize(PIECE, 0);
+        let piece = console.read(&mut self.buffer).and_then(|length| {
+            let findings = console.scanner.feed(&self.buffer[..length]);
+            console.cap()?;
+            Ok(findings)
+        });
+        match piece {
+            Ok(findings) => {
+                if console.has_news() && !self.turns.iter().any(|turn| turn == machine) {
+                    self.turns.push_back(machine.to_owned());
+                }
+                Some(findings)
+            }
+            Err(error) => {
+                warn!(machine, %error, log = %console.path.display(), "cannot read the console");
+                None
+            }
+        }
     }
 }
-pub fn sanitize(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes)
-        .chars()
-        .filter(|c| *c == '\n' || *c == '\t' || !c.is_control())
-        .collect()
+
+impl Console {
+    fn length(&self) -> u64 {
+        self.file
+            .metadata()
+            .map_or(self.offset, |metadata| metadata.len())
+    }
+
+    fn has_news(&self) -> bool {
+        let length = self.length();
+        length != self.offset || length >= LOG_CAP
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.length() < self.offset {
+            // Somebody emptied it.
+            self.offset = 0;
+        }
+        self.file.seek(SeekFrom::Start(self.offset))?;
+        let length = self.file.read(buffer)?;
+        self.offset += length as u64;
+        Ok(length)
+    }
+
+    /// Moves a log that is too long aside: its last [`LOG_CAP`] bytes. Where that
+    /// fails (a full disk) it is emptied all the same.
+    fn cap(&mut self) -> io::Result<()> {
+        let length = self.length();
+        // Read first what can be read, unless the guest is faster than that.
+        if length < LOG_CAP || (self.offset < length && length < LOG_CAP + LOG_CAP / 4) {
+            return Ok(());
+        }
+        let copied = self.copy_tail(length);
+        self.file.set_len(0)?;
+        self.offset = 0;
+        copied
+    }
+
+    fn copy_tail(&mut self, length: u64) -> io::Result<()> {
+        let old = beside(&self.path, ".1");
+        let new = beside(&self.path, ".1.new");
+        let copy = || -> io::Result<()> {
+            let mut copy = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .custom_flags(libc::O_NOFOLLOW)
+                .open(&new)?;
+            let mut log = &self.file;
+            log.seek(SeekFrom::Start(length.saturating_sub(LOG_CAP)))?;
+            io::copy(&mut log.take(LOG_CAP), &mut copy)?;
+            fs::rename(&new, &old)
+        };
+        copy().inspect_err(|_| drop(fs::remove_file(&new)))
+    }
+}
+
+fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = OsString::from(path);
+    name.push(ending);
+    name.into()
 }

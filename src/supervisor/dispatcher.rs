@@ -365,6 +365,9 @@ impl Dispatcher {
                 }
             }
             Effect::Changed(change) => {
+                if *change == Change::Reset {
+                    self.consoles.restarted(name);
+                }
                 if *change == Change::Running {
                     self.ensure_uplink();
                 }

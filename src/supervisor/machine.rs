@@ -43,7 +43,7 @@ pub enum Restart {
 }
 
 /// How far a booting guest has come, as its console tells.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Phase {
     /// QEMU is being started.
     Start,
@@ -53,6 +53,25 @@ pub enum Phase {
     Ignition(String),
     Userspace,
     Ready,
+}
+
+impl Phase {
+    /// Whether it is news to a machine that was last seen in `other`: a later phase, or another
+    /// stage of the same one.
+    fn is_after(&self, other: &Phase) -> bool {
+        self.rank() > other.rank() || (self.rank() == other.rank() && self != other)
+    }
+
+    fn rank(&self) -> u8 {
+        match self {
+            Phase::Start => 0,
+            Phase::Firmware => 1,
+            Phase::Kernel => 2,
+            Phase::Ignition(_) => 3,
+            Phase::Userspace => 4,
+            Phase::Ready => 5,
+        }
+    }
 }
 
 /// What the run state was when a supervisor met the machine on QMP.
@@ -694,7 +713,7 @@ impl Machine {
 
     fn phase_seen(&mut self, phase: Phase) -> Vec<Effect> {
         match self.state {
-            State::Starting { .. } | State::Running if self.phase < phase => {
+            State::Starting { .. } | State::Running if phase.is_after(&self.phase) => {
                 self.phase = phase;
                 vec![Effect::Changed(Change::Phase)]
             }

@@ -19,6 +19,10 @@ fn qemu_img(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+fn tool() -> &'static Path {
+    Path::new("qemu-img")
+}
+
 fn facts(path: &Path, virtual_size: u64) -> BaseFacts {
     BaseFacts {
         path: path.to_owned(),
@@ -52,7 +56,7 @@ fn qemu_img_finds_the_overlay_sound_and_reads_the_base_through_it() {
         };
         let memo = Memo::new(home.path().join("facts"));
         let facts = base::check(&image, &memo, &mut |_, _| {}).unwrap();
-        let size = create(&facts, &disk, None).unwrap();
+        let size = create(tool(), &facts, &disk, None).unwrap();
         assert_eq!(size.bytes(), 200 * 1024);
         let disk_text = disk.to_str().unwrap();
         qemu_img(&["check", "-q", "-f", "qcow2", disk_text]);
@@ -95,7 +99,13 @@ fn every_size_is_sound_and_can_be_written_to_its_end() {
         LARGEST_DISK,
     ] {
         let disk = home.path().join("disk.qcow2");
-        let made = create(&facts(&base, 512), &disk, Some(Size::from_bytes(size))).unwrap();
+        let made = create(
+            tool(),
+            &facts(&base, 512),
+            &disk,
+            Some(Size::from_bytes(size)),
+        )
+        .unwrap();
         assert_eq!(made.bytes(), size);
         let disk_text = disk.to_str().unwrap();
         let last = format!("offset={}", size - 512);
@@ -127,6 +137,7 @@ fn a_disk_never_shrinks_and_has_a_bound() {
     let disk = home.path().join("disk.qcow2");
     let make = |size: u64| {
         create(
+            tool(),
             &facts(Path::new("/base"), 2 << 30),
             &disk,
             Some(Size::from_bytes(size)),
@@ -148,7 +159,7 @@ fn a_disk_never_shrinks_and_has_a_bound() {
 fn names_that_qemu_could_not_follow_are_refused() {
     let home = tempdir().unwrap();
     let disk = home.path().join("disk.qcow2");
-    let make = |base: &str| create(&facts(Path::new(base), 512), &disk, None);
+    let make = |base: &str| create(tool(), &facts(Path::new(base), 512), &disk, None);
     assert!(matches!(make("base"), Err(OverlayError::Relative { .. })));
     // As long as QEMU allows, and one byte more.
     let mut long = home.path().to_owned();
@@ -173,11 +184,11 @@ fn what_is_in_the_way_is_left_alone() {
     let base = facts(Path::new("/base"), 512);
     let disk = home.path().join("disk.qcow2");
     fs::write(&disk, "precious").unwrap();
-    assert!(create(&base, &disk, None).is_err());
+    assert!(create(tool(), &base, &disk, None).is_err());
     assert_eq!(fs::read(&disk).unwrap(), b"precious");
     let link = home.path().join("link");
     symlink(home.path().join("victim"), &link).unwrap();
-    assert!(create(&base, &link, None).is_err());
+    assert!(create(tool(), &base, &link, None).is_err());
     assert!(!home.path().join("victim").exists());
     assert_eq!(fs::read_dir(home.path()).unwrap().count(), 2);
 }
@@ -185,6 +196,7 @@ fn what_is_in_the_way_is_left_alone() {
 #[test]
 fn a_folder_that_cannot_be_written_to_is_named() {
     let error = create(
+        tool(),
         &facts(Path::new("/base"), 512),
         Path::new("/proc/x/disk"),
         None,
