@@ -95,9 +95,8 @@ async fn a_flood_is_capped_and_starves_nobody() {
     let mut watch = ConsoleWatch::new().unwrap();
     watch.add_at_end("flood", &flood.path);
     watch.add_at_end("quiet", &quiet.path);
-    let mut line = vec![b'x'; 999];
-    line.push(b'\n');
-    let block = line.repeat(1000);
+    let mut block = vec![b'x'; 1_000_000];
+    block.push(b'\n');
     for round in 0..12 {
         flood.file.write_all(&block).unwrap();
         if round == 6 {
