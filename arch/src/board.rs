@@ -21,6 +21,8 @@ pub(crate) struct Board {
     pub(crate) version_prefix: &'static str,
     pub(crate) kvm_cpu: &'static str,
     pub(crate) tcg_cpu: &'static str,
+    /// Board options that every machine has.
+    pub(crate) options: &'static [(&'static str, &'static str)],
     /// Board options that are only right under TCG.
     pub(crate) tcg_options: &'static [(&'static str, &'static str)],
     pub(crate) bus: Bus,

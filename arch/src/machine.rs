@@ -20,8 +20,9 @@ pub struct Machine {
     /// The cluster's name; with [`Machine::name`] it is QEMU's name for the guest.
     pub cluster: String,
     pub name: String,
-    /// By this word in its arguments a process is known to be this machine.
-    pub uuid: String,
+    /// By this word in its arguments a process is known to be this machine; absent for one that
+    /// is nobody's.
+    pub uuid: Option<String>,
     pub arch: Arch,
     pub accel: Accel,
     /// The versioned board that this machine was made with, such as `pc-q35-10.0`; absent: the

@@ -28,7 +28,7 @@ pub(crate) fn machine(machine: &Machine) -> Result<QemuCommand, Unsupported> {
         &mut render.command,
         &machine.cluster,
         &machine.name,
-        &machine.uuid,
+        machine.uuid.as_deref(),
         machine.sandbox,
     )?;
     render.fate()?;
@@ -50,7 +50,7 @@ pub(crate) fn begin(
     command: &mut QemuCommand,
     cluster: &str,
     name: &str,
-    uuid: &str,
+    uuid: Option<&str>,
     sandbox: Sandbox,
 ) -> Result<(), Unsupported> {
     command.flag(
@@ -68,11 +68,13 @@ pub(crate) fn begin(
             .into_value(),
         Reason::Spec("machines"),
     )?;
-    command.push(
-        "-uuid",
-        uuid,
-        Reason::Kiln("by this word a process is known to be this machine's"),
-    )?;
+    if let Some(uuid) = uuid {
+        command.push(
+            "-uuid",
+            uuid,
+            Reason::Kiln("by this word a process is known to be this machine's"),
+        )?;
+    }
     match sandbox {
         Sandbox::Full => command.push(
             "-sandbox",
@@ -153,6 +155,9 @@ impl Render<'_> {
         };
         // The guest's memory holds its secrets.
         let mut opt = Opt::new(board).key("dump-guest-core", "off");
+        for (key, value) in self.board.options {
+            opt = opt.key(key, value);
+        }
         if *accel == Accel::Tcg {
             for (key, value) in self.board.tcg_options {
                 opt = opt.key(key, value);

@@ -17,7 +17,7 @@ pub(crate) fn command(uplink: &Uplink) -> Result<QemuCommand, Unsupported> {
         &mut command,
         &uplink.cluster,
         "uplink",
-        &uplink.uuid,
+        Some(&uplink.uuid),
         uplink.sandbox,
     )?;
     command.push("-machine", "none", Reason::Kiln("no guest runs here"))?;

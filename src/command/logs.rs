@@ -47,6 +47,14 @@ pub(super) fn run(session: &Session<'_>, args: &LogsArgs) -> Result<(), Error> {
             &error,
         )
     };
+    // What the log's cap moved aside comes first, unless the last lines are all in the newer one.
+    if args.tail.is_none() {
+        let mut older = Follower::open(&aside(&path), None).map_err(failed)?;
+        while let Some(text) = older.next_text().map_err(failed)? {
+            session.report.print(&text)?;
+        }
+        session.report.print(&older.rest())?;
+    }
     let mut follower = Follower::open(&path, args.tail).map_err(failed)?;
     loop {
         while let Some(text) = follower.next_text().map_err(failed)? {
@@ -57,6 +65,13 @@ pub(super) fn run(session: &Session<'_>, args: &LogsArgs) -> Result<(), Error> {
         }
         follower.wait().map_err(failed)?;
     }
+}
+
+/// Where a log that reached its cap is moved to.
+fn aside(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".1");
+    PathBuf::from(name)
 }
 
 /// The last line of a log that says something, printable.

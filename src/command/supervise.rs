@@ -1,5 +1,7 @@
 //! `kiln supervise`: what kiln starts as the supervisor of a cluster. Not for people.
 
+use nix::sys::prctl;
+
 use crate::cli::args::SuperviseArgs;
 use crate::command::Session;
 use crate::error::{Error, Exit};
@@ -8,6 +10,9 @@ use crate::supervisor::dispatcher::{self, Config};
 use crate::supervisor::process;
 
 pub(super) fn run(session: &Session<'_>, args: &SuperviseArgs) -> Result<(), Error> {
+    // Started as /proc/self/exe, it would be called `exe` in process lists.
+    prctl::set_name(c"kiln")
+        .map_err(|error| Error::because(Exit::Failed, "cannot set the process's name", &error))?;
     let files = session.roots.cluster(args.name.as_str());
     // Two supervisors of one cluster would fight; the lock goes with the process.
     let _lock = Lock::try_take(&files.supervisor_lock(), "supervisor")?;

@@ -340,8 +340,20 @@ impl Dispatcher {
         }
     }
 
+    /// What the console said last, before its end is judged: QMP is faster than a serial port.
+    fn catch_up(&mut self, name: &str) {
+        let findings = self.consoles.catch_up(name);
+        self.of_console(ConsoleEvent {
+            machine: name.to_owned(),
+            findings,
+        });
+    }
+
     /// Tells a machine what happened and does what it answers.
     fn feed(&mut self, name: &str, event: Event) {
+        if matches!(event, Event::Halted { .. } | Event::Exited { .. }) {
+            self.catch_up(name);
+        }
         let Some(slot) = self.slots.get_mut(name) else {
             return;
         };

@@ -196,6 +196,8 @@ pub fn alone(
             Ignition::None
         },
         run: Run::Alone,
+        // Not kiln's: the uuid by which kiln knows its own, and ends them, is not on it.
+        uuid: None,
         ..bare(&cluster.name, record)?
     })
 }
@@ -246,7 +248,7 @@ fn bare(cluster: &str, record: &MachineRecord) -> Result<Machine, LaunchError> {
     Ok(Machine {
         cluster: cluster.to_owned(),
         name: record.name.clone(),
-        uuid: record.uuid.clone(),
+        uuid: Some(record.uuid.clone()),
         arch: parsed(record, "arch", &record.arch)?,
         accel: match record.accel {
             AccelRecord::Kvm => Accel::Kvm,

@@ -9,6 +9,7 @@ pub(super) const BOARD: Board = Board {
     version_prefix: "virt-",
     kvm_cpu: "host",
     tcg_cpu: "cortex-a72",
+    options: &[],
     tcg_options: &[],
     bus: Bus::Pci { slots: 31 },
     console: ConsoleDevice::Serial,

@@ -9,6 +9,8 @@ pub(super) const BOARD: Board = Board {
     version_prefix: "pc-i440fx-",
     kvm_cpu: "host",
     tcg_cpu: "max",
+    // Without a screen SeaBIOS speaks on the serial port, "No bootable device" included.
+    options: &[("graphics", "off")],
     tcg_options: &[],
     bus: Bus::Pci { slots: 30 },
     console: ConsoleDevice::Serial,

@@ -9,6 +9,7 @@ pub(super) const BOARD: Board = Board {
     version_prefix: "pseries-",
     kvm_cpu: "host",
     tcg_cpu: "power9",
+    options: &[],
     // What TCG lacks: with the first three on it does not start, and warns of the last.
     tcg_options: &[
         ("cap-cfpc", "broken"),

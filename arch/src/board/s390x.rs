@@ -9,6 +9,7 @@ pub(super) const BOARD: Board = Board {
     version_prefix: "s390-ccw-virtio-",
     kvm_cpu: "host",
     tcg_cpu: "max",
+    options: &[],
     tcg_options: &[],
     bus: Bus::Ccw,
     console: ConsoleDevice::Device("sclpconsole"),

@@ -4,7 +4,7 @@ qemu-system-i386 \
   -name guest=demo/node-1,debug-threads=on \
   -uuid 6b696c6e-0000-8000-8000-000000000001 \
   -display none \
-  -machine pc,dump-guest-core=off \
+  -machine pc,dump-guest-core=off,graphics=off \
   -accel tcg \
   -cpu max \
   -smp 1 \

@@ -4,7 +4,7 @@ qemu-system-x86_64 \
   -name guest=demo/node-1,debug-threads=on \
   -uuid 6b696c6e-0000-8000-8000-000000000001 \
   -display none \
-  -machine q35,dump-guest-core=off \
+  -machine q35,dump-guest-core=off,graphics=off \
   -accel tcg \
   -cpu max \
   -smp 1 \

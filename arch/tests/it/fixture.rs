@@ -45,7 +45,7 @@ pub(crate) fn direct(arch: Arch) -> Machine {
     Machine {
         cluster: "demo".to_owned(),
         name: "node-1".to_owned(),
-        uuid: "6b696c6e-0000-8000-8000-000000000001".to_owned(),
+        uuid: Some("6b696c6e-0000-8000-8000-000000000001".to_owned()),
         arch,
         accel: Accel::Tcg,
         board_version: None,
