@@ -6,6 +6,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use crate::folder::{self, FolderError};
 use crate::state::layout::ClusterFiles;
 use crate::state::lock::{Lock, LockError};
 use crate::supervisor::launch::{self, LaunchError};
@@ -29,6 +30,12 @@ pub enum ClientError {
         cluster: String,
         #[source]
         source: io::Error,
+    },
+    #[error("cannot make the folder for the sockets of cluster `{cluster}`")]
+    Folder {
+        cluster: String,
+        #[source]
+        source: FolderError,
     },
     #[error("cannot listen for the supervisor of cluster `{cluster}`")]
     Listen {
@@ -98,6 +105,11 @@ impl Client {
         if client.connect().is_ok() {
             return Ok(client);
         }
+        // After a reboot of the host the folder for sockets is gone.
+        folder::make_private(&files.sockets()).map_err(|source| ClientError::Folder {
+            cluster: cluster(),
+            source,
+        })?;
         let listener = launch::listen(&files.control()).map_err(|source| ClientError::Listen {
             cluster: cluster(),
             source,

@@ -84,9 +84,9 @@ pub fn collect(
         }
     }
     for machine in record.iter().flat_map(|record| &record.machines) {
-        inventory
-            .machines
-            .insert(machine.clone(), known(&ours, machine, &host.boot_id));
+        if let Some(known) = known(&ours, machine, &host.boot_id) {
+            inventory.machines.insert(machine.clone(), known);
+        }
     }
     inventory.cluster = record;
     inventory.images = images(cluster, host, hashing)?;
@@ -108,20 +108,17 @@ pub fn cluster_names(roots: &Roots) -> Vec<String> {
     names
 }
 
-/// What the files say of a machine, and whether its QEMU lives.
-pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Known {
+/// What the files say of a machine, and whether its QEMU lives. `None` when it has no record: an
+/// `up` was broken off before it had made the machine.
+pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Option<Known> {
     let machine = files.machine(name);
     let record = match files::load::<MachineRecord>(&machine.record()) {
         Ok(Some(record)) => record,
-        Ok(None) => {
-            return Known::Damaged {
-                why: format!("`{}` is missing", machine.record().display()),
-            };
-        }
+        Ok(None) => return None,
         Err(error) => {
-            return Known::Damaged {
+            return Some(Known::Damaged {
                 why: error.to_string(),
-            };
+            });
         }
     };
     let run = files::load::<RunRecord>(&machine.run()).ok().flatten();
@@ -136,11 +133,11 @@ pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Known {
             None => run.state,
         },
     };
-    Known::Whole {
+    Some(Known::Whole {
         record: Box::new(record),
         run: run.map(Box::new),
         state,
-    }
+    })
 }
 
 fn images(

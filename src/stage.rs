@@ -285,6 +285,8 @@ pub fn peers(plan: &Plan, cluster: &Cluster) -> Vec<Peer> {
 /// The machine's host key: made with the machine, kept with it.
 fn machine_key(step: &Step, own: &MachineFiles) -> Result<Option<KeyPair>, StageError> {
     if step.action == Action::Create {
+        // What an `up` that was broken off left is of unknown worth.
+        files::remove_folder(&own.folder)?;
         folder::make_private(&own.folder)?;
         folder::make_private(&own.sockets)?;
     } else if step.action == Action::Recreate {

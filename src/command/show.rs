@@ -99,8 +99,9 @@ fn listed(session: &Session<'_>, name: &str) -> ListedView {
         let state = match told {
             Some(status) => status.state,
             None => match inventory::known(&files, machine, &session.host.boot_id) {
-                Known::Whole { state, .. } => state,
-                Known::Damaged { .. } => StateRecord::Damaged,
+                Some(Known::Whole { state, .. }) => state,
+                Some(Known::Damaged { .. }) => StateRecord::Damaged,
+                None => StateRecord::Stopped,
             },
         };
         *machines.entry(state_word(state)).or_insert(0) += 1;

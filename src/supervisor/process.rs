@@ -181,6 +181,11 @@ pub fn spawn_supervisor(
     // Passed on unread: it has to find the same folders as we do.
     let environment = std::env::vars_os()
         .map(|(mut name, value)| {
+            // It runs in `/`, where a relative folder would be another one.
+            let value = match std::path::absolute(&value) {
+                Ok(path) if name == "KILN_HOME" => path.into(),
+                _ => value,
+            };
             name.push("=");
             name.push(value);
             name

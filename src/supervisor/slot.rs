@@ -13,6 +13,7 @@ use qapi::qmp;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::folder::{self, FolderError};
 use crate::state::files::{self, SCHEMA};
 use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
@@ -47,6 +48,8 @@ pub(super) enum StartError {
         #[source]
         source: std::io::Error,
     },
+    #[error("it has no folder for its sockets")]
+    Folder(#[from] FolderError),
     #[error("its ports cannot be published")]
     Ports(#[from] ports::PortError),
 }
@@ -242,6 +245,7 @@ impl Slot {
         }
         let (machine, handles) = launch::supervised(cluster, record, &self.files)?;
         let command = kiln_arch::render(&machine).map_err(LaunchError::Unsupported)?;
+        folder::make_private(&self.files.sockets)?;
         let fds = launch::open(&handles)?;
         let log_path = self.files.qemu_log();
         let stderr = OpenOptions::new()

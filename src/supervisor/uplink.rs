@@ -13,6 +13,7 @@ use nix::libc;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
+use crate::folder;
 use crate::state::files::{self, SCHEMA};
 use crate::state::layout::{ClusterFiles, MachineFiles, Socket};
 use crate::state::record::{ClusterRecord, MachineRecord, UplinkRecord};
@@ -128,6 +129,7 @@ impl Uplink {
         let (uplink, handles) = launch::uplink(&self.cluster, arch, &self.uuid, &self.files)
             .map_err(|error| chain(&error))?;
         let command = kiln_arch::render_uplink(&uplink).map_err(|error| chain(&error))?;
+        folder::make_private(&self.files.sockets).map_err(|error| chain(&error))?;
         let fds = launch::open(&handles).map_err(|error| chain(&error))?;
         let stderr = OpenOptions::new()
             .write(true)
