@@ -75,6 +75,9 @@ pub enum FabricEvent {
         ip: Ipv4Addr,
     },
     /// A machine's socket ended, or was given for a machine that is not of this cluster.
+    ///
+    /// `InvalidData` says that the stream was out of step. A QEMU whose supervisor was killed while a frame was under
+    /// way sends the rest of it first to the next one, so connect and attach once more when QEMU still runs.
     PortClosed {
         /// The machine's name.
         machine: String,
