@@ -8,7 +8,7 @@
 //! so that it goes on at the beginning of the emptied one.
 //!
 //! A guest may print as fast as it can: one wake reads one piece of one log,
-//! the machines take turns, and wakes are [`PAUSE`] apart, for a serial port is
+//! the machines take turns, and wakes are `PAUSE` apart, for a serial port is
 //! logged byte by byte.
 
 mod sanitize;

@@ -2,7 +2,7 @@
 //!
 //! Pure: bytes in, [`Finding`]s out. How the bytes are cut makes no difference.
 //! The console is hostile input, so a scanner holds one line of at most
-//! [`LINE`] bytes, and within one boot each phase and each verdict is found at
+//! `LINE` bytes, and within one boot each phase and each verdict is found at
 //! most once, the phases in their order only:
 //!
 //! ```text

@@ -1,7 +1,7 @@
 //! The loop: takes in what happened, asks the machines what that means, and does it.
 //!
 //! All state of the supervisor is here, and only this loop touches it. Tasks watch
-//! sockets, processes and the fabric, and send [`Message`]s. The machine's life is
+//! sockets, processes and the fabric, and send `Message`s. The machine's life is
 //! decided in [`crate::supervisor::machine`]; this module performs its effects.
 
 use std::collections::BTreeMap;
