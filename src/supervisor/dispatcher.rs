@@ -306,6 +306,9 @@ impl Dispatcher {
             FabricEvent::Seen { machine, ip } => self.seen(&machine, ip, SourceRecord::Frames),
             FabricEvent::PortClosed { machine, cause } => {
                 tracing::debug!(machine, ?cause, "port closed");
+                if let Some(slot) = self.slots.get_mut(&machine) {
+                    slot.plug_in_again(&self.fabric);
+                }
             }
             FabricEvent::UplinkClosed { cause } => tracing::debug!(?cause, "uplink closed"),
         }
@@ -320,6 +323,7 @@ impl Dispatcher {
             Some(seen) => seen.source = source,
             None => slot.seen.push(SeenRecord { ip, source }),
         }
+        slot.plugged = 0;
         self.feed(name, Event::AddressSeen);
     }
 

@@ -33,6 +33,9 @@ use crate::supervisor::watch::{self, Teller};
 /// How long QEMU may take to answer a command of ours.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
 
+/// A NIC that is lost this often without a frame in between is given up.
+const PLUG_LIMIT: u32 = 5;
+
 /// Why a machine did not start.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum StartError {
@@ -76,6 +79,8 @@ pub(super) struct Slot {
     saved: Option<RunRecord>,
     /// Whether its QEMU was found, and has not answered yet.
     adopting: bool,
+    /// How often its NIC was plugged in again since a frame came through.
+    pub(super) plugged: u32,
 }
 
 impl Slot {
@@ -108,6 +113,7 @@ impl Slot {
             found: None,
             saved: None,
             adopting: false,
+            plugged: 0,
         };
         slot.look(uuid, boot_id);
         slot
@@ -307,11 +313,25 @@ impl Slot {
         ));
         // Not in `tasks`: it has to outlive them, to reap the process.
         drop(watch::process(teller, process, self.files.qemu_log()));
+        self.plugged = 0;
+        self.plug_in(fabric);
+    }
+
+    fn plug_in(&self, fabric: &Arc<Fabric>) {
         match watch::stream(&self.files.socket(Socket::Nic)) {
             Ok(stream) => fabric.attach(&self.name, stream),
             Err(error) => {
                 tracing::warn!(machine = self.name, %error, "the NIC is not plugged in");
             }
+        }
+    }
+
+    /// The switch lost the NIC of a QEMU that lives: a former supervisor was killed in the middle
+    /// of a frame, whose rest came first. It is in step from the next connection on.
+    pub(super) fn plug_in_again(&mut self, fabric: &Arc<Fabric>) {
+        if self.machine.is_alive() && self.process.is_some() && self.plugged < PLUG_LIMIT {
+            self.plugged += 1;
+            self.plug_in(fabric);
         }
     }
 
