@@ -1,3 +1,5 @@
 //! The real binary, from outside.
 
+mod bad_input;
 mod command_line;
+mod fake_support;
