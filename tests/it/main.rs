@@ -2,4 +2,6 @@
 
 mod bad_input;
 mod command_line;
+mod fake_faults;
+mod fake_life;
 mod fake_support;
