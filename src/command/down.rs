@@ -29,9 +29,7 @@ pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
     if let Ok(Some(record)) = session.record(&files) {
         session.refuse_foreign(&record)?;
     }
-    take_down(session, &files, args.timeout)?;
-    Lock::take(&files.spawn_lock())?.remove();
-    lock.remove();
+    take_down(session, &files, args.timeout, lock)?;
     told(session, &name, "all of it is gone")
 }
 
@@ -42,11 +40,12 @@ fn told(session: &Session<'_>, name: &str, outcome: &str) -> Result<(), Error> {
         .result(&value, |_| format!("cluster {name}: {outcome}\n"))
 }
 
-/// Stops what runs and removes what the ledger names. The cluster's lock is held by the caller.
+/// Stops what runs and removes what the ledger names; `lock` is the cluster's, and goes last.
 pub(super) fn take_down(
     session: &Session<'_>,
     files: &ClusterFiles,
     grace: Option<Duration>,
+    lock: Lock,
 ) -> Result<(), Error> {
     // A cluster whose record is torn has no supervisor; its QEMUs are found by their uuid.
     if let Ok(Some(record)) = session.record(files) {
@@ -66,7 +65,15 @@ pub(super) fn take_down(
             error = error.cause(describe(cause));
         }
         error.hint("remove what is in the way, then run `kiln down` again")
-    })
+    })?;
+    remove_locks(files, lock)
+}
+
+/// Removes the locks of a cluster of which nothing is left.
+pub(super) fn remove_locks(files: &ClusterFiles, lock: Lock) -> Result<(), Error> {
+    Lock::take(&files.spawn_lock())?.remove();
+    lock.remove();
+    Ok(())
 }
 
 fn describe(error: &StateError) -> String {

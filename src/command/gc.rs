@@ -32,9 +32,7 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
         match files::load::<ClusterRecord>(&files.record()) {
             // A ledger without a record: an `up` was killed before it had anything to run.
             Ok(None) => {
-                down::take_down(session, &files, None)?;
-                Lock::take(&files.spawn_lock())?.remove();
-                lock.remove();
+                down::take_down(session, &files, None, lock)?;
                 collected.clusters.push(name);
                 continue;
             }

@@ -4,7 +4,7 @@ use crate::cli::args::{Goal, UpArgs};
 use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::command::wait::{default_timeout, goal, until};
-use crate::command::{Made, Session, power, show, spec};
+use crate::command::{Made, Session, down, power, show, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
 use crate::plan::{self, Action, Plan};
@@ -31,7 +31,7 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
     if files.ledger().exists() {
         drop(lock);
     } else {
-        lock.remove();
+        down::remove_locks(&files, lock)?;
     }
     let (made, client, prepared) = made?;
     for note in show::view(&made, &client)?.notes() {
@@ -237,8 +237,12 @@ fn undo_if_never_started(
     if undo.created().is_empty() || !undo.created().iter().any(never) {
         return error;
     }
+    // Who is at the cluster by now has other plans for it.
+    let Ok(lock) = Lock::try_take(&made.files.lock(), "kiln up") else {
+        return error;
+    };
     let undone = if undo.is_whole_cluster() {
-        super::down::take_down(session, &made.files, None)
+        down::take_down(session, &made.files, None, lock)
     } else {
         power::kill_and_forget(client, made, undo.created()).map(|()| undo.run())
     };

@@ -31,6 +31,8 @@ pub const UNHEARD_GRACE: Duration = Duration::from_secs(5);
 /// The first pause before a machine is started again by its policy; it doubles.
 pub const RESTART_PAUSE: Duration = Duration::from_secs(1);
 const RESTART_PAUSE_LIMIT: Duration = Duration::from_secs(60);
+/// Begins the reason of a machine whose QEMU hung up.
+const QMP_ENDED: &str = "QMP ended";
 /// More resets than this without coming up are a loop.
 const RESET_LIMIT: u32 = 5;
 
@@ -105,8 +107,12 @@ pub enum Event {
         status: RunStatus,
         report: Option<ReportRecord>,
     },
-    /// QMP ended or never began.
+    /// QEMU closed its QMP socket: it is dying, as a rule.
     QmpLost {
+        why: String,
+    },
+    /// QEMU is there and says what is not QMP, or nothing.
+    QmpBroken {
         why: String,
     },
     /// The vCPUs run.
@@ -372,7 +378,8 @@ impl Machine {
             Event::KillAsked => self.kill_asked(now),
             Event::Greeted => self.greeted(),
             Event::Adopted { status, report } => self.adopted(now, status, report),
-            Event::QmpLost { why } => self.qmp_lost(now, &why),
+            Event::QmpLost { why } => self.qmp_lost(now, format!("{QMP_ENDED}: {why}")),
+            Event::QmpBroken { why } => self.qmp_lost(now, format!("QMP does not work: {why}")),
             Event::Resumed => self.resumed(),
             Event::Halted { status } => self.halted(now, status),
             Event::Reset => self.reset(),
@@ -567,12 +574,11 @@ impl Machine {
         }
     }
 
-    fn qmp_lost(&mut self, now: Instant, why: &str) -> Vec<Effect> {
+    fn qmp_lost(&mut self, now: Instant, why: String) -> Vec<Effect> {
         match &self.state {
             // A QEMU that cannot be spoken to cannot be managed; its end follows as `Exited`
             // when it was dying anyway, and then has the better words.
             State::Starting { .. } | State::Running | State::Paused { .. } => {
-                let why = format!("QMP ended: {why}");
                 self.kill(now, Then::Crashed { why })
             }
             State::Stopping {
@@ -622,6 +628,8 @@ impl Machine {
                     RunStatus::Paused | RunStatus::Running | RunStatus::IoError => Vec::new(),
                 };
             }
+            // The event that said so was lost among others.
+            State::Starting { .. } if status == RunStatus::Running => return self.resumed(),
             State::Stopped { .. }
             | State::Crashed { .. }
             | State::Starting { .. }
@@ -779,7 +787,7 @@ impl Machine {
                 ..
             } => {
                 // A process that died while we spoke to it says more than our broken line.
-                let why = if clean || !why.starts_with("QMP ended") {
+                let why = if clean || !why.starts_with(QMP_ENDED) {
                     why.clone()
                 } else {
                     how

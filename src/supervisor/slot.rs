@@ -345,8 +345,7 @@ impl Slot {
         tokio::spawn(async move {
             let deadline = Instant::now() + COMMAND_DEADLINE;
             if let Err(error) = qmp.execute(qmp::cont {}, deadline.into()).await {
-                let why = error.to_string();
-                teller.tell(News::Event(Event::QmpLost { why })).await;
+                teller.tell(News::Event(watch::lost(&error))).await;
             }
         });
     }

@@ -88,12 +88,20 @@ pub(super) fn last_line(log: &std::path::Path) -> Option<String> {
 /// Connects to QMP, tells how it found QEMU, and then passes on what QEMU says.
 pub(super) fn qmp(teller: Teller, socket: PathBuf) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let why = match speak(&teller, &socket).await {
-            Ok(()) => return,
-            Err(error) => error.to_string(),
-        };
-        teller.event(Event::QmpLost { why }).await;
+        if let Err(error) = speak(&teller, &socket).await {
+            teller.event(lost(&error)).await;
+        }
     })
+}
+
+/// What the end of QMP means for the machine.
+pub(super) fn lost(error: &QmpError) -> Event {
+    let why = error.to_string();
+    if error.is_hangup() {
+        Event::QmpLost { why }
+    } else {
+        Event::QmpBroken { why }
+    }
 }
 
 async fn speak(teller: &Teller, socket: &std::path::Path) -> Result<(), QmpError> {

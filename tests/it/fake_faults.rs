@@ -74,7 +74,7 @@ fn a_qemu_that_speaks_nonsense_is_not_waited_for() {
     assert!(up.took < Duration::from_secs(10), "{:?}", up.took);
     expect![[r#"
         error: machine node-1 did not come up
-          caused by: node-1 is crashed: signal 9
+          caused by: node-1 is crashed: QMP does not work: the peer of the QMP socket greeted with `220 fake ESMTP ready`, which is not QMP
 
         hint: nothing was left behind; `kiln explain MACHINE` shows what QEMU is told
     "#]]
@@ -129,7 +129,9 @@ fn a_kernel_panic_is_told_with_its_line() {
     "#]].assert_eq(error(&up));
     assert_eq!(
         world.states(),
-        ["node-1: crashed (the guest's kernel panicked: Kernel panic - not syncing: fake)"]
+        [
+            "node-1: crashed (the guest's kernel panicked: [ 1.000000] Kernel panic - not syncing: fake)"
+        ]
     );
 }
 
@@ -319,7 +321,7 @@ fn a_qemu_that_is_stopped_is_unresponsive_and_can_be_killed() {
     let killed = world.kiln(&["kill"]);
     assert_eq!(killed.code, Some(0), "{}", killed.stderr);
     assert!(killed.took < Duration::from_secs(2), "{:?}", killed.took);
-    assert_eq!(world.states(), ["node-1: stopped"]);
+    assert_eq!(world.states(), ["node-1: stopped (killed)"]);
 }
 
 #[test]
