@@ -1,3 +1,5 @@
 //! The real binary, from outside.
 
+mod boot;
 mod command_line;
+mod support;
