@@ -43,6 +43,7 @@ test-unit *args:
 # The real binary from outside, boots with QEMU included; `just test-it boot` runs those whose name has `boot`.
 [group('test')]
 test-it *args:
+    cargo build --locked --example fake-qemu
     cargo test --locked --test it {{ args }}
 
 # Write golden files and expected texts anew; read the difference before you commit it.

@@ -208,11 +208,12 @@ pub(super) fn validate(session: &mut Session<'_>) -> Result<(), Error> {
             .collect(),
     };
     session.report.result(&valid, |_| {
+        let count = valid.machines.len();
+        let plural = if count == 1 { "" } else { "s" };
         format!(
-            "{} is right: cluster {}, {} machines\n",
+            "{} is right: cluster {}, {count} machine{plural}\n",
             valid.spec.display(),
             valid.cluster,
-            valid.machines.len()
         )
     })
 }

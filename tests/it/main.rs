@@ -1,3 +1,8 @@
 //! The real binary, from outside.
+#![cfg(test)]
 
+mod bad_input;
+mod boot;
 mod command_line;
+mod fake_support;
+mod support;
