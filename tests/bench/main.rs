@@ -175,7 +175,12 @@ fn up(world: &World, rounds: usize) -> Outcome<Vec<Row>> {
 /// Ten machines at once.
 fn ten(world: &World, rounds: usize) -> Outcome<Vec<Row>> {
     pairs_of_up(world, rounds, "ten", 10, |raws, kilns| {
-        Row::pair("up of ten machines at once", raws, kilns, Target::Ratio(1.15))
+        Row::pair(
+            "up of ten machines at once",
+            raws,
+            kilns,
+            Target::Ratio(1.15),
+        )
     })
 }
 
@@ -249,8 +254,18 @@ fn memory(world: &World, _rounds: usize) -> Outcome<Vec<Row>> {
             Target::AtMost(8.0),
         ),
         Row::single("  of that its own", "MiB", mib(ten.anonymous), Target::None),
-        Row::single("  of that files (program, libc)", "MiB", mib(ten.file), Target::None),
-        Row::single("supervisor of one, resident", "MiB", mib(one.resident), Target::None),
+        Row::single(
+            "  of that files (program, libc)",
+            "MiB",
+            mib(ten.file),
+            Target::None,
+        ),
+        Row::single(
+            "supervisor of one, resident",
+            "MiB",
+            mib(one.resident),
+            Target::None,
+        ),
         Row::single(
             "one machine more",
             "KiB",

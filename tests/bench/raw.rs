@@ -48,7 +48,12 @@ pub(crate) fn all(cluster: &Cluster<'_>) -> Outcome<Duration> {
     cluster.world.settle();
     let begun = Instant::now();
     for staged in &mut staged {
-        staged.child.stdin.take().ok_or("no stdin")?.write_all(b"\n")?;
+        staged
+            .child
+            .stdin
+            .take()
+            .ok_or("no stdin")?
+            .write_all(b"\n")?;
     }
     for staged in &staged {
         qmp::ready(&staged.qmp)?;
@@ -94,11 +99,12 @@ pub(crate) fn launch(mut words: impl Iterator<Item = OsString>) -> Outcome<()> {
     if record.disk.is_some() {
         return Err("the raw QEMU would share the machine's disk".into());
     }
+    close_inherited()?;
     let own = files_of(own);
     std::fs::copy(made.join("config.ign"), own.ignition())?;
     let (machine, handles) = launch::supervised("raw", &record, &own)?;
     let command = kiln_arch::render(&machine)?;
-    // Named in the order in which they are opened; the standard ones are all that is open.
+    // Each takes the lowest free number, so they come in the order of the command line.
     let opened = launch::open(&handles)?;
     for (fd, number) in &opened {
         if std::os::fd::AsRawFd::as_raw_fd(fd) != *number {
@@ -117,4 +123,22 @@ pub(crate) fn launch(mut words: impl Iterator<Item = OsString>) -> Outcome<()> {
         return Err("the benchmark went away".into());
     }
     Err(qemu.exec().into())
+}
+
+/// Closes what this program's own caller left open, so that the numbers from 3 on are free.
+fn close_inherited() -> Outcome<()> {
+    let mut open = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        open.extend(
+            entry?
+                .file_name()
+                .to_str()
+                .and_then(|name| name.parse::<i32>().ok()),
+        );
+    }
+    for number in open.into_iter().filter(|number| *number > 2) {
+        // The listing's own descriptor is among them, and gone already.
+        let _ = nix::unistd::close(number);
+    }
+    Ok(())
 }

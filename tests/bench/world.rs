@@ -103,7 +103,9 @@ impl Cluster<'_> {
     }
 
     pub(crate) fn machines(&self) -> Vec<String> {
-        (1..=self.count).map(|index| format!("node-{index}")).collect()
+        (1..=self.count)
+            .map(|index| format!("node-{index}"))
+            .collect()
     }
 
     /// Runs kiln to its end and gives the time that it took.
