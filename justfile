@@ -65,3 +65,9 @@ demo:
 [group('run')]
 demo-down:
     target/release/kiln -f examples/three/kiln.yaml down
+
+# Time kiln beside raw QEMUs, by turns, in one run; optimized builds.
+[group('run')]
+bench *args:
+    cargo build --release --locked --bin kiln --example bench
+    target/release/examples/bench {{ args }}
