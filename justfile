@@ -43,6 +43,7 @@ test-unit *args:
 # The real binary from outside, boots with QEMU included; `just test-it boot` runs those whose name has `boot`.
 [group('test')]
 test-it *args:
+    cargo build --locked --example fake-qemu
     cargo test --locked --test it {{ args }}
 
 # Write golden files and expected texts anew; read the difference before you commit it.
@@ -64,3 +65,9 @@ demo:
 [group('run')]
 demo-down:
     target/release/kiln -f examples/three/kiln.yaml down
+
+# Time kiln beside raw QEMUs, by turns, in one run; optimized builds.
+[group('run')]
+bench *args:
+    cargo build --release --locked --bin kiln --example bench
+    target/release/examples/bench {{ args }}

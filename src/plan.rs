@@ -6,15 +6,14 @@
 
 mod choice;
 mod difference;
+mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_netsetup::address::{self, AddressError, Subnet};
-use serde::Serialize;
 
 use crate::cluster::{Cluster, Machine, NetworkMode};
 use crate::host::kvm::KvmState;
@@ -25,6 +24,7 @@ use crate::state::record::{
 };
 
 pub use difference::{Difference, Price};
+pub use view::{PlanView, StepView};
 
 /// What a plan must know of the host.
 #[derive(Debug, Clone)]
@@ -384,6 +384,26 @@ fn step(
 }
 
 impl Plan {
+    /// Leaves only the steps of these machines; all of them when none is named.
+    ///
+    /// The others stay as they are: those that were not made are not made.
+    pub fn restrict(&mut self, names: &[String]) {
+        if names.is_empty() {
+            return;
+        }
+        for step in &mut self.steps {
+            if names.contains(&step.name) {
+                continue;
+            }
+            if step.action == Action::Create {
+                self.cluster.machines.retain(|name| *name != step.name);
+            } else if step.action == Action::Remove {
+                self.cluster.machines.push(step.name.clone());
+            }
+        }
+        self.steps.retain(|step| names.contains(&step.name));
+    }
+
     /// Whether doing it would change nothing.
     pub fn is_settled(&self) -> bool {
         !self.is_new && self.steps.iter().all(|step| step.action == Action::Keep)
@@ -407,30 +427,6 @@ impl Action {
             Action::Create => "create",
             Action::Remove => "remove",
         }
-    }
-}
-
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "cluster {}: network fabric, {}",
-            self.cluster.name, self.cluster.subnet
-        )?;
-        for step in &self.steps {
-            write!(f, "  {:<9} {}", step.action.word(), step.name)?;
-            if let Some(record) = &step.record {
-                write!(f, " ({}, {})", record.arch, record.ip)?;
-            }
-            writeln!(f)?;
-            for why in &step.why {
-                writeln!(f, "            {why}")?;
-            }
-        }
-        if self.is_settled() {
-            writeln!(f, "nothing to do")?;
-        }
-        Ok(())
     }
 }
 
@@ -462,60 +458,5 @@ impl Inventory {
             })
             .map(|(name, _)| name.clone())
             .collect()
-    }
-}
-
-/// A plan for programs: `kiln plan --json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct PlanView {
-    pub cluster: String,
-    pub subnet: Ipv4Net,
-    pub changes: bool,
-    pub machines: Vec<StepView>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct StepView {
-    pub name: String,
-    pub action: &'static str,
-    pub why: Vec<String>,
-}
-
-impl Plan {
-    pub fn view(&self) -> PlanView {
-        PlanView {
-            cluster: self.cluster.name.clone(),
-            subnet: self.cluster.subnet,
-            changes: !self.is_settled(),
-            machines: self
-                .steps
-                .iter()
-                .map(|step| StepView {
-                    name: step.name.clone(),
-                    action: step.action.word(),
-                    why: step.why.clone(),
-                })
-                .collect(),
-        }
-    }
-
-    /// Leaves only the steps of these machines; all of them when none is named.
-    ///
-    /// The others stay as they are: those that were not made are not made.
-    pub fn restrict(&mut self, names: &[String]) {
-        if names.is_empty() {
-            return;
-        }
-        for step in &mut self.steps {
-            if names.contains(&step.name) {
-                continue;
-            }
-            if step.action == Action::Create {
-                self.cluster.machines.retain(|name| *name != step.name);
-            } else if step.action == Action::Remove {
-                self.cluster.machines.push(step.name.clone());
-            }
-        }
-        self.steps.retain(|step| names.contains(&step.name));
     }
 }

@@ -228,20 +228,15 @@ fn prepare(
         .collect();
     let peers = peers(plan, cluster);
     let mut warnings = Vec::new();
-    let mut known_hosts = String::new();
     for step in &plan.steps {
         let (Some(record), Some(machine)) = (&step.record, machines.get(step.name.as_str())) else {
             continue;
         };
         let own = files.machine(&step.name);
         let host_key = machine_key(step, &own)?;
-        if let Some(key) = &host_key {
-            let domain_name = format!("{}.{}", step.name, plan.cluster.domain);
-            known_hosts.push_str(&key.known_hosts_line(&[&step.name, &domain_name]));
-        }
-        let (Some(host_key), true) = (host_key, is_made(step.action)) else {
+        if !is_made(step.action) {
             continue;
-        };
+        }
         let facts = Facts {
             cluster: &cluster.name,
             domain: &plan.cluster.domain,
@@ -253,8 +248,20 @@ fn prepare(
         };
         warnings.extend(make_machine(step, record, machine, &facts, qemu_img, &own)?);
     }
-    write(&files.known_hosts(), known_hosts.as_bytes())?;
+    write(&files.known_hosts(), known_hosts(plan, files)?.as_bytes())?;
     Ok(warnings)
+}
+
+/// The host keys of all machines, those that this `up` was not asked for included.
+fn known_hosts(plan: &Plan, files: &ClusterFiles) -> Result<String, StageError> {
+    let mut text = String::new();
+    for name in &plan.cluster.machines {
+        if let Some(key) = read_key(&files.machine(name).host_key())? {
+            let domain_name = format!("{name}.{}", plan.cluster.domain);
+            text.push_str(&key.known_hosts_line(&[name, &domain_name]));
+        }
+    }
+    Ok(text)
 }
 
 /// Whether the action writes a machine's files.
@@ -283,7 +290,7 @@ pub fn peers(plan: &Plan, cluster: &Cluster) -> Vec<Peer> {
 }
 
 /// The machine's host key: made with the machine, kept with it.
-fn machine_key(step: &Step, own: &MachineFiles) -> Result<Option<KeyPair>, StageError> {
+fn machine_key(step: &Step, own: &MachineFiles) -> Result<KeyPair, StageError> {
     if step.action == Action::Create {
         // What an `up` that was broken off left is of unknown worth.
         files::remove_folder(&own.folder)?;
@@ -295,7 +302,7 @@ fn machine_key(step: &Step, own: &MachineFiles) -> Result<Option<KeyPair>, Stage
             files::remove_file(&path)?;
         }
     }
-    key_pair(&own.host_key(), None, &step.name).map(Some)
+    key_pair(&own.host_key(), None, &step.name)
 }
 
 fn make_machine(
@@ -333,26 +340,34 @@ fn make_machine(
 
 /// The pair whose private key lies at `path`, made there when it does not.
 fn key_pair(path: &Path, public: Option<&Path>, comment: &str) -> Result<KeyPair, StageError> {
-    let key = |source| StageError::Key {
+    if let Some(pair) = read_key(path)? {
+        return Ok(pair);
+    }
+    let pair = KeyPair::generate(comment).map_err(|source| StageError::Key {
         path: path.to_owned(),
         source,
-    };
-    match std::fs::read_to_string(path) {
-        Ok(text) => return KeyPair::from_private(&text).map_err(key),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(source) => {
-            return Err(StageError::ReadKey {
-                path: path.to_owned(),
-                source,
-            });
-        }
-    }
-    let pair = KeyPair::generate(comment).map_err(key)?;
+    })?;
     write(path, pair.private().as_bytes())?;
     if let Some(public) = public {
         write(public, format!("{}\n", pair.public()).as_bytes())?;
     }
     Ok(pair)
+}
+
+fn read_key(path: &Path) -> Result<Option<KeyPair>, StageError> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => KeyPair::from_private(&text)
+            .map(Some)
+            .map_err(|source| StageError::Key {
+                path: path.to_owned(),
+                source,
+            }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StageError::ReadKey {
+            path: path.to_owned(),
+            source,
+        }),
+    }
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), StageError> {

@@ -7,7 +7,6 @@ use crate::client::{Client, News};
 use crate::command::Session;
 use crate::error::Error;
 use crate::report::text::printable;
-use crate::report::view::state_word;
 
 /// How often it is looked whether anyone still reads, when nothing happens.
 const LULL: Duration = Duration::from_secs(60);
@@ -26,7 +25,7 @@ pub(super) fn run(session: &Session<'_>, args: &EventsArgs) -> Result<(), Error>
                             format!(
                                 "{:<16} {:<12} {}\n",
                                 machine.name,
-                                state_word(machine.state),
+                                machine.state.word(),
                                 printable(&machine.reason)
                             )
                         })?;

@@ -11,7 +11,7 @@ use crate::error::{Error, Exit};
 use crate::inventory::{self};
 use crate::plan::Known;
 use crate::report::view::{
-    ClusterView, ListedView, MachineView, NetworkView, SupervisorView, ls_table, state_word,
+    ClusterView, ListedView, MachineView, NetworkView, SupervisorView, ls_table,
 };
 use crate::state::files;
 use crate::state::record::{ClusterRecord, MachineRecord, StateRecord};
@@ -104,7 +104,7 @@ fn listed(session: &Session<'_>, name: &str) -> ListedView {
                 None => StateRecord::Stopped,
             },
         };
-        *machines.entry(state_word(state)).or_insert(0) += 1;
+        *machines.entry(state.word()).or_insert(0) += 1;
     }
     ListedView {
         cluster: name.to_owned(),

@@ -9,7 +9,7 @@ use crate::command::{Made, Session};
 use crate::error::{Error, Exit};
 use crate::host::timing::stretched_for_tcg;
 use crate::report::progress::Step;
-use crate::report::view::{progress_text, state_word};
+use crate::report::view::progress_text;
 use crate::state::record::{AccelRecord, MachineRecord, StateRecord};
 use crate::supervisor::protocol::MachineStatus;
 
@@ -183,7 +183,7 @@ fn boot_error(made: &Made, lost: &[&MachineStatus]) -> Error {
         error = error.cause(format!(
             "{} is {}: {}",
             status.name,
-            state_word(status.state),
+            status.state.word(),
             if status.reason.is_empty() {
                 "it ended"
             } else {
@@ -217,7 +217,7 @@ fn timeout_error(made: &Made, pending: &[&MachineStatus], goal: Goal, timeout: D
         let mut cause = format!(
             "{} is {}, and came as far as: {}",
             status.name,
-            state_word(status.state),
+            status.state.word(),
             status.phase
         );
         if let Some(line) = super::logs::last_line(&files.console_log()) {

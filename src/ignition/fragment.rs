@@ -20,11 +20,14 @@ pub const REPORT_SCRIPT: &str = include_str!("report.sh");
 /// Every Ignition that speaks spec 3 takes this one, whatever the child's version is.
 const VERSION: &str = "3.0.0";
 
+/// Pulled in by the port itself, as the guest agent's unit is: QEMU tells a port's name some time
+/// after its driver has come up, and without kiln there is no port.
 const REPORT_UNIT: &str = "\
 [Unit]
 Description=Report to kiln that this machine is up
+BindsTo=dev-virtio\\x2dports-org.kiln.report.0.device
 Wants=network-online.target
-After=network-online.target sshd.service sshd.socket ssh.service
+After=dev-virtio\\x2dports-org.kiln.report.0.device network-online.target sshd.service sshd.socket ssh.service
 
 [Service]
 Type=oneshot
@@ -32,7 +35,7 @@ RemainAfterExit=yes
 ExecStart=/bin/sh /etc/kiln/report
 
 [Install]
-WantedBy=multi-user.target
+WantedBy=dev-virtio\\x2dports-org.kiln.report.0.device
 ";
 
 /// A config that asks for nothing.

@@ -86,22 +86,6 @@ pub struct ListedView {
     pub machines: BTreeMap<&'static str, usize>,
 }
 
-/// The state's fixed name.
-pub fn state_word(state: StateRecord) -> &'static str {
-    match state {
-        StateRecord::Stopped => "stopped",
-        StateRecord::Starting => "starting",
-        StateRecord::Running => "running",
-        StateRecord::Ready => "ready",
-        StateRecord::Paused => "paused",
-        StateRecord::Stopping => "stopping",
-        StateRecord::Crashed => "crashed",
-        StateRecord::Failed => "failed",
-        StateRecord::Unresponsive => "unresponsive",
-        StateRecord::Damaged => "damaged",
-    }
-}
-
 /// What progress says of a machine: its phase while it comes up, else its state and why.
 pub fn progress_text(status: &MachineStatus) -> String {
     let MachineStatus {
@@ -117,9 +101,9 @@ pub fn progress_text(status: &MachineStatus) -> String {
         };
     }
     if reason.is_empty() {
-        return state_word(*state).to_owned();
+        return state.word().to_owned();
     }
-    format!("{}: {reason}", state_word(*state))
+    format!("{}: {reason}", state.word())
 }
 
 impl NetworkView {
@@ -204,7 +188,7 @@ impl MachineView {
             | StateRecord::Unresponsive
             | StateRecord::Damaged => Paint::Bad,
         };
-        Cell::painted(paint, state_word(self.state))
+        Cell::painted(paint, self.state.word())
     }
 }
 

@@ -171,6 +171,24 @@ pub enum StateRecord {
     Damaged,
 }
 
+impl StateRecord {
+    /// The state's fixed name.
+    pub fn word(self) -> &'static str {
+        match self {
+            StateRecord::Stopped => "stopped",
+            StateRecord::Starting => "starting",
+            StateRecord::Running => "running",
+            StateRecord::Ready => "ready",
+            StateRecord::Paused => "paused",
+            StateRecord::Stopping => "stopping",
+            StateRecord::Crashed => "crashed",
+            StateRecord::Failed => "failed",
+            StateRecord::Unresponsive => "unresponsive",
+            StateRecord::Damaged => "damaged",
+        }
+    }
+}
+
 /// What a guest said of itself on the report port. Hostile input, cut to size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReportRecord {

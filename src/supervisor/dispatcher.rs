@@ -4,6 +4,8 @@
 //! sockets, processes and the fabric, and send `Message`s. The machine's life is
 //! decided in [`crate::supervisor::machine`]; this module performs its effects.
 
+mod requests;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
@@ -16,14 +18,14 @@ use tokio::sync::mpsc;
 
 use crate::state::files::{self, StateError};
 use crate::state::layout::ClusterFiles;
-use crate::state::record::{ClusterRecord, SeenRecord, SourceRecord, StateRecord};
+use crate::state::record::{ClusterRecord, SeenRecord, SourceRecord};
 use crate::supervisor::console::{ConsoleEvent, ConsoleWatch};
 use crate::supervisor::control;
 use crate::supervisor::diagnose::{Finding, FindingKind};
 use crate::supervisor::machine::{Change, Effect, Event, Phase};
 use crate::supervisor::message::{Message, News, Reply};
 use crate::supervisor::process::Identity;
-use crate::supervisor::protocol::{Answer, ClusterStatus, MachineStatus, Notice, Request};
+use crate::supervisor::protocol::{Answer, Notice, Request};
 use crate::supervisor::slot::Slot;
 use crate::supervisor::uplink::Uplink;
 
@@ -472,150 +474,6 @@ impl Dispatcher {
                 .is_ok()
         });
     }
-
-    fn asked(&mut self, request: Request, replies: mpsc::Sender<Reply>) {
-        let answer = match request {
-            Request::Status => Answer::Status(self.status()),
-            Request::Watch => {
-                let status = Reply::Line(Answer::Status(self.status()));
-                if replies.try_send(status).is_ok() {
-                    self.watchers.push(replies);
-                }
-                return;
-            }
-            Request::Reload => match self.reload() {
-                Ok(()) => Answer::Done,
-                Err(why) => Answer::Refused { why },
-            },
-            Request::Start { machines } => match self.reload() {
-                Ok(()) => self.for_each(&machines, |_| Event::StartAsked),
-                Err(why) => Answer::Refused { why },
-            },
-            Request::Stop { machines, grace_ms } => {
-                let grace = Duration::from_millis(grace_ms);
-                self.for_each(&machines, |_| Event::StopAsked { grace })
-            }
-            Request::Kill { machines } => self.for_each(&machines, |_| Event::KillAsked),
-            Request::Pause { machines } => self.vcpus(&machines, Slot::send_stop),
-            Request::Resume { machines } => self.vcpus(&machines, Slot::send_resume),
-            Request::Forget { machines } => self.forget(&machines),
-            Request::Connect { machine, port } => match self.slots.get(&machine) {
-                Some(slot) if slot.machine.is_alive() => {
-                    if let Some(reserved) = self.record.reservations.get(&machine) {
-                        let ip = reserved.ip;
-                        let _ = replies.try_send(Reply::Stream { ip, port });
-                    }
-                    return;
-                }
-                Some(slot) => Answer::Refused {
-                    why: format!("machine `{machine}` is {}", state_word(slot.state())),
-                },
-                None => unknown(&machine),
-            },
-            Request::Shutdown => {
-                if self.any_alive() {
-                    Answer::Refused {
-                        why: "machines are alive".to_owned(),
-                    }
-                } else {
-                    self.uplink.end();
-                    self.ending = true;
-                    return;
-                }
-            }
-        };
-        let _ = replies.try_send(Reply::Line(answer));
-    }
-
-    fn for_each(&mut self, machines: &[String], event: impl Fn(&str) -> Event) -> Answer {
-        if let Some(missing) = machines.iter().find(|name| !self.slots.contains_key(*name)) {
-            return unknown(missing);
-        }
-        for name in machines {
-            if self.slots[name].is_damaged() {
-                if let Some(slot) = self.slots.get_mut(name) {
-                    slot.kill();
-                }
-                continue;
-            }
-            self.feed(name, event(name));
-        }
-        Answer::Done
-    }
-
-    fn vcpus(&mut self, machines: &[String], act: impl Fn(&Slot)) -> Answer {
-        for name in machines {
-            match self.slots.get(name) {
-                Some(slot) if slot.qmp.is_some() => act(slot),
-                Some(slot) => {
-                    return Answer::Refused {
-                        why: format!("machine `{name}` is {}", state_word(slot.state())),
-                    };
-                }
-                None => return unknown(name),
-            }
-        }
-        Answer::Done
-    }
-
-    /// Reads the records again; machines that are alive keep theirs.
-    fn reload(&mut self) -> Result<(), String> {
-        let record = load_cluster(&self.files).map_err(|error| chain(&error))?;
-        self.fabric.set_machines(reservations(&record));
-        self.record = record;
-        for name in self.record.machines.clone() {
-            match self.slots.get_mut(&name) {
-                Some(slot) if slot.machine.is_alive() => {}
-                Some(slot) => slot.reload(),
-                None => self.adopt(&name),
-            }
-        }
-        Ok(())
-    }
-
-    fn forget(&mut self, machines: &[String]) -> Answer {
-        for name in machines {
-            if self
-                .slots
-                .get(name)
-                .is_some_and(|slot| slot.machine.is_alive())
-            {
-                return Answer::Refused {
-                    why: format!("machine `{name}` is alive"),
-                };
-            }
-        }
-        for name in machines {
-            self.slots.remove(name);
-            self.tell("removed", None, name.clone());
-        }
-        Answer::Done
-    }
-
-    fn status(&self) -> ClusterStatus {
-        let mut machines: Vec<MachineStatus> = Vec::new();
-        for name in &self.record.machines {
-            if let Some(slot) = self.slots.get(name) {
-                machines.push(slot.status());
-            }
-        }
-        for (name, slot) in &self.slots {
-            if !self.record.machines.contains(name) {
-                machines.push(slot.status());
-            }
-        }
-        ClusterStatus {
-            pid: std::process::id(),
-            uplink: self.uplink.trouble(),
-            machines,
-        }
-    }
-}
-
-fn unknown(machine: &str) -> Answer {
-    Answer::Refused {
-        why: format!("there is no machine `{machine}`"),
-    }
 }
 
 /// An error and its causes in one line.
@@ -639,22 +497,6 @@ pub(super) fn phase_text(phase: &Phase) -> String {
         Phase::Ignition(stage) => format!("ignition: {stage}"),
         Phase::Userspace => "userspace".to_owned(),
         Phase::Ready => "ready".to_owned(),
-    }
-}
-
-/// A state's word, as `ps` has it.
-pub fn state_word(state: StateRecord) -> &'static str {
-    match state {
-        StateRecord::Stopped => "stopped",
-        StateRecord::Starting => "starting",
-        StateRecord::Running => "running",
-        StateRecord::Ready => "ready",
-        StateRecord::Paused => "paused",
-        StateRecord::Stopping => "stopping",
-        StateRecord::Crashed => "crashed",
-        StateRecord::Failed => "failed",
-        StateRecord::Unresponsive => "unresponsive",
-        StateRecord::Damaged => "damaged",
     }
 }
 

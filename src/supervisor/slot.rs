@@ -22,7 +22,7 @@ use crate::state::record::{
 use crate::supervisor::console::ConsoleWatch;
 use crate::supervisor::dispatcher::{chain, phase_text};
 use crate::supervisor::launch::{self, LaunchError};
-use crate::supervisor::machine::{Event, Machine, Restart};
+use crate::supervisor::machine::{Machine, Restart};
 use crate::supervisor::message::{Message, News};
 use crate::supervisor::ports;
 use crate::supervisor::process::{Identity, Launch, Process, SpawnError, spawn};

@@ -1,0 +1,67 @@
+//! A plan as `kiln plan` shows it, for people and for programs.
+
+use std::fmt;
+
+use ipnet::Ipv4Net;
+use serde::Serialize;
+
+use super::Plan;
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "cluster {}: network fabric, {}",
+            self.cluster.name, self.cluster.subnet
+        )?;
+        for step in &self.steps {
+            write!(f, "  {:<9} {}", step.action.word(), step.name)?;
+            if let Some(record) = &step.record {
+                write!(f, " ({}, {})", record.arch, record.ip)?;
+            }
+            writeln!(f)?;
+            for why in &step.why {
+                writeln!(f, "            {why}")?;
+            }
+        }
+        if self.is_settled() {
+            writeln!(f, "nothing to do")?;
+        }
+        Ok(())
+    }
+}
+
+/// A plan for programs: `kiln plan --json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlanView {
+    pub cluster: String,
+    pub subnet: Ipv4Net,
+    pub changes: bool,
+    pub machines: Vec<StepView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct StepView {
+    pub name: String,
+    pub action: &'static str,
+    pub why: Vec<String>,
+}
+
+impl Plan {
+    pub fn view(&self) -> PlanView {
+        PlanView {
+            cluster: self.cluster.name.clone(),
+            subnet: self.cluster.subnet,
+            changes: !self.is_settled(),
+            machines: self
+                .steps
+                .iter()
+                .map(|step| StepView {
+                    name: step.name.clone(),
+                    action: step.action.word(),
+                    why: step.why.clone(),
+                })
+                .collect(),
+        }
+    }
+}

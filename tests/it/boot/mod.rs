@@ -1,0 +1,6 @@
+//! Real QEMU, real kernels, the real Ignition, real ssh.
+//!
+//! The guests are emulated where there is no KVM, so each story boots few machines and asks
+//! them much. `KILN_TEST_GUEST` names a folder with another guest for direct kernel boot.
+
+mod three;

@@ -1,0 +1,8 @@
+//! What the tests from outside stand on: a home of kiln's own, the real binary with
+//! deadlines, guests, and looks into `/proc` that do not go through kiln.
+
+pub(crate) mod events;
+pub(crate) mod guest;
+pub(crate) mod home;
+pub(crate) mod process;
+pub(crate) mod run;
