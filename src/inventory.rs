@@ -75,17 +75,13 @@ pub fn collect(
             continue;
         };
         inventory.taken_networks.push(record.subnet);
-        for machine in &record.machines {
-            if let Ok(Some(record)) = files::load::<MachineRecord>(&files.machine(machine).record())
-            {
-                let ports = record.ports.iter().map(|port| port.host);
-                inventory.taken_ports.extend(ports);
-            }
-        }
+        inventory.taken_ports.extend(record.ports);
     }
-    for machine in record.iter().flat_map(|record| &record.machines) {
-        if let Some(known) = known(&ours, machine, &host.boot_id) {
-            inventory.machines.insert(machine.clone(), known);
+    if let Some(record) = &record {
+        for machine in files::machines(&ours, record) {
+            if let Some(known) = known(&ours, &machine, &host.boot_id) {
+                inventory.machines.insert(machine, known);
+            }
         }
     }
     inventory.cluster = record;

@@ -6,10 +6,11 @@ use crate::cli::args::DownArgs;
 use crate::client::Client;
 use crate::command::{Made, Session, power};
 use crate::error::{Error, Exit};
-use crate::state::files::StateError;
+use crate::state::files::{self, StateError};
 use crate::state::layout::ClusterFiles;
 use crate::state::ledger;
 use crate::state::lock::Lock;
+use crate::state::record::ClusterRecord;
 use crate::supervisor::machine::KILL_DEADLINE;
 use crate::supervisor::process;
 
@@ -23,11 +24,20 @@ pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
                     .hint("`kiln ls` lists the clusters"),
             );
         }
+        // An `up` that was broken off at its first step.
+        if files.lock().exists()
+            && let Ok(lock) = Lock::try_take(&files.lock(), "kiln down")
+        {
+            remove_locks(&files, lock)?;
+        }
         return told(session, &name, "nothing is there");
     }
     let lock = Lock::try_take(&files.lock(), "kiln down")?;
-    if let Ok(Some(record)) = session.record(&files) {
-        session.refuse_foreign(&record)?;
+    match files::load::<ClusterRecord>(&files.record()) {
+        Ok(Some(record)) => session.refuse_foreign(&record)?,
+        // What it names may be more than this kiln knows how to remove.
+        Err(error) if error.is_newer() => return session.record(&files).map(drop),
+        Ok(None) | Err(_) => {}
     }
     take_down(session, &files, args.timeout, lock)?;
     told(session, &name, "all of it is gone")
@@ -47,13 +57,21 @@ pub(super) fn take_down(
     grace: Option<Duration>,
     lock: Lock,
 ) -> Result<(), Error> {
-    // A cluster whose record is torn has no supervisor; its QEMUs are found by their uuid.
-    if let Ok(Some(record)) = session.record(files) {
-        let made = Made {
-            files: files.clone(),
-            record,
-        };
-        stop_all(session, &made, grace)?;
+    match session.record(files) {
+        Ok(Some(record)) => {
+            let made = Made {
+                files: files.clone(),
+                record,
+            };
+            stop_all(session, &made, grace)?;
+        }
+        // No supervisor can be started for a torn record, but one may have read it when it was
+        // whole. Without one, QEMUs are found by their uuid.
+        Ok(None) | Err(_) => {
+            if let Some(client) = Client::find(files) {
+                end_all(&client, files)?;
+            }
+        }
     }
     end_strays(files)?;
     ledger::take_down(&files.ledger(), &session.roots).map_err(|errors| {
@@ -107,10 +125,18 @@ fn stop_all(session: &Session<'_>, made: &Made, grace: Option<Duration>) -> Resu
     Ok(())
 }
 
+fn end_all(client: &Client, files: &ClusterFiles) -> Result<(), Error> {
+    let machines = client.status()?.machines;
+    let names: Vec<String> = machines.into_iter().map(|machine| machine.name).collect();
+    power::kill_and_forget(client, files.name(), &names)?;
+    client.end()?;
+    Ok(())
+}
+
 /// Kills what still runs with a uuid of this cluster: QEMUs of torn records, the uplink.
 fn end_strays(files: &ClusterFiles) -> Result<(), Error> {
     let mut uuids = vec![files.uplink_uuid()];
-    if let Ok(machines) = std::fs::read_dir(files.folder().join("machines")) {
+    if let Ok(machines) = std::fs::read_dir(files.machines()) {
         uuids.extend(
             machines
                 .filter_map(|entry| entry.ok()?.file_name().into_string().ok())

@@ -4,12 +4,41 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::command::{Session, down};
-use crate::error::Error;
+use crate::client::Client;
+use crate::command::{Session, down, power};
+use crate::error::{Error, Exit};
 use crate::inventory;
+use crate::stage;
 use crate::state::files;
+use crate::state::layout::ClusterFiles;
 use crate::state::lock::Lock;
 use crate::state::record::{ClusterRecord, MachineRecord};
+use crate::supervisor::machine::KILL_DEADLINE;
+use crate::supervisor::process;
+
+/// Clusters of which there is a lock and nothing else: an `up` was killed at its first step.
+fn begun(session: &Session<'_>) -> Vec<String> {
+    let entries = std::fs::read_dir(session.roots.clusters());
+    let names = entries.into_iter().flatten().filter_map(|entry| {
+        let name = entry.ok()?.file_name().into_string().ok()?;
+        let name = name.strip_suffix(".lock")?;
+        let is_alone = !session.roots.cluster(name).ledger().exists();
+        is_alone.then(|| name.to_owned())
+    });
+    names.collect()
+}
+
+/// Ends a machine that no record names.
+fn end(files: &ClusterFiles, name: &str) -> Result<(), Error> {
+    if let Some(client) = Client::find(files) {
+        let known = client.status()?.machines;
+        if known.iter().any(|machine| machine.name == name) {
+            power::kill_and_forget(&client, files.name(), &[name.to_owned()])?;
+        }
+    }
+    process::end_by_uuid(&files.uuid(name), KILL_DEADLINE)
+        .map_err(|error| Error::from_source(Exit::Failed, &error))
+}
 
 #[derive(Debug, Default, Serialize)]
 struct Collected {
@@ -37,14 +66,15 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
                 continue;
             }
             Ok(Some(record)) => {
-                let machines = files.folder().join("machines");
-                for entry in std::fs::read_dir(&machines).into_iter().flatten().flatten() {
-                    let known = entry
-                        .file_name()
-                        .to_str()
-                        .is_some_and(|name| record.machines.iter().any(|known| known == name));
-                    if !known {
-                        files::remove_folder(&entry.path())?;
+                let entries = std::fs::read_dir(files.machines()).into_iter().flatten();
+                for entry in entries.flatten() {
+                    let Ok(name) = entry.file_name().into_string() else {
+                        continue;
+                    };
+                    if !record.machines.contains(&name) {
+                        // Its removal was broken off, and it may still run.
+                        end(&files, &name)?;
+                        stage::remove_machine(&files.machine(&name));
                         collected.folders.push(entry.path());
                     }
                 }
@@ -61,6 +91,14 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
             Err(_) => {}
         }
         drop(lock);
+    }
+    for name in begun(session) {
+        let files = session.roots.cluster(&name);
+        if let Ok(lock) = Lock::try_take(&files.lock(), "kiln gc")
+            && !files.ledger().exists()
+        {
+            down::remove_locks(&files, lock)?;
+        }
     }
     session.report.result(&collected, |_| {
         let mut text = String::new();

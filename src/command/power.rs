@@ -97,7 +97,11 @@ pub(super) fn stop_and_wait(
 }
 
 /// Ends machines at once and makes the supervisor forget them.
-pub(super) fn kill_and_forget(client: &Client, made: &Made, names: &[String]) -> Result<(), Error> {
+pub(super) fn kill_and_forget(
+    client: &Client,
+    cluster: &str,
+    names: &[String],
+) -> Result<(), Error> {
     client.ask(&Request::Kill {
         machines: names.to_vec(),
     })?;
@@ -115,7 +119,7 @@ pub(super) fn kill_and_forget(client: &Client, made: &Made, names: &[String]) ->
         if std::time::Instant::now() > deadline {
             return Err(Error::new(
                 crate::error::Exit::Timeout,
-                format!("machines of cluster `{}` do not go", made.record.name),
+                format!("machines of cluster `{cluster}` do not go"),
             ));
         }
         watch.next(deadline)?;

@@ -244,7 +244,7 @@ fn undo_if_never_started(
     let undone = if undo.is_whole_cluster() {
         down::take_down(session, &made.files, None, lock)
     } else {
-        power::kill_and_forget(client, made, undo.created()).map(|()| undo.run())
+        power::kill_and_forget(client, &made.record.name, undo.created()).map(|()| undo.run())
     };
     match undone {
         Ok(()) => Error {

@@ -144,9 +144,8 @@ fn outcome(made: &Made, status: &MachineStatus, goal: Goal) -> Outcome {
             .is_some_and(|reserved| status.has_address(reserved.ip))
     };
     match (goal, status.state) {
-        (Goal::Stopped, StateRecord::Stopped | StateRecord::Crashed | StateRecord::Damaged) => {
-            Outcome::Reached
-        }
+        (Goal::Stopped, StateRecord::Stopped | StateRecord::Crashed) => Outcome::Reached,
+        (Goal::Stopped, StateRecord::Damaged) if status.pid.is_none() => Outcome::Reached,
         (Goal::Stopped, _) => Outcome::Pending,
         (_, StateRecord::Failed | StateRecord::Damaged | StateRecord::Stopped) => Outcome::Lost,
         // The policy may start it again; the reason says so.

@@ -170,7 +170,7 @@ fn reservations(record: &ClusterRecord) -> Vec<Reservation> {
 impl Dispatcher {
     /// Finds what a former supervisor left: living QEMUs, and what became of the others.
     fn adopt_all(&mut self) {
-        for name in self.record.machines.clone() {
+        for name in files::machines(&self.files, &self.record) {
             self.adopt(&name);
         }
         if self.any_alive() {

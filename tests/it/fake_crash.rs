@@ -359,7 +359,7 @@ fn what_a_newer_kiln_wrote_is_refused_and_left_alone() {
     assert_ne!(text, newer);
     fs::write(&record, &newer).unwrap();
     let before = world.tree();
-    for verb in ["up", "plan", "ps", "stop", "start"] {
+    for verb in ["up", "plan", "ps", "stop", "start", "down"] {
         let ended = world.kiln(&[verb]);
         assert_eq!(ended.code, Some(1), "{verb}: {}", ended.stderr);
         assert!(
