@@ -7,5 +7,6 @@ mod command_line;
 mod fake_crash;
 mod fake_faults;
 mod fake_life;
+mod fake_secrets;
 mod fake_support;
 mod support;

@@ -36,6 +36,8 @@ impl Machine {
         }
         // Nobody knows how far it had come: a machine that was up is treated as one that is.
         self.came_up = true;
+        // The one that waited in the port may have come in before QMP answered.
+        let report = self.report.take().or(report);
         self.phase = if report.is_some() {
             Phase::Ready
         } else {
