@@ -18,7 +18,7 @@ use crate::support::guest;
 use crate::support::home::{BOOT, Home, Lane, User, machine_of, pid_of};
 use crate::support::process;
 
-const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
+pub(super) const NODES: [&str; 3] = ["node-1", "node-2", "node-3"];
 /// Stands in a file that the Ignition config brings, and nowhere else in the world.
 const SECRET: &str = "kiln-test-secret-6f1d0c52a9";
 
@@ -56,7 +56,7 @@ pub(super) fn page(port: u16) -> std::io::Result<String> {
     Ok(answer)
 }
 
-fn host_port(machine: &Value) -> u16 {
+pub(super) fn host_port(machine: &Value) -> u16 {
     assert_eq!(machine["ports"][0]["bind"], "127.0.0.1");
     assert_eq!(machine["ports"][0]["guest"], 80);
     machine["ports"][0]["host"]
