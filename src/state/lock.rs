@@ -43,9 +43,11 @@ impl Lock {
                 // Best effort: the text may be half written by its new holder.
                 let _ = (&mut file).take(200).read_to_string(&mut holder);
                 return Err(LockError::Held {
-                    holder: match holder.trim() {
-                        "" => "another kiln".to_owned(),
-                        text => format!("another kiln ({text})"),
+                    holder: match (holder.trim(), holder_pid(&file)) {
+                        ("", None) => "another kiln".to_owned(),
+                        // It has the lock and has not written its name yet.
+                        ("", Some(pid)) => format!("another kiln (pid {pid})"),
+                        (text, _) => format!("another kiln ({text})"),
                     },
                 });
             }
@@ -94,6 +96,17 @@ impl Lock {
     }
 }
 
+/// Who holds the file's lock, by proc_locks(5): `1: FLOCK  ADVISORY  WRITE PID MA:MI:INODE 0 EOF`.
+fn holder_pid(file: &File) -> Option<u32> {
+    let inode = file.metadata().ok()?.ino().to_string();
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    locks.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(4);
+        let pid = fields.next()?.parse().ok()?;
+        (fields.next()?.rsplit(':').next()? == inode).then_some(pid)
+    })
+}
+
 /// Whether the open file is the one that has this name.
 fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), std::fs::symlink_metadata(path)) {
@@ -133,6 +146,13 @@ mod tests {
                 "another kiln (pid {}: kiln up) is at it",
                 std::process::id()
             )
+        );
+        // Before it has written its name it is known by its pid.
+        held.file.set_len(0).unwrap();
+        let error = Lock::try_take(&path, "kiln down").unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!("another kiln (pid {}) is at it", std::process::id())
         );
         drop(held);
         Lock::try_take(&path, "kiln down").unwrap();
