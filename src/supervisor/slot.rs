@@ -25,10 +25,10 @@ use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::machine::{Event, Machine, Restart};
 use crate::supervisor::message::{Message, News};
 use crate::supervisor::ports;
-use crate::supervisor::process::{Identity, Launch, Process, SpawnError, spawn};
+use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn};
 use crate::supervisor::protocol::MachineStatus;
 use crate::supervisor::qmp::Qmp;
-use crate::supervisor::watch::{self, Teller};
+use crate::supervisor::watch::{self, Origin, Teller};
 
 /// How long QEMU may take to answer a command of ours.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
@@ -91,6 +91,7 @@ impl Slot {
         uuid: &str,
         boot_id: &str,
         generation: u64,
+        carriers: &Carriers,
     ) -> Slot {
         let (record, damage) = match files::load::<MachineRecord>(&machine_files.record()) {
             Ok(Some(record)) => (Some(record), String::new()),
@@ -115,11 +116,11 @@ impl Slot {
             adopting: false,
             plugged: 0,
         };
-        slot.look(uuid, boot_id);
+        slot.look(uuid, boot_id, carriers);
         slot
     }
 
-    fn look(&mut self, uuid: &str, boot_id: &str) {
+    fn look(&mut self, uuid: &str, boot_id: &str, carriers: &Carriers) {
         let (restart, reports) = self.policy();
         // A torn run record is as none: the process is then found by its uuid.
         let run = files::load::<RunRecord>(&self.files.run()).ok().flatten();
@@ -128,7 +129,7 @@ impl Slot {
             let recorded = run.as_ref().and_then(|run| run.process.as_ref());
             self.found = recorded
                 .and_then(|process| Process::adopt(process.pid, process.start_time, uuid).ok()?)
-                .or_else(|| Process::find(uuid));
+                .or_else(|| carriers.find(uuid));
         }
         self.machine = match (&run, &self.found) {
             (_, Some(_)) => Machine::adopting(restart, reports, Instant::now()),
@@ -219,7 +220,7 @@ impl Slot {
             );
         }
         self.adopting = true;
-        self.attend(process, inbox, fabric);
+        self.attend(process, Origin::Found, inbox, fabric);
     }
 
     pub(super) fn is_adopting(&self) -> bool {
@@ -283,7 +284,7 @@ impl Slot {
         };
         self.started_at = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         consoles.add_at_end(&self.name, &self.files.console_log());
-        self.attend(process, inbox, fabric);
+        self.attend(process, Origin::Started, inbox, fabric);
         Ok(())
     }
 
@@ -297,7 +298,13 @@ impl Slot {
     }
 
     /// Watches a living QEMU: process, QMP, report port; and plugs its NIC in.
-    fn attend(&mut self, process: Process, inbox: &mpsc::Sender<Message>, fabric: &Arc<Fabric>) {
+    fn attend(
+        &mut self,
+        process: Process,
+        origin: Origin,
+        inbox: &mpsc::Sender<Message>,
+        fabric: &Arc<Fabric>,
+    ) {
         let teller = Teller {
             name: self.name.clone(),
             generation: self.generation,
@@ -305,8 +312,11 @@ impl Slot {
         };
         let process = Arc::new(process);
         self.process = Some(process.clone());
-        self.tasks
-            .push(watch::qmp(teller.clone(), self.files.socket(Socket::Qmp)));
+        self.tasks.push(watch::qmp(
+            teller.clone(),
+            self.files.socket(Socket::Qmp),
+            origin,
+        ));
         self.tasks.push(watch::reports(
             teller.clone(),
             self.files.socket(Socket::Report),

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::{Dispatcher, chain, load_cluster, reservations};
 use crate::supervisor::machine::Event;
 use crate::supervisor::message::Reply;
+use crate::supervisor::process::Carriers;
 use crate::supervisor::protocol::{Answer, ClusterStatus, MachineStatus, Request};
 use crate::supervisor::slot::Slot;
 
@@ -101,11 +102,12 @@ impl Dispatcher {
         let record = load_cluster(&self.files).map_err(|error| chain(&error))?;
         self.fabric.set_machines(reservations(&record));
         self.record = record;
+        let carriers = Carriers::default();
         for name in self.record.machines.clone() {
             match self.slots.get_mut(&name) {
                 Some(slot) if slot.machine.is_alive() => {}
                 Some(slot) => slot.reload(),
-                None => self.adopt(&name),
+                None => self.adopt(&name, &carriers),
             }
         }
         Ok(())
