@@ -33,6 +33,8 @@ pub const KILL_DEADLINE: Duration = Duration::from_secs(2);
 pub const UNHEARD_GRACE: Duration = Duration::from_secs(5);
 /// The first pause before a machine is started again by its policy; it doubles.
 pub const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// How the reason of a crash ends when the policy will start the machine again.
+pub const AGAIN: &str = "; will be started again";
 const RESTART_PAUSE_LIMIT: Duration = Duration::from_secs(60);
 /// More resets than this without coming up are a loop.
 const RESET_LIMIT: u32 = 5;
@@ -270,8 +272,15 @@ impl Machine {
     }
 
     /// A machine whose living QEMU a new supervisor found; [`Event::Adopted`] comes next.
-    pub fn adopting(restart: Restart, reports: bool, now: Instant) -> Machine {
+    /// `gave_up` is the verdict that a former one had recorded.
+    pub fn adopting(
+        restart: Restart,
+        reports: bool,
+        gave_up: Option<String>,
+        now: Instant,
+    ) -> Machine {
         Machine {
+            gave_up,
             state: State::Starting {
                 deadline: now + GREETING_DEADLINE,
             },
@@ -309,7 +318,7 @@ impl Machine {
                 why,
                 again: Some(_),
             } => {
-                format!("{why}; will be started again")
+                format!("{why}{AGAIN}")
             }
             State::Starting { .. } => String::new(),
             State::Stopping {
