@@ -62,7 +62,12 @@ pub fn collect(
         })?;
     let mut inventory = Inventory {
         taken_networks: host.routes.clone(),
-        taken_ports: listening_ports(),
+        // Only who wants a port asks: the kernel looks through all its connections for it.
+        taken_ports: if cluster.machines.iter().any(|it| !it.ports.is_empty()) {
+            listening_ports()
+        } else {
+            BTreeSet::new()
+        },
         ..Inventory::default()
     };
     for other in cluster_names(roots) {

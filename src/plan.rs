@@ -410,7 +410,11 @@ impl Plan {
 
     /// Whether doing it would change nothing.
     pub fn is_settled(&self) -> bool {
-        !self.is_new && self.steps.iter().all(|step| step.action == Action::Keep)
+        !self.is_new
+            && self
+                .steps
+                .iter()
+                .all(|step| step.action == Action::Keep && step.why.is_empty())
     }
 
     /// The machines whose disk would be lost.

@@ -235,6 +235,10 @@ fn prepare(
         let own = files.machine(&step.name);
         let host_key = machine_key(step, &own)?;
         if !is_made(step.action) {
+            // A change that costs nothing, such as another restart policy.
+            if !step.why.is_empty() {
+                files::save(&own.record(), record)?;
+            }
             continue;
         }
         let facts = Facts {

@@ -40,6 +40,7 @@ fn made(session: &Session<'_>, name: &str) -> Result<String, Error> {
 /// What the spec gives now: with the cluster's own keys where it exists, else with new ones.
 fn fresh(session: &mut Session<'_>, args: &RenderArgs) -> Result<String, Error> {
     let (cluster, plan) = spec::planned(session)?;
+    let machine = spec::machine(&cluster, &args.machine)?;
     let files = session.roots.cluster(cluster.name.as_str());
     let key = |path: &std::path::Path, comment: &str| -> Result<KeyPair, Error> {
         match std::fs::read_to_string(path) {
@@ -55,7 +56,8 @@ fn fresh(session: &mut Session<'_>, args: &RenderArgs) -> Result<String, Error> 
     )?;
     let mut authorized = vec![login.public().to_owned()];
     authorized.extend(cluster.authorized_keys.iter().cloned());
-    let rendered = spec::rendered(&cluster, &plan, &args.machine, &authorized, &host_key)?;
+    let peers = crate::stage::peers(&plan, &cluster);
+    let rendered = spec::rendered(machine, &cluster, &plan, &peers, &authorized, &host_key)?;
     for warning in &rendered.warnings {
         session.report.note(&warning.to_string());
     }

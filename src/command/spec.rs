@@ -226,9 +226,10 @@ pub(super) fn check_ignition(
 ) -> Result<(), Error> {
     let key = KeyPair::generate("kiln validate")
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
+    let peers = crate::stage::peers(plan, cluster);
     let mut judged = BTreeSet::new();
     for machine in &cluster.machines {
-        let rendered = rendered(cluster, plan, &machine.name, &[], &key)?;
+        let rendered = rendered(machine, cluster, plan, &peers, &[], &key)?;
         for warning in &rendered.warnings {
             session.report.note(&format!("{}: {warning}", machine.name));
         }
@@ -282,31 +283,25 @@ fn second_opinion(session: &Session<'_>, machine: &Machine, config: &str) -> Res
 
 /// A machine's final config with these keys.
 pub(super) fn rendered(
+    machine: &Machine,
     cluster: &Cluster,
     plan: &Plan,
-    name: &MachineName,
+    peers: &[Peer],
     authorized_keys: &[String],
     host_key: &KeyPair,
 ) -> Result<ignition::Rendered, Error> {
-    let unknown = || {
-        Error::new(
-            Exit::Unknown,
-            format!("there is no machine `{name}` in the spec"),
-        )
-    };
-    let machine = crate::stage::machine_of(cluster, name).ok_or_else(unknown)?;
+    let name = &machine.name;
     let reserved = plan
         .cluster
         .reservations
         .get(name.as_str())
-        .ok_or_else(unknown)?;
-    let peers: Vec<Peer> = crate::stage::peers(plan, cluster);
+        .ok_or_else(|| unknown(name))?;
     let facts = Facts {
         cluster: &cluster.name,
         domain: &plan.cluster.domain,
         ip: reserved.ip,
         mac: reserved.mac.parse::<MacAddr6>().unwrap_or_default(),
-        peers: &peers,
+        peers,
         authorized_keys,
         host_key,
     };
@@ -316,6 +311,18 @@ pub(super) fn rendered(
             source: Box::new(source),
         })
     })
+}
+
+/// The machine of that name in the spec.
+pub(super) fn machine<'a>(cluster: &'a Cluster, name: &MachineName) -> Result<&'a Machine, Error> {
+    crate::stage::machine_of(cluster, name).ok_or_else(|| unknown(name))
+}
+
+fn unknown(name: &MachineName) -> Error {
+    Error::new(
+        Exit::Unknown,
+        format!("there is no machine `{name}` in the spec"),
+    )
 }
 
 /// A plan of the spec as the world is now, without waiting for anything.
@@ -351,12 +358,7 @@ pub(super) fn show_plan(session: &Session<'_>, plan: &Plan) -> Result<(), Error>
 /// The machines that were named, which the spec has to know.
 pub(super) fn names(cluster: &Cluster, named: &[MachineName]) -> Result<Vec<String>, Error> {
     for name in named {
-        if crate::stage::machine_of(cluster, name).is_none() {
-            return Err(Error::new(
-                Exit::Unknown,
-                format!("there is no machine `{name}` in the spec"),
-            ));
-        }
+        machine(cluster, name)?;
     }
     Ok(named.iter().map(ToString::to_string).collect())
 }

@@ -11,6 +11,7 @@ use crate::host::timing::stretched_for_tcg;
 use crate::report::progress::Step;
 use crate::report::view::progress_text;
 use crate::state::record::{AccelRecord, MachineRecord, StateRecord};
+use crate::supervisor::machine::AGAIN;
 use crate::supervisor::protocol::MachineStatus;
 
 /// Live lines show the seconds, so they are drawn anew once in a second.
@@ -145,13 +146,12 @@ fn outcome(made: &Made, status: &MachineStatus, goal: Goal) -> Outcome {
     };
     match (goal, status.state) {
         (Goal::Stopped, StateRecord::Stopped | StateRecord::Crashed) => Outcome::Reached,
+        // A damaged one may still have its QEMU.
         (Goal::Stopped, StateRecord::Damaged) if status.pid.is_none() => Outcome::Reached,
         (Goal::Stopped, _) => Outcome::Pending,
         (_, StateRecord::Failed | StateRecord::Damaged | StateRecord::Stopped) => Outcome::Lost,
         // The policy may start it again; the reason says so.
-        (_, StateRecord::Crashed) if status.reason.ends_with("will be started again") => {
-            Outcome::Pending
-        }
+        (_, StateRecord::Crashed) if status.reason.ends_with(AGAIN) => Outcome::Pending,
         (_, StateRecord::Crashed) => Outcome::Lost,
         (Goal::Running | Goal::Address | Goal::Ready, StateRecord::Ready) => Outcome::Reached,
         (Goal::Running, StateRecord::Running | StateRecord::Paused) => Outcome::Reached,

@@ -45,9 +45,11 @@ impl Lock {
                 // Best effort: the text may be half written by its new holder.
                 let _ = (&mut file).take(200).read_to_string(&mut holder);
                 return Err(LockError::Held {
-                    holder: match holder.trim() {
-                        "" => "another kiln".to_owned(),
-                        text => format!("another kiln ({text})"),
+                    holder: match (holder.trim(), running(&file)) {
+                        ("", None) => "another kiln".to_owned(),
+                        // It has the lock and has not written its name yet.
+                        ("", Some(text)) => format!("another kiln ({text})"),
+                        (text, _) => format!("another kiln ({text})"),
                     },
                 });
             }
@@ -113,6 +115,32 @@ impl Lock {
     }
 }
 
+/// The pid and command line of the file's holder, by proc_locks(5):
+/// `1: FLOCK  ADVISORY  WRITE PID MA:MI:INODE 0 EOF`.
+fn running(file: &File) -> Option<String> {
+    let inode = file.metadata().ok()?.ino().to_string();
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let pid: u32 = locks.lines().find_map(|line| {
+        let mut fields = line.split_whitespace().skip(4);
+        let pid = fields.next()?.parse().ok()?;
+        (fields.next()?.rsplit(':').next()? == inode).then_some(pid)
+    })?;
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let words: Vec<_> = command
+        .split(|byte| *byte == 0)
+        .filter(|word| !word.is_empty())
+        .map(|word| word.rsplit(|byte| *byte == b'/').next().unwrap_or(word))
+        .map(String::from_utf8_lossy)
+        .collect();
+    let words: String = words
+        .join(" ")
+        .chars()
+        .filter(|letter| !letter.is_control())
+        .take(200)
+        .collect();
+    Some(format!("pid {pid}: {words}"))
+}
+
 /// Whether the open file is the one that has this name.
 fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), std::fs::symlink_metadata(path)) {
@@ -153,6 +181,11 @@ mod tests {
                 std::process::id()
             )
         );
+        // Before it has written its name it is known by its pid.
+        held.file.set_len(0).unwrap();
+        let error = Lock::try_take(&path, "kiln down").unwrap_err().to_string();
+        let pid = format!("another kiln (pid {}: ", std::process::id());
+        assert!(error.starts_with(&pid), "{error}");
         drop(held);
         Lock::try_take(&path, "kiln down").unwrap();
     }

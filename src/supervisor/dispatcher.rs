@@ -6,7 +6,7 @@
 
 mod requests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -24,7 +24,7 @@ use crate::supervisor::control;
 use crate::supervisor::diagnose::{Finding, FindingKind};
 use crate::supervisor::machine::{Change, Effect, Event, Phase};
 use crate::supervisor::message::{Message, News, Reply};
-use crate::supervisor::process::Identity;
+use crate::supervisor::process::{Carriers, Identity};
 use crate::supervisor::protocol::{Answer, Notice, Request};
 use crate::supervisor::slot::Slot;
 use crate::supervisor::uplink::Uplink;
@@ -79,6 +79,8 @@ pub(super) struct Dispatcher {
     consoles: ConsoleWatch,
     uplink: Uplink,
     watchers: Vec<mpsc::Sender<Reply>>,
+    /// Machines that are not on the disk yet as they are now.
+    unwritten: BTreeSet<String>,
     /// Requests that came while it is still being found out what lives.
     waiting: Vec<(Request, mpsc::Sender<Reply>)>,
     /// Until when they wait at most.
@@ -117,6 +119,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         fabric: Arc::new(fabric),
         consoles: ConsoleWatch::new().map_err(SupervisorError::Console)?,
         watchers: Vec::new(),
+        unwritten: BTreeSet::new(),
         waiting: Vec::new(),
         adopting_until: Instant::now() + ADOPTION_DEADLINE,
         generation: 0,
@@ -125,9 +128,11 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
     dispatcher.adopt_all();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(SupervisorError::Signals)?;
+    let mut others = std::pin::pin!(tokio::task::yield_now());
     while !dispatcher.ending {
         dispatcher.serve_waiting();
         let deadline = dispatcher.deadline();
+        let unwritten = !dispatcher.unwritten.is_empty();
         tokio::select! {
             Some(message) = messages.recv() => dispatcher.take(message),
             Some(event) = fabric_events.recv() => dispatcher.of_fabric(event),
@@ -137,9 +142,17 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
                 Err(error) => tracing::warn!(%error, "cannot accept on the control socket"),
             },
             () = tokio::time::sleep_until(deadline.into()) => dispatcher.tick(),
+            // The tasks have their turn first: what was told need not wait for the disk.
+            () = &mut others, if unwritten => {
+                dispatcher.write_one();
+                others.set(tokio::task::yield_now());
+            }
             // The machines live on; the next command's supervisor adopts them.
             _ = terminate.recv() => break,
         }
+    }
+    while !dispatcher.unwritten.is_empty() {
+        dispatcher.write_one();
     }
     Ok(())
 }
@@ -170,15 +183,16 @@ fn reservations(record: &ClusterRecord) -> Vec<Reservation> {
 impl Dispatcher {
     /// Finds what a former supervisor left: living QEMUs, and what became of the others.
     fn adopt_all(&mut self) {
+        let carriers = Carriers::default();
         for name in files::machines(&self.files, &self.record) {
-            self.adopt(&name);
+            self.adopt(&name, &carriers);
         }
         if self.any_alive() {
             self.ensure_uplink();
         }
     }
 
-    fn adopt(&mut self, name: &str) {
+    fn adopt(&mut self, name: &str, carriers: &Carriers) {
         let files = self.files.machine(name);
         self.generation += 1;
         let generation = self.generation;
@@ -188,6 +202,7 @@ impl Dispatcher {
             &self.files.uuid(name),
             &self.boot_id,
             generation,
+            carriers,
         );
         slot.adopt(&self.inbox, &mut self.consoles, &self.fabric);
         self.slots.insert(name.to_owned(), slot);
@@ -390,7 +405,7 @@ impl Dispatcher {
                     self.consoles.restarted(name);
                 }
                 if *change == Change::Running {
-                    self.ensure_uplink();
+                    self.uplink.want();
                 }
                 self.changed(name, *change);
             }
@@ -425,13 +440,21 @@ impl Dispatcher {
         }
     }
 
-    /// Records the machine as it is now and tells the watchers.
+    /// Writes one machine's record. A QEMU is found without it, by its UUID.
+    fn write_one(&mut self) {
+        if let Some(name) = self.unwritten.pop_first()
+            && let Some(slot) = self.slots.get_mut(&name)
+        {
+            slot.persist(&self.boot_id);
+        }
+    }
+
+    /// Tells the watchers of the machine as it is now, and sees to it that it is recorded.
     fn changed(&mut self, name: &str, change: Change) {
-        let boot_id = self.boot_id.clone();
-        let Some(slot) = self.slots.get_mut(name) else {
+        let Some(slot) = self.slots.get(name) else {
             return;
         };
-        slot.persist(&boot_id);
+        self.unwritten.insert(name.to_owned());
         let detail = match change {
             Change::Phase => phase_text(slot.machine.phase()),
             Change::Address => slot

@@ -33,6 +33,8 @@ pub const KILL_DEADLINE: Duration = Duration::from_secs(2);
 pub const UNHEARD_GRACE: Duration = Duration::from_secs(5);
 /// The first pause before a machine is started again by its policy; it doubles.
 pub const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// How the reason of a crash ends when the policy will start the machine again.
+pub const AGAIN: &str = "; will be started again";
 const RESTART_PAUSE_LIMIT: Duration = Duration::from_secs(60);
 /// Begins the reason of a machine whose QEMU hung up.
 const QMP_ENDED: &str = "QMP ended";
@@ -276,8 +278,15 @@ impl Machine {
     }
 
     /// A machine whose living QEMU a new supervisor found; [`Event::Adopted`] comes next.
-    pub fn adopting(restart: Restart, reports: bool, now: Instant) -> Machine {
+    /// `gave_up` is the verdict that a former one had recorded.
+    pub fn adopting(
+        restart: Restart,
+        reports: bool,
+        gave_up: Option<String>,
+        now: Instant,
+    ) -> Machine {
         Machine {
+            gave_up,
             state: State::Starting {
                 deadline: now + GREETING_DEADLINE,
             },
@@ -315,7 +324,7 @@ impl Machine {
                 why,
                 again: Some(_),
             } => {
-                format!("{why}; will be started again")
+                format!("{why}{AGAIN}")
             }
             State::Starting { .. } => String::new(),
             State::Stopping {

@@ -14,6 +14,7 @@ mod proc;
 #[cfg(test)]
 mod tests;
 
+use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -30,7 +31,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 pub use self::child::{SpawnError, Step};
-pub use self::proc::find_by_uuid;
+use self::proc::Carrier;
 
 /// How to start a QEMU.
 #[derive(Debug)]
@@ -233,10 +234,13 @@ pub fn lives(pid: u32, found: u64, uuid: &str) -> bool {
 /// # Errors
 /// [`ProcessError::Signal`] when one cannot be killed, or is not gone at `deadline`.
 pub fn end_by_uuid(uuid: &str, deadline: std::time::Duration) -> Result<(), ProcessError> {
-    let found = find_by_uuid(uuid).map_err(|source| ProcessError::Read { pid: 0, source })?;
-    for (pid, started) in found {
+    let found = proc::carriers().map_err(|source| ProcessError::Read { pid: 0, source })?;
+    for Carrier {
+        pid, start_time, ..
+    } in found.into_iter().filter(|found| found.uuid == uuid)
+    {
         let Ok(pidfd) = open_pidfd(pid) else { continue };
-        if !lives(pid, started, uuid) {
+        if !lives(pid, start_time, uuid) {
             continue;
         }
         send(&pidfd, pid, Signal::SIGKILL, 0)?;
@@ -250,6 +254,22 @@ pub fn end_by_uuid(uuid: &str, deadline: std::time::Duration) -> Result<(), Proc
         }
     }
     Ok(())
+}
+
+/// The processes that carry UUIDs: looked for when first asked after, and once,
+/// because every process of the host is looked at.
+#[derive(Debug, Default)]
+pub struct Carriers(OnceCell<Vec<Carrier>>);
+
+impl Carriers {
+    /// The one that carries `uuid`, if any does: for a machine whose record is torn.
+    pub fn find(&self, uuid: &str) -> Option<Process> {
+        self.0
+            .get_or_init(|| proc::carriers().unwrap_or_default())
+            .iter()
+            .filter(|found| found.uuid == uuid)
+            .find_map(|found| Process::adopt(found.pid, found.start_time, uuid).ok()?)
+    }
 }
 
 impl Process {
@@ -320,14 +340,6 @@ impl Process {
                 Err(_) => std::future::pending().await,
             }
         }
-    }
-
-    /// The one that carries `uuid`, if any does: for a machine whose record is torn.
-    pub fn find(uuid: &str) -> Option<Process> {
-        let found = find_by_uuid(uuid).ok()?;
-        found
-            .into_iter()
-            .find_map(|(pid, started)| Process::adopt(pid, started, uuid).ok()?)
     }
 
     /// Its end, if it came already.

@@ -22,13 +22,13 @@ use crate::state::record::{
 use crate::supervisor::console::ConsoleWatch;
 use crate::supervisor::dispatcher::{chain, phase_text};
 use crate::supervisor::launch::{self, LaunchError};
-use crate::supervisor::machine::{Machine, Restart};
+use crate::supervisor::machine::{AGAIN, Machine, Restart};
 use crate::supervisor::message::{Message, News};
 use crate::supervisor::ports;
-use crate::supervisor::process::{Identity, Launch, Process, SpawnError, spawn};
+use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn};
 use crate::supervisor::protocol::MachineStatus;
 use crate::supervisor::qmp::Qmp;
-use crate::supervisor::watch::{self, Teller};
+use crate::supervisor::watch::{self, Origin, Teller};
 
 /// How long QEMU may take to answer a command of ours.
 const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
@@ -91,6 +91,7 @@ impl Slot {
         uuid: &str,
         boot_id: &str,
         generation: u64,
+        carriers: &Carriers,
     ) -> Slot {
         let (record, damage) = match files::load::<MachineRecord>(&machine_files.record()) {
             Ok(Some(record)) => (Some(record), String::new()),
@@ -115,30 +116,39 @@ impl Slot {
             adopting: false,
             plugged: 0,
         };
-        slot.look(uuid, boot_id);
+        slot.look(uuid, boot_id, carriers);
         slot
     }
 
-    fn look(&mut self, uuid: &str, boot_id: &str) {
+    fn look(&mut self, uuid: &str, boot_id: &str, carriers: &Carriers) {
         let (restart, reports) = self.policy();
         // A torn run record is as none: the process is then found by its uuid.
         let run = files::load::<RunRecord>(&self.files.run()).ok().flatten();
         let this_boot = run.as_ref().is_none_or(|run| run.boot_id == boot_id);
-        if this_boot {
-            let recorded = run.as_ref().and_then(|run| run.process.as_ref());
-            self.found = recorded
-                .and_then(|process| Process::adopt(process.pid, process.start_time, uuid).ok()?)
-                .or_else(|| Process::find(uuid));
-        }
+        let recorded = run.as_ref().filter(|_| this_boot);
+        // The record may be of the boot before: the supervisor was killed before it wrote anew.
+        self.found = recorded
+            .and_then(|run| run.process.as_ref())
+            .and_then(|process| Process::adopt(process.pid, process.start_time, uuid).ok()?)
+            .or_else(|| carriers.find(uuid));
         self.machine = match (&run, &self.found) {
-            (_, Some(_)) => Machine::adopting(restart, reports, Instant::now()),
+            (_, Some(_)) => {
+                let gave_up = recorded
+                    .filter(|run| run.state == StateRecord::Failed)
+                    .map(|run| run.reason.clone());
+                Machine::adopting(restart, reports, gave_up, Instant::now())
+            }
             (None, None) => Machine::stopped(restart, reports, String::new()),
             (Some(_), None) if !this_boot => {
                 Machine::stopped(restart, reports, "host rebooted".to_owned())
             }
             (Some(run), None) => match run.state {
                 StateRecord::Stopped => Machine::stopped(restart, reports, run.reason.clone()),
-                StateRecord::Crashed => Machine::crashed(restart, reports, run.reason.clone()),
+                StateRecord::Crashed => {
+                    // Its supervisor is gone, and with it the plan to start it again.
+                    let why = run.reason.strip_suffix(AGAIN).unwrap_or(&run.reason);
+                    Machine::crashed(restart, reports, why.to_owned())
+                }
                 StateRecord::Stopping => Machine::stopped(restart, reports, String::new()),
                 StateRecord::Starting
                 | StateRecord::Running
@@ -153,7 +163,7 @@ impl Slot {
                 ),
             },
         };
-        if let (Some(run), Some(_)) = (run, &self.found) {
+        if let (Some(run), Some(_)) = (run.filter(|_| this_boot), &self.found) {
             self.seen = run.seen;
             self.started_at = run.started_at;
             self.kept_report = run.report;
@@ -174,17 +184,29 @@ impl Slot {
         }
     }
 
-    /// Takes the record as it is on the disk now; only for a machine that is not alive.
+    /// Takes the record as it is on the disk now. A machine that is alive takes only its policy:
+    /// the rest holds from its next start on.
     pub(super) fn reload(&mut self) {
-        match files::load::<MachineRecord>(&self.files.record()) {
-            Ok(Some(record)) => {
-                self.record = Some(record);
-                let (restart, reports) = self.policy();
-                self.machine.set_policy(restart, reports);
+        let found = files::load::<MachineRecord>(&self.files.record());
+        if self.machine.is_alive() {
+            if let (Ok(Some(new)), Some(record)) = (found, &mut self.record) {
+                record.restart = new.restart;
             }
-            Ok(None) => self.damage = "its record is missing".to_owned(),
-            Err(error) => self.damage = chain(&error),
+        } else {
+            self.record = match found {
+                Ok(Some(record)) => Some(record),
+                Ok(None) => {
+                    self.damage = "its record is missing".to_owned();
+                    None
+                }
+                Err(error) => {
+                    self.damage = chain(&error);
+                    None
+                }
+            };
         }
+        let (restart, reports) = self.policy();
+        self.machine.set_policy(restart, reports);
     }
 
     pub(super) fn is_damaged(&self) -> bool {
@@ -219,7 +241,7 @@ impl Slot {
             );
         }
         self.adopting = true;
-        self.attend(process, inbox, fabric);
+        self.attend(process, Origin::Found, inbox, fabric);
     }
 
     pub(super) fn is_adopting(&self) -> bool {
@@ -283,7 +305,7 @@ impl Slot {
         };
         self.started_at = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         consoles.add_at_end(&self.name, &self.files.console_log());
-        self.attend(process, inbox, fabric);
+        self.attend(process, Origin::Started, inbox, fabric);
         Ok(())
     }
 
@@ -297,7 +319,13 @@ impl Slot {
     }
 
     /// Watches a living QEMU: process, QMP, report port; and plugs its NIC in.
-    fn attend(&mut self, process: Process, inbox: &mpsc::Sender<Message>, fabric: &Arc<Fabric>) {
+    fn attend(
+        &mut self,
+        process: Process,
+        origin: Origin,
+        inbox: &mpsc::Sender<Message>,
+        fabric: &Arc<Fabric>,
+    ) {
         let teller = Teller {
             name: self.name.clone(),
             generation: self.generation,
@@ -305,8 +333,11 @@ impl Slot {
         };
         let process = Arc::new(process);
         self.process = Some(process.clone());
-        self.tasks
-            .push(watch::qmp(teller.clone(), self.files.socket(Socket::Qmp)));
+        self.tasks.push(watch::qmp(
+            teller.clone(),
+            self.files.socket(Socket::Qmp),
+            origin,
+        ));
         self.tasks.push(watch::reports(
             teller.clone(),
             self.files.socket(Socket::Report),
@@ -416,7 +447,8 @@ impl Slot {
 
     /// Writes the run record when it differs from the one on the disk.
     pub(super) fn persist(&mut self, boot_id: &str) {
-        if self.is_damaged() {
+        // One that has not answered yet is as its former supervisor recorded it.
+        if self.is_damaged() || self.is_adopting() {
             return;
         }
         let run = RunRecord {

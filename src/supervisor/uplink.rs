@@ -25,6 +25,8 @@ use crate::supervisor::watch;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
+/// Between the first machine that runs and the uplink.
+const AFTER_START: Duration = Duration::from_millis(200);
 
 /// The uplink of one cluster.
 #[derive(Debug)]
@@ -65,6 +67,14 @@ impl Uplink {
     /// When it is to be started again.
     pub(super) fn deadline(&self) -> Option<Instant> {
         self.again
+    }
+
+    /// A machine runs, and its guest will want one. Not yet: whoever waits for machines to run
+    /// comes first, and no guest boots in so short a time.
+    pub(super) fn want(&mut self) {
+        if self.process.is_none() {
+            self.again.get_or_insert(Instant::now() + AFTER_START);
+        }
     }
 
     /// Sees to it that there is one: that of a former supervisor, or a new one.

@@ -85,10 +85,19 @@ pub(super) fn last_line(log: &std::path::Path) -> Option<String> {
     Some(line.trim().to_owned())
 }
 
+/// Whose QEMU is to be talked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Just started, and told to wait before it runs the vCPUs.
+    Started,
+    /// Of a former supervisor; it may be in any state.
+    Found,
+}
+
 /// Connects to QMP, tells how it found QEMU, and then passes on what QEMU says.
-pub(super) fn qmp(teller: Teller, socket: PathBuf) -> JoinHandle<()> {
+pub(super) fn qmp(teller: Teller, socket: PathBuf, origin: Origin) -> JoinHandle<()> {
     tokio::spawn(async move {
-        if let Err(error) = speak(&teller, &socket).await {
+        if let Err(error) = speak(&teller, &socket, origin).await {
             teller.event(lost(&error)).await;
         }
     })
@@ -104,16 +113,21 @@ pub(super) fn lost(error: &QmpError) -> Event {
     }
 }
 
-async fn speak(teller: &Teller, socket: &std::path::Path) -> Result<(), QmpError> {
+async fn speak(teller: &Teller, socket: &std::path::Path, origin: Origin) -> Result<(), QmpError> {
     let read = |source| QmpError::Read {
         source: Arc::new(source),
     };
     let stream = stream(socket).map_err(read)?;
     let deadline = Instant::now() + GREETING_DEADLINE;
     let (qmp, mut events) = Qmp::connect(stream, deadline.into()).await?;
-    let found = qmp.execute(query_status {}, deadline.into()).await?;
-    let fresh = matches!(found.status, RunState::prelaunch | RunState::inmigrate);
-    let status = (!fresh).then(|| run_status(found.status));
+    let status = match origin {
+        Origin::Started => None,
+        Origin::Found => {
+            let found = qmp.execute(query_status {}, deadline.into()).await?;
+            let fresh = matches!(found.status, RunState::prelaunch | RunState::inmigrate);
+            (!fresh).then(|| run_status(found.status))
+        }
+    };
     let greeted = News::Qmp {
         qmp: qmp.clone(),
         status,

@@ -7,6 +7,7 @@ use tokio::sync::mpsc;
 use super::{Dispatcher, chain, load_cluster, reservations};
 use crate::supervisor::machine::Event;
 use crate::supervisor::message::Reply;
+use crate::supervisor::process::Carriers;
 use crate::supervisor::protocol::{Answer, ClusterStatus, MachineStatus, Request};
 use crate::supervisor::slot::Slot;
 
@@ -26,14 +27,14 @@ impl Dispatcher {
                 Err(why) => Answer::Refused { why },
             },
             Request::Start { machines } => match self.reload() {
-                Ok(()) => self.for_each(&machines, |_| Event::StartAsked),
+                Ok(()) => self.for_each(&machines, &Event::StartAsked),
                 Err(why) => Answer::Refused { why },
             },
             Request::Stop { machines, grace_ms } => {
                 let grace = Duration::from_millis(grace_ms);
-                self.for_each(&machines, |_| Event::StopAsked { grace })
+                self.for_each(&machines, &Event::StopAsked { grace })
             }
-            Request::Kill { machines } => self.for_each(&machines, |_| Event::KillAsked),
+            Request::Kill { machines } => self.for_each(&machines, &Event::KillAsked),
             Request::Pause { machines } => self.vcpus(&machines, Slot::send_stop),
             Request::Resume { machines } => self.vcpus(&machines, Slot::send_resume),
             Request::Forget { machines } => self.forget(&machines),
@@ -65,18 +66,16 @@ impl Dispatcher {
         let _ = replies.try_send(Reply::Line(answer));
     }
 
-    fn for_each(&mut self, machines: &[String], event: impl Fn(&str) -> Event) -> Answer {
+    fn for_each(&mut self, machines: &[String], event: &Event) -> Answer {
         if let Some(missing) = machines.iter().find(|name| !self.slots.contains_key(*name)) {
             return unknown(missing);
         }
         for name in machines {
-            if self.slots[name].is_damaged() {
-                if let Some(slot) = self.slots.get_mut(name) {
-                    slot.kill();
-                }
+            // What a damaged one would be started with is not known; its state says so.
+            if *event == Event::StartAsked && self.slots[name].is_damaged() {
                 continue;
             }
-            self.feed(name, event(name));
+            self.feed(name, event.clone());
         }
         Answer::Done
     }
@@ -96,16 +95,16 @@ impl Dispatcher {
         Answer::Done
     }
 
-    /// Reads the records again; machines that are alive keep theirs.
+    /// Reads the records again; machines that are alive take only their policy.
     fn reload(&mut self) -> Result<(), String> {
         let record = load_cluster(&self.files).map_err(|error| chain(&error))?;
         self.fabric.set_machines(reservations(&record));
         self.record = record;
+        let carriers = Carriers::default();
         for name in self.record.machines.clone() {
             match self.slots.get_mut(&name) {
-                Some(slot) if slot.machine.is_alive() => {}
                 Some(slot) => slot.reload(),
-                None => self.adopt(&name),
+                None => self.adopt(&name, &carriers),
             }
         }
         Ok(())

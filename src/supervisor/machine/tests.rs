@@ -94,7 +94,7 @@ fn a_machine_whose_resume_was_lost_among_events_runs_all_the_same() {
 #[test]
 fn a_report_that_comes_in_before_qmp_answers_is_kept() {
     let now = Instant::now();
-    let mut machine = Machine::adopting(Restart::No, true, now);
+    let mut machine = Machine::adopting(Restart::No, true, None, now);
     let _ = machine.on(now, Event::Reported(report()));
     let status = RunStatus::Running;
     let report = None;

@@ -6,13 +6,22 @@ use std::io::{self, Read};
 /// Longer command lines than ours ever are; so much of one is looked at.
 const CMDLINE: u64 = 1024 * 1024;
 
-/// The processes whose command line holds `-uuid` and this UUID, as pid and
-/// start time: the machine's QEMU, when no record says which it is. To be
-/// adopted before anything is done to them.
+/// A process whose command line holds `-uuid`: a machine's QEMU, when no record
+/// says which it is. To be adopted before anything is done to it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Carrier {
+    pub(super) uuid: String,
+    pub(super) pid: u32,
+    /// Field 22 of `/proc/PID/stat`.
+    pub(super) start_time: u64,
+}
+
+/// All of them, whoever's they are. A look at every process of the host, so to
+/// be had once for all machines.
 ///
 /// # Errors
 /// When /proc cannot be listed.
-pub fn find_by_uuid(uuid: &str) -> io::Result<Vec<(u32, u64)>> {
+pub(super) fn carriers() -> io::Result<Vec<Carrier>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(entry) = entry else { continue };
@@ -24,10 +33,14 @@ pub fn find_by_uuid(uuid: &str) -> io::Result<Vec<(u32, u64)>> {
             continue;
         };
         // Processes come and go while we look.
-        if has_uuid(pid, uuid).unwrap_or(false)
+        if let Ok(Some(uuid)) = uuid_of(pid)
             && let Ok(start_time) = start_time(pid)
         {
-            found.push((pid, start_time));
+            found.push(Carrier {
+                uuid,
+                pid,
+                start_time,
+            });
         }
     }
     Ok(found)
@@ -53,16 +66,22 @@ fn parse_start_time(stat: &[u8]) -> Option<u64> {
 }
 
 pub(super) fn has_uuid(pid: u32, uuid: &str) -> io::Result<bool> {
+    Ok(uuid_of(pid)?.is_some_and(|found| found == uuid))
+}
+
+fn uuid_of(pid: u32) -> io::Result<Option<String>> {
     let mut line = Vec::new();
     File::open(format!("/proc/{pid}/cmdline"))?
         .take(CMDLINE)
         .read_to_end(&mut line)?;
-    Ok(names_uuid(&line, uuid))
+    Ok(named_uuid(&line).map(str::to_owned))
 }
 
-fn names_uuid(cmdline: &[u8], uuid: &str) -> bool {
+/// The argument after the first `-uuid`.
+fn named_uuid(cmdline: &[u8]) -> Option<&str> {
     let mut arguments = cmdline.split(|&byte| byte == 0);
-    arguments.any(|argument| argument == b"-uuid") && arguments.next() == Some(uuid.as_bytes())
+    arguments.find(|argument| *argument == b"-uuid")?;
+    str::from_utf8(arguments.next()?).ok()
 }
 
 #[cfg(test)]
@@ -81,8 +100,9 @@ mod tests {
     #[test]
     fn a_uuid_counts_only_as_the_whole_argument_after_its_option() {
         let uuid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
-        let check =
-            |line: &str, want| assert_eq!(names_uuid(line.as_bytes(), uuid), want, "{line:?}");
+        let check = |line: &str, want| {
+            assert_eq!(named_uuid(line.as_bytes()) == Some(uuid), want, "{line:?}")
+        };
         check(&format!("qemu\0-uuid\0{uuid}\0-S\0"), true);
         check(&format!("qemu\0-name\0{uuid}\0-uuid\0"), false);
         check(&format!("qemu\0-uuid {uuid}\0"), false);

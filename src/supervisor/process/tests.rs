@@ -254,8 +254,10 @@ async fn only_the_very_same_process_is_adopted() {
             .unwrap()
             .is_none()
     );
-    assert_eq!(find_by_uuid(UUID).unwrap(), [(pid, start_time)]);
-    assert_eq!(find_by_uuid(other).unwrap(), []);
+    let carriers = Carriers::default();
+    let found = carriers.find(UUID).unwrap();
+    assert_eq!((found.pid(), found.start_time()), (pid, start_time));
+    assert!(carriers.find(other).is_none());
 
     let adopted = Process::adopt(pid, start_time, UUID).unwrap().unwrap();
     adopted.kill().unwrap();

@@ -6,6 +6,8 @@ use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::support::run::run;
 
 /// The first build downloads packages; later ones are a look into the cache.
@@ -51,22 +53,12 @@ impl Guest {
         }
     }
 
-    /// The spec's `image:`, with `more` of its keys.
-    pub(crate) fn image(&self, more: &[(&str, &str)]) -> String {
-        let mut image = serde_json::json!({
+    /// The spec's `image:`, with these words at the end of the kernel's command line.
+    pub(crate) fn image(&self, more: &str) -> Value {
+        serde_json::json!({
             "kernel": self.kernel,
             "initrd": self.initrd,
-            "cmdline": self.cmdline,
-        });
-        for (key, value) in more {
-            let before = image[key].as_str().unwrap_or_default();
-            // More of the kernel's arguments; all else is a value of its own.
-            image[key] = if *key == "cmdline" {
-                format!("{before} {value}").into()
-            } else {
-                (*value).into()
-            };
-        }
-        image.to_string()
+            "cmdline": format!("{} {more}", self.cmdline).trim_end(),
+        })
     }
 }

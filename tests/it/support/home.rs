@@ -113,6 +113,16 @@ impl Home {
         fs::write(self.folder.path().join(name), text).unwrap();
     }
 
+    /// The spec, whose text may be JSON because that is YAML too.
+    pub(crate) fn write_spec(&self, image: &Value, machines: &Value) {
+        let spec = serde_json::json!({
+            "cluster": self.cluster.name(),
+            "image": image,
+            "machines": machines,
+        });
+        self.write("kiln.yaml", spec.to_string());
+    }
+
     /// A copy that everybody may read, beside the spec.
     pub(crate) fn copy(&self, from: &Path) -> PathBuf {
         let to = self.folder.path().join(from.file_name().unwrap());
