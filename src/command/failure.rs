@@ -126,6 +126,24 @@ impl From<StageError> for Error {
 
 impl From<ClientError> for Error {
     fn from(error: ClientError) -> Error {
-        Error::from_source(Exit::Failed, &error)
+        let hint = match &error {
+            ClientError::NoCluster { .. } => {
+                return Error::from_source(Exit::Unknown, &error)
+                    .hint("`kiln ls` lists the clusters; `kiln up` makes the one of your spec");
+            }
+            ClientError::Gone { .. } => {
+                "the machines run on; the next command starts another supervisor"
+            }
+            ClientError::Silent { .. } | ClientError::Nonsense { .. } => {
+                "the machines run on; `kiln logs --supervisor` shows what it said last"
+            }
+            ClientError::Lock { .. }
+            | ClientError::Connect { .. }
+            | ClientError::Folder { .. }
+            | ClientError::Listen { .. }
+            | ClientError::Spawn { .. }
+            | ClientError::Refused { .. } => return Error::from_source(Exit::Failed, &error),
+        };
+        Error::from_source(Exit::Failed, &error).hint(hint)
     }
 }

@@ -24,7 +24,7 @@ use crate::supervisor::control;
 use crate::supervisor::diagnose::{Finding, FindingKind};
 use crate::supervisor::machine::{Change, Effect, Event, Phase};
 use crate::supervisor::message::{Message, News, Reply};
-use crate::supervisor::process::Identity;
+use crate::supervisor::process::{Identity, Process};
 use crate::supervisor::protocol::{Answer, Notice, Request};
 use crate::supervisor::slot::Slot;
 use crate::supervisor::uplink::Uplink;
@@ -172,6 +172,12 @@ impl Dispatcher {
     fn adopt_all(&mut self) {
         for name in self.record.machines.clone() {
             self.adopt(&name);
+        }
+        // An `up` that was killed may have struck a machine off the record and not ended it.
+        for name in files::names_in(&self.files.machines()) {
+            if !self.slots.contains_key(&name) && Process::find(&self.files.uuid(&name)).is_some() {
+                self.adopt(&name);
+            }
         }
         if self.any_alive() {
             self.ensure_uplink();

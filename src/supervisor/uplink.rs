@@ -84,11 +84,16 @@ impl Uplink {
             Some(process) => Ok(process),
             None => self.start(machine, identity),
         };
-        let attached = started.and_then(|process| {
-            let stream = watch::stream(&self.files.socket(Socket::Nic))
-                .map_err(|error| error.to_string())?;
-            Ok((process, stream))
-        });
+        let attached =
+            started.and_then(
+                |process| match watch::stream(&self.files.socket(Socket::Nic)) {
+                    Ok(stream) => Ok((process, stream)),
+                    Err(error) => {
+                        discard(process);
+                        Err(error.to_string())
+                    }
+                },
+            );
         match attached {
             Ok((process, stream)) => {
                 fabric.attach_uplink(stream);
@@ -180,6 +185,14 @@ impl Uplink {
             tracing::debug!(%error, "the uplink is gone already");
         }
     }
+}
+
+/// Ends one that is of no use, and takes its zombie away.
+fn discard(process: Process) {
+    if let Err(error) = process.kill() {
+        tracing::debug!(%error, "the uplink is gone already");
+    }
+    drop(tokio::spawn(async move { process.exited().await }));
 }
 
 fn attend(

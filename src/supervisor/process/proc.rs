@@ -2,6 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+
+use nix::unistd::geteuid;
 
 /// Longer command lines than ours ever are; so much of one is looked at.
 const CMDLINE: u64 = 1024 * 1024;
@@ -13,6 +16,8 @@ const CMDLINE: u64 = 1024 * 1024;
 /// # Errors
 /// When /proc cannot be listed.
 pub fn find_by_uuid(uuid: &str) -> io::Result<Vec<(u32, u64)>> {
+    let ours = geteuid().as_raw();
+    let root = ours == 0;
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(entry) = entry else { continue };
@@ -23,8 +28,10 @@ pub fn find_by_uuid(uuid: &str) -> io::Result<Vec<(u32, u64)>> {
         else {
             continue;
         };
-        // Processes come and go while we look.
-        if has_uuid(pid, uuid).unwrap_or(false)
+        // Processes come and go while we look. Another user's is not ours, whatever it calls itself:
+        // our QEMUs run as we do, and as another user only where we are root.
+        if (root || entry.metadata().is_ok_and(|found| found.uid() == ours))
+            && has_uuid(pid, uuid).unwrap_or(false)
             && let Ok(start_time) = start_time(pid)
         {
             found.push((pid, start_time));
