@@ -73,7 +73,9 @@ impl From<PlanError> for Error {
             | PlanError::PortTaken { .. }
             | PlanError::NoPort { .. }
             | PlanError::SubnetTaken { .. } => Exit::Host,
-            PlanError::ForeignKvm { .. } | PlanError::Address(_) => Exit::Spec,
+            PlanError::ForeignKvm { .. }
+            | PlanError::Address(_)
+            | PlanError::DiskShrinks { .. } => Exit::Spec,
             PlanError::SubnetMoved { .. } => Exit::Unsafe,
             PlanError::Record { .. } | PlanError::Damaged { .. } | PlanError::NoImage { .. } => {
                 Exit::Failed
@@ -91,6 +93,9 @@ impl From<PlanError> for Error {
             PlanError::PortTaken { machine, port } => told.hint(format!(
                 "stop what listens on port {port}, or give `{machine}` another one, or write `\":GUEST\"` for a free one"
             )),
+            PlanError::DiskShrinks { .. } => {
+                told.hint("a disk never shrinks: leave `disk` out, or ask for more")
+            }
             PlanError::SubnetMoved { .. } => told.hint("`kiln down` first, then `kiln up`"),
             PlanError::SubnetTaken { .. } => {
                 told.hint("leave `network.subnet` out, and a free one is chosen")
