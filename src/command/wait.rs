@@ -11,6 +11,7 @@ use crate::host::timing::stretched_for_tcg;
 use crate::report::progress::Step;
 use crate::report::view::progress_text;
 use crate::state::record::{AccelRecord, MachineRecord, StateRecord};
+use crate::supervisor::console::last_line;
 use crate::supervisor::machine::AGAIN;
 use crate::supervisor::protocol::MachineStatus;
 
@@ -151,9 +152,7 @@ fn outcome(made: &Made, status: &MachineStatus, goal: Goal) -> Outcome {
         (Goal::Stopped, _) => Outcome::Pending,
         (_, StateRecord::Failed | StateRecord::Damaged | StateRecord::Stopped) => Outcome::Lost,
         // The policy may start it again; the reason says so.
-        (_, StateRecord::Crashed) if status.reason.ends_with(AGAIN) => {
-            Outcome::Pending
-        }
+        (_, StateRecord::Crashed) if status.reason.ends_with(AGAIN) => Outcome::Pending,
         (_, StateRecord::Crashed) => Outcome::Lost,
         (Goal::Running | Goal::Address | Goal::Ready, StateRecord::Ready) => Outcome::Reached,
         (Goal::Running, StateRecord::Running | StateRecord::Paused) => Outcome::Reached,
@@ -221,7 +220,7 @@ fn timeout_error(made: &Made, pending: &[&MachineStatus], goal: Goal, timeout: D
             status.state.word(),
             status.phase
         );
-        if let Some(line) = super::logs::last_line(&files.console_log()) {
+        if let Some(line) = last_line(&files.console_log()) {
             cause.push_str(&format!("; its console ends with: {line}"));
         }
         error = error.cause(cause);

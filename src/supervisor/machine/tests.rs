@@ -180,6 +180,20 @@ fn a_reset_takes_back_the_report_and_a_loop_of_resets_is_a_failure() {
 }
 
 #[test]
+fn a_verdict_outlives_the_supervisor_that_found_it() {
+    let now = Instant::now();
+    let gave_up = Some("Ignition failed".to_owned());
+    let mut machine = Machine::adopting(Restart::No, true, gave_up, now);
+    let adopted = Event::Adopted {
+        status: RunStatus::Running,
+        report: None,
+    };
+    drop(machine.on(now, adopted));
+    assert_eq!(machine.state(), StateRecord::Failed);
+    assert_eq!(machine.reason(), "Ignition failed");
+}
+
+#[test]
 fn a_start_during_a_stop_is_done_after_it() {
     let now = Instant::now();
     let mut machine = ready(now, Restart::No);
