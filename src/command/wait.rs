@@ -151,9 +151,7 @@ fn outcome(made: &Made, status: &MachineStatus, goal: Goal) -> Outcome {
         (Goal::Stopped, _) => Outcome::Pending,
         (_, StateRecord::Failed | StateRecord::Damaged | StateRecord::Stopped) => Outcome::Lost,
         // The policy may start it again; the reason says so.
-        (_, StateRecord::Crashed) if status.reason.ends_with(AGAIN) => {
-            Outcome::Pending
-        }
+        (_, StateRecord::Crashed) if status.reason.ends_with(AGAIN) => Outcome::Pending,
         (_, StateRecord::Crashed) => Outcome::Lost,
         (Goal::Running | Goal::Address | Goal::Ready, StateRecord::Ready) => Outcome::Reached,
         (Goal::Running, StateRecord::Running | StateRecord::Paused) => Outcome::Reached,
