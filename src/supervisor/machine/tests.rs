@@ -71,6 +71,21 @@ fn a_guest_that_obeys_is_not_waited_for_any_longer() {
 }
 
 #[test]
+fn a_report_that_comes_before_qmp_to_an_adopter_is_kept() {
+    let now = Instant::now();
+    let mut machine = Machine::adopting(Restart::OnFailure, true, None, now);
+    let _ = machine.on(now, Event::Reported(report()));
+    let _ = machine.on(
+        now,
+        Event::Adopted {
+            status: RunStatus::Running,
+            report: None,
+        },
+    );
+    assert_eq!(machine.state(), StateRecord::Ready);
+}
+
+#[test]
 fn a_ready_machine_that_dies_is_started_again_with_growing_pauses() {
     let mut now = Instant::now();
     let mut machine = ready(now, Restart::OnFailure);
