@@ -83,9 +83,11 @@ pub fn collect(
         inventory.taken_ports.extend(record.ports);
     }
     if let Some(record) = &record {
-        for machine in files::machines(&ours, record) {
-            if let Some(known) = known(&ours, &machine, &host.boot_id) {
-                inventory.machines.insert(machine, known);
+        // Also those that an `up` had struck off the record when it was killed, and not yet ended.
+        let made = files::names_in(&ours.machines());
+        for machine in made.iter().chain(&record.machines) {
+            if let Some(known) = known(&ours, machine, &host.boot_id) {
+                inventory.machines.insert(machine.clone(), known);
             }
         }
     }
@@ -96,17 +98,10 @@ pub fn collect(
 
 /// The names of all clusters that have a ledger: those that anything was made for.
 pub fn cluster_names(roots: &Roots) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(roots.clusters()) else {
-        return Vec::new();
-    };
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| {
-            let name = entry.ok()?.file_name().into_string().ok()?;
-            Some(name.strip_suffix(".ledger")?.to_owned())
-        })
-        .collect();
-    names.sort();
-    names
+    files::names_in(&roots.clusters())
+        .iter()
+        .filter_map(|name| Some(name.strip_suffix(".ledger")?.to_owned()))
+        .collect()
 }
 
 /// What the files say of a machine, and whether its QEMU lives. `None` when it has no record: an

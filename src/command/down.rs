@@ -39,8 +39,16 @@ pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
         Err(error) if error.is_newer() => return session.record(&files).map(drop),
         Ok(None) | Err(_) => {}
     }
-    take_down(session, &files, args.timeout, lock)?;
+    take_down(session, &files, args.timeout)?;
+    lock.remove();
     told(session, &name, "all of it is gone")
+}
+
+/// Removes the locks of a cluster of which nothing else is left.
+pub(super) fn remove_locks(files: &ClusterFiles, lock: Lock) -> Result<(), Error> {
+    Lock::take(&files.spawn_lock())?.remove();
+    lock.remove();
+    Ok(())
 }
 
 fn told(session: &Session<'_>, name: &str, outcome: &str) -> Result<(), Error> {
@@ -55,23 +63,22 @@ pub(super) fn take_down(
     session: &Session<'_>,
     files: &ClusterFiles,
     grace: Option<Duration>,
-    lock: Lock,
 ) -> Result<(), Error> {
-    match session.record(files) {
+    let client = match session.record(files) {
         Ok(Some(record)) => {
             let made = Made {
                 files: files.clone(),
                 record,
             };
-            stop_all(session, &made, grace)?;
+            stop_all(session, &made, grace)?
         }
-        // No supervisor can be started for a torn record, but one may have read it when it was
-        // whole. Without one, QEMUs are found by their uuid.
-        Ok(None) | Err(_) => {
-            if let Some(client) = Client::find(files) {
-                end_all(&client, files)?;
-            }
-        }
+        // It has no record, or a torn one; a supervisor may hold its machines all the same.
+        Ok(None) | Err(_) => kill_all(files)?,
+    };
+    // No other command may start a supervisor for what is being removed.
+    let spawning = Lock::take(&files.spawn_lock())?;
+    if let Some(client) = client {
+        client.end()?;
     }
     end_strays(files)?;
     ledger::take_down(&files.ledger(), &session.roots).map_err(|errors| {
@@ -84,13 +91,7 @@ pub(super) fn take_down(
         }
         error.hint("remove what is in the way, then run `kiln down` again")
     })?;
-    remove_locks(files, lock)
-}
-
-/// Removes the locks of a cluster of which nothing is left.
-pub(super) fn remove_locks(files: &ClusterFiles, lock: Lock) -> Result<(), Error> {
-    Lock::take(&files.spawn_lock())?.remove();
-    lock.remove();
+    spawning.remove();
     Ok(())
 }
 
@@ -101,49 +102,59 @@ fn describe(error: &StateError) -> String {
     }
 }
 
-fn stop_all(session: &Session<'_>, made: &Made, grace: Option<Duration>) -> Result<(), Error> {
+/// Stops all machines, and gives the supervisor that then has nothing to do.
+fn stop_all(
+    session: &Session<'_>,
+    made: &Made,
+    grace: Option<Duration>,
+) -> Result<Option<Client>, Error> {
     let client = match Client::reach(&made.files) {
         Ok(client) => client,
         Err(error) => {
             tracing::warn!(%error, "no supervisor; its machines are ended without being asked");
-            return Ok(());
+            return Ok(None);
         }
     };
-    let names: Vec<String> = match client.status() {
-        Ok(status) => status
-            .machines
-            .into_iter()
-            .map(|machine| machine.name)
-            .collect(),
-        Err(error) => {
-            tracing::warn!(%error, "the supervisor does not answer");
-            return Ok(());
-        }
+    let Some(names) = names(&client) else {
+        return Ok(None);
     };
     power::stop_and_wait(session, &client, made, &names, grace)?;
-    client.end()?;
-    Ok(())
+    Ok(Some(client))
 }
 
-fn end_all(client: &Client, files: &ClusterFiles) -> Result<(), Error> {
-    let machines = client.status()?.machines;
-    let names: Vec<String> = machines.into_iter().map(|machine| machine.name).collect();
-    power::kill_and_forget(client, files.name(), &names)?;
-    client.end()?;
-    Ok(())
+/// Ends all machines of a supervisor that lives, and gives it.
+fn kill_all(files: &ClusterFiles) -> Result<Option<Client>, Error> {
+    let Some(client) = Client::find(files) else {
+        return Ok(None);
+    };
+    let Some(names) = names(&client) else {
+        return Ok(None);
+    };
+    power::kill_and_forget(&client, files, &names)?;
+    Ok(Some(client))
+}
+
+fn names(client: &Client) -> Option<Vec<String>> {
+    match client.status() {
+        Ok(status) => Some(
+            status
+                .machines
+                .into_iter()
+                .map(|machine| machine.name)
+                .collect(),
+        ),
+        Err(error) => {
+            tracing::warn!(%error, "the supervisor does not answer");
+            None
+        }
+    }
 }
 
 /// Kills what still runs with a uuid of this cluster: QEMUs of torn records, the uplink.
-fn end_strays(files: &ClusterFiles) -> Result<(), Error> {
-    let mut uuids = vec![files.uplink_uuid()];
-    if let Ok(machines) = std::fs::read_dir(files.machines()) {
-        uuids.extend(
-            machines
-                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-                .map(|name| files.uuid(&name)),
-        );
-    }
-    for uuid in uuids {
+fn end_strays(cluster: &ClusterFiles) -> Result<(), Error> {
+    let machines = files::names_in(&cluster.machines());
+    let machines = machines.iter().map(|name| cluster.uuid(name));
+    for uuid in machines.chain([cluster.uplink_uuid()]) {
         process::end_by_uuid(&uuid, KILL_DEADLINE)
             .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     }

@@ -16,30 +16,6 @@ use crate::state::record::{ClusterRecord, MachineRecord};
 use crate::supervisor::machine::KILL_DEADLINE;
 use crate::supervisor::process;
 
-/// Clusters of which there is a lock and nothing else: an `up` was killed at its first step.
-fn begun(session: &Session<'_>) -> Vec<String> {
-    let entries = std::fs::read_dir(session.roots.clusters());
-    let names = entries.into_iter().flatten().filter_map(|entry| {
-        let name = entry.ok()?.file_name().into_string().ok()?;
-        let name = name.strip_suffix(".lock")?;
-        let is_alone = !session.roots.cluster(name).ledger().exists();
-        is_alone.then(|| name.to_owned())
-    });
-    names.collect()
-}
-
-/// Ends a machine that no record names.
-fn end(files: &ClusterFiles, name: &str) -> Result<(), Error> {
-    if let Some(client) = Client::find(files) {
-        let known = client.status()?.machines;
-        if known.iter().any(|machine| machine.name == name) {
-            power::kill_and_forget(&client, files.name(), &[name.to_owned()])?;
-        }
-    }
-    process::end_by_uuid(&files.uuid(name), KILL_DEADLINE)
-        .map_err(|error| Error::from_source(Exit::Failed, &error))
-}
-
 #[derive(Debug, Default, Serialize)]
 struct Collected {
     /// Clusters that were begun and never recorded.
@@ -48,6 +24,27 @@ struct Collected {
     folders: Vec<PathBuf>,
     /// Clusters that another kiln is at; they were left alone.
     busy: Vec<String>,
+}
+
+/// Clusters of which there is a lock and nothing else: an `up` was killed at its first step.
+fn begun(session: &Session<'_>) -> Vec<String> {
+    files::names_in(&session.roots.clusters())
+        .iter()
+        .filter_map(|name| name.strip_suffix(".lock"))
+        .filter(|name| !session.roots.cluster(name).ledger().exists())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Ends a machine that no record names, should it run, and removes what is left of it.
+fn end(files: &ClusterFiles, name: &str) -> Result<(), Error> {
+    if let Some(client) = Client::find(files) {
+        power::kill_and_forget(&client, files, &[name.to_owned()])?;
+    }
+    process::end_by_uuid(&files.uuid(name), KILL_DEADLINE)
+        .map_err(|error| Error::from_source(Exit::Failed, &error))?;
+    stage::remove_machine(&files.machine(name));
+    Ok(())
 }
 
 pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
@@ -61,28 +58,19 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
         match files::load::<ClusterRecord>(&files.record()) {
             // A ledger without a record: an `up` was killed before it had anything to run.
             Ok(None) => {
-                down::take_down(session, &files, None, lock)?;
+                down::take_down(session, &files, None)?;
+                lock.remove();
                 collected.clusters.push(name);
                 continue;
             }
             Ok(Some(record)) => {
-                let entries = std::fs::read_dir(files.machines()).into_iter().flatten();
-                for entry in entries.flatten() {
-                    let Ok(name) = entry.file_name().into_string() else {
-                        continue;
-                    };
-                    if !record.machines.contains(&name) {
-                        // Its removal was broken off, and it may still run.
+                for name in files::names_in(&files.machines()) {
+                    let own = files.machine(&name);
+                    // One that was begun and not finished is made again by `up`.
+                    let unfinished =
+                        matches!(files::load::<MachineRecord>(&own.record()), Ok(None));
+                    if unfinished || !record.machines.contains(&name) {
                         end(&files, &name)?;
-                        stage::remove_machine(&files.machine(&name));
-                        collected.folders.push(entry.path());
-                    }
-                }
-                // One that was begun and not finished: `up` makes it again.
-                for machine in &record.machines {
-                    let own = files.machine(machine);
-                    if matches!(files::load::<MachineRecord>(&own.record()), Ok(None)) {
-                        files::remove_folder(&own.folder)?;
                         collected.folders.push(own.folder);
                     }
                 }

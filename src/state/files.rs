@@ -10,8 +10,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::folder;
-use crate::state::layout::ClusterFiles;
-use crate::state::record::ClusterRecord;
 
 /// The layout of kiln's own files; a record with a higher number is refused, never rewritten.
 pub const SCHEMA: u32 = 1;
@@ -107,18 +105,15 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
     serde_json::from_value(value).map(Some).map_err(damaged)
 }
 
-/// The machines of a cluster: those of its record, then those whose removal was broken off.
-pub fn machines(files: &ClusterFiles, record: &ClusterRecord) -> Vec<String> {
-    let mut names = record.machines.clone();
-    let folder = std::fs::read_dir(files.machines());
-    let mut others: Vec<String> = folder
-        .into_iter()
-        .flatten()
+/// The names of what lies in the folder; none when it cannot be read.
+pub fn names_in(folder: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| !names.contains(name) && files.machine(name).record().exists())
         .collect();
-    others.sort();
-    names.extend(others);
+    names.sort();
     names
 }
 

@@ -106,7 +106,7 @@ impl ClusterFiles {
         self.sockets().join("control.sock")
     }
 
-    /// The folder that has a folder for each machine.
+    /// Has a folder for each machine.
     pub fn machines(&self) -> PathBuf {
         self.folder().join("machines")
     }

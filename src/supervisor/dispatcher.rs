@@ -16,6 +16,7 @@ use kiln_netsetup::fabric::{Fabric, FabricConfig, FabricEvent};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
+use crate::error::in_one_line;
 use crate::state::files::{self, StateError};
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{ClusterRecord, SeenRecord, SourceRecord};
@@ -184,8 +185,20 @@ impl Dispatcher {
     /// Finds what a former supervisor left: living QEMUs, and what became of the others.
     fn adopt_all(&mut self) {
         let carriers = Carriers::default();
-        for name in files::machines(&self.files, &self.record) {
+        for name in self.record.machines.clone() {
             self.adopt(&name, &carriers);
+        }
+        // Also those that were struck off the record by an `up` that has yet to end them.
+        for name in files::names_in(&self.files.machines()) {
+            if !self.slots.contains_key(&name) && self.files.machine(&name).record().exists() {
+                self.adopt(&name, &carriers);
+            }
+        }
+        // An `up` that was killed may have struck a machine off the record and not ended it.
+        for name in files::names_in(&self.files.machines()) {
+            if !self.slots.contains_key(&name) && carriers.find(&self.files.uuid(&name)).is_some() {
+                self.adopt(&name, &carriers);
+            }
         }
         if self.any_alive() {
             self.ensure_uplink();
@@ -428,7 +441,7 @@ impl Dispatcher {
             &self.fabric,
         );
         if let Err(error) = launched {
-            let how = chain(&error);
+            let how = in_one_line(&error);
             // Not now: the machine is told of its end after it has told of its start.
             let message = Message::Machine {
                 name: name.to_owned(),
@@ -497,18 +510,6 @@ impl Dispatcher {
                 .is_ok()
         });
     }
-}
-
-/// An error and its causes in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 pub(super) fn phase_text(phase: &Phase) -> String {

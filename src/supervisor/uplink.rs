@@ -13,11 +13,12 @@ use nix::libc;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
+use crate::error::in_one_line;
 use crate::folder;
 use crate::state::files::{self, SCHEMA};
 use crate::state::layout::{ClusterFiles, MachineFiles, Socket};
 use crate::state::record::{ClusterRecord, MachineRecord, UplinkRecord};
-use crate::supervisor::dispatcher::chain;
+use crate::supervisor::console::last_line;
 use crate::supervisor::launch;
 use crate::supervisor::message::Message;
 use crate::supervisor::process::{Carriers, Exit, Identity, Launch, Process, spawn};
@@ -144,10 +145,10 @@ impl Uplink {
             .parse()
             .map_err(|_| format!("`{}` is no architecture", machine.arch))?;
         let (uplink, handles) = launch::uplink(&self.cluster, arch, &self.uuid, &self.files)
-            .map_err(|error| chain(&error))?;
-        let command = kiln_arch::render_uplink(&uplink).map_err(|error| chain(&error))?;
-        folder::make_private(&self.files.sockets).map_err(|error| chain(&error))?;
-        let fds = launch::open(&handles).map_err(|error| chain(&error))?;
+            .map_err(|error| in_one_line(&error))?;
+        let command = kiln_arch::render_uplink(&uplink).map_err(|error| in_one_line(&error))?;
+        folder::make_private(&self.files.sockets).map_err(|error| in_one_line(&error))?;
+        let fds = launch::open(&handles).map_err(|error| in_one_line(&error))?;
         let stderr = OpenOptions::new()
             .write(true)
             .create(true)
@@ -163,7 +164,7 @@ impl Uplink {
             stderr: stderr.into(),
             identity,
         })
-        .map_err(|error| chain(&error))?;
+        .map_err(|error| in_one_line(&error))?;
         let record = UplinkRecord {
             schema: SCHEMA,
             boot_id: self.boot_id.clone(),
@@ -173,7 +174,7 @@ impl Uplink {
             },
         };
         if let Err(error) = files::save(&self.files.run(), &record) {
-            tracing::error!(error = chain(&error), "the uplink is not recorded");
+            tracing::error!(error = in_one_line(&error), "the uplink is not recorded");
         }
         Ok(process)
     }
@@ -208,7 +209,7 @@ fn attend(
     let log = files.qemu_log();
     drop(tokio::spawn(async move {
         let exit = process.exited().await;
-        let how = match (&exit, watch::last_line(&log)) {
+        let how = match (&exit, last_line(&log)) {
             (Exit::Code(code), None) => format!("status {code}"),
             (Exit::Code(code), Some(line)) => format!("status {code}: {line}"),
             (Exit::Signal(signal), _) => format!("signal {signal}"),
