@@ -92,17 +92,6 @@ fn a_machine_whose_resume_was_lost_among_events_runs_all_the_same() {
 }
 
 #[test]
-fn a_report_that_comes_in_before_qmp_answers_is_kept() {
-    let now = Instant::now();
-    let mut machine = Machine::adopting(Restart::No, true, None, now);
-    let _ = machine.on(now, Event::Reported(report()));
-    let status = RunStatus::Running;
-    let report = None;
-    let _ = machine.on(now, Event::Adopted { status, report });
-    assert_eq!(machine.state(), StateRecord::Ready);
-}
-
-#[test]
 fn a_guest_that_obeys_is_not_waited_for_any_longer() {
     let now = Instant::now();
     let mut machine = ready(now, Restart::OnFailure);
