@@ -387,9 +387,10 @@ fn a_disk_is_made_anew_only_when_told() {
     assert_eq!(replaced.len(), 2);
     assert!(pids.iter().all(|(name, pid)| replaced[name] != *pid));
 
-    // Only a restart, and a disk that grows is still the same one.
-    spec("    cpus: 2\n    disk: 64MiB\n");
+    // Only a restart.
+    spec("    cpus: 2\n");
     let plan = world.ok(&["plan"]);
+    assert!(plan.contains("restart   node-1"), "{plan}");
     assert!(!plan.contains("recreate"), "{plan}");
     world.write("spec/node.ign", EMPTY_CONFIG);
     world.ok(&["down"]);
