@@ -197,14 +197,6 @@ impl Uplink {
     }
 }
 
-/// Ends one that is of no use, and takes its zombie away.
-fn discard(process: Process) {
-    if let Err(error) = process.kill() {
-        tracing::debug!(%error, "the uplink is gone already");
-    }
-    drop(tokio::spawn(async move { process.exited().await }));
-}
-
 fn attend(
     process: Arc<Process>,
     generation: u64,
