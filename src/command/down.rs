@@ -44,6 +44,13 @@ pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
     told(session, &name, "all of it is gone")
 }
 
+/// Removes the locks of a cluster of which nothing else is left.
+pub(super) fn remove_locks(files: &ClusterFiles, lock: Lock) -> Result<(), Error> {
+    Lock::take(&files.spawn_lock())?.remove();
+    lock.remove();
+    Ok(())
+}
+
 fn told(session: &Session<'_>, name: &str, outcome: &str) -> Result<(), Error> {
     let value = serde_json::json!({ "cluster": name, "outcome": outcome });
     session
@@ -141,13 +148,6 @@ fn names(client: &Client) -> Option<Vec<String>> {
             None
         }
     }
-}
-
-/// Removes the locks of a cluster of which nothing is left.
-pub(super) fn remove_locks(files: &ClusterFiles, lock: Lock) -> Result<(), Error> {
-    Lock::take(&files.spawn_lock())?.remove();
-    lock.remove();
-    Ok(())
 }
 
 /// Kills what still runs with a uuid of this cluster: QEMUs of torn records, the uplink.

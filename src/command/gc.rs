@@ -16,18 +16,6 @@ use crate::state::record::{ClusterRecord, MachineRecord};
 use crate::supervisor::machine::KILL_DEADLINE;
 use crate::supervisor::process;
 
-/// Clusters of which there is a lock and nothing else: an `up` was killed at its first step.
-fn begun(session: &Session<'_>) -> Vec<String> {
-    let entries = std::fs::read_dir(session.roots.clusters());
-    let names = entries.into_iter().flatten().filter_map(|entry| {
-        let name = entry.ok()?.file_name().into_string().ok()?;
-        let name = name.strip_suffix(".lock")?;
-        let is_alone = !session.roots.cluster(name).ledger().exists();
-        is_alone.then(|| name.to_owned())
-    });
-    names.collect()
-}
-
 #[derive(Debug, Default, Serialize)]
 struct Collected {
     /// Clusters that were begun and never recorded.
@@ -36,6 +24,16 @@ struct Collected {
     folders: Vec<PathBuf>,
     /// Clusters that another kiln is at; they were left alone.
     busy: Vec<String>,
+}
+
+/// Clusters of which there is a lock and nothing else: an `up` was killed at its first step.
+fn begun(session: &Session<'_>) -> Vec<String> {
+    files::names_in(&session.roots.clusters())
+        .iter()
+        .filter_map(|name| name.strip_suffix(".lock"))
+        .filter(|name| !session.roots.cluster(name).ledger().exists())
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Ends a machine that no record names, should it run, and removes what is left of it.

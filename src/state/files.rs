@@ -10,8 +10,6 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::folder;
-use crate::state::layout::ClusterFiles;
-use crate::state::record::ClusterRecord;
 
 /// The layout of kiln's own files; a record with a higher number is refused, never rewritten.
 pub const SCHEMA: u32 = 1;
@@ -116,21 +114,6 @@ pub fn names_in(folder: &Path) -> Vec<String> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect();
     names.sort();
-    names
-}
-
-/// The machines of a cluster: those of its record, then those whose removal was broken off.
-pub fn machines(files: &ClusterFiles, record: &ClusterRecord) -> Vec<String> {
-    let mut names = record.machines.clone();
-    let folder = std::fs::read_dir(files.machines());
-    let mut others: Vec<String> = folder
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| !names.contains(name) && files.machine(name).record().exists())
-        .collect();
-    others.sort();
-    names.extend(others);
     names
 }
 

@@ -185,8 +185,14 @@ impl Dispatcher {
     /// Finds what a former supervisor left: living QEMUs, and what became of the others.
     fn adopt_all(&mut self) {
         let carriers = Carriers::default();
-        for name in files::machines(&self.files, &self.record) {
+        for name in self.record.machines.clone() {
             self.adopt(&name, &carriers);
+        }
+        // Also those that were struck off the record by an `up` that has yet to end them.
+        for name in files::names_in(&self.files.machines()) {
+            if !self.slots.contains_key(&name) && self.files.machine(&name).record().exists() {
+                self.adopt(&name, &carriers);
+            }
         }
         // An `up` that was killed may have struck a machine off the record and not ended it.
         for name in files::names_in(&self.files.machines()) {

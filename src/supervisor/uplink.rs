@@ -21,7 +21,7 @@ use crate::state::record::{ClusterRecord, MachineRecord, UplinkRecord};
 use crate::supervisor::console::last_line;
 use crate::supervisor::launch;
 use crate::supervisor::message::Message;
-use crate::supervisor::process::{Exit, Identity, Launch, Process, spawn};
+use crate::supervisor::process::{Carriers, Exit, Identity, Launch, Process, spawn};
 use crate::supervisor::watch;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -129,11 +129,14 @@ impl Uplink {
         if std::mem::replace(&mut self.looked, true) {
             return None;
         }
-        let record: UplinkRecord = files::load(&self.files.run()).ok().flatten()?;
-        if record.boot_id != self.boot_id {
-            return None;
-        }
-        Process::adopt(record.process.pid, record.process.start_time, &self.uuid).ok()?
+        let record: Option<UplinkRecord> = files::load(&self.files.run()).ok().flatten();
+        record
+            .filter(|record| record.boot_id == self.boot_id)
+            .and_then(|UplinkRecord { process, .. }| {
+                Process::adopt(process.pid, process.start_time, &self.uuid).ok()?
+            })
+            // The former supervisor may have been killed before it could write it down.
+            .or_else(|| Carriers::default().find(&self.uuid))
     }
 
     fn start(&mut self, machine: &MachineRecord, identity: Identity) -> Result<Process, String> {

@@ -46,19 +46,18 @@ fn a_supervisor_may_die_at_any_moment_of_a_start() {
     let world = World::new();
     world.nodes(2, "");
     world.ok(&["up"]);
-    for round in 0..12 {
+    for round in 0..8 {
         world.ok(&["stop", "--timeout", "0s"]);
         let supervisor = world.supervisors()[0].clone();
         let going = world.start(&["start"]);
-        thread::sleep(ms(round * 4));
+        thread::sleep(ms(round * 6));
         supervisor.kill();
         // It lost its supervisor and says so, or was done before.
         let ended = going.end();
         assert!(matches!(ended.code, Some(0 | 1 | 5 | 6)), "{ended:?}");
         world.ok(&["up"]);
         assert_eq!(world.states(), ["node-1: ready", "node-2: ready"]);
-        let machines = world.qemus().len();
-        assert_eq!(machines, 3, "two machines and one uplink");
+        world.settle(3);
         assert_eq!(world.supervisors().len(), 1);
     }
     world.ok(&["down"]);
@@ -96,12 +95,12 @@ fn a_machine_that_died_unwatched_is_crashed() {
 fn an_up_that_was_killed_at_any_moment_is_made_good_by_the_next() {
     let world = World::new();
     world.nodes(2, "ports: [\":80\"]");
-    let whole = world.kiln(&["up"]).took.as_millis() as u64;
+    let whole = world.kiln(&["up"]).took;
     world.ok(&["down", "--timeout", "0s"]);
     let mut killed = 0;
-    for round in 0..16 {
+    for round in 0..10 {
         // From the first instant to the end, every other time with a `gc` between.
-        let ended = world.start(&["up"]).killed_after(ms(whole * round / 16));
+        let ended = world.start(&["up"]).killed_after(whole * round / 10);
         killed += u32::from(ended.signal == Some(9));
         if round % 2 == 0 {
             world.ok(&["gc"]);
@@ -113,7 +112,7 @@ fn an_up_that_was_killed_at_any_moment_is_made_good_by_the_next() {
         world.ok(&["down", "--timeout", "0s"]);
         world.assert_clean();
     }
-    assert!(killed > 8, "{killed}");
+    assert!(killed > 5, "{killed}");
 }
 
 #[test]
@@ -121,10 +120,10 @@ fn after_a_killed_up_down_or_gc_alone_is_enough() {
     let world = World::new();
     world.write("spec/disk.raw", vec![7; 1 << 20]);
     world.spec("cluster: demo\nimage: ./disk.raw\nmachines:\n  node: {count: 2, accel: tcg, ignition: node.ign}\n");
-    let whole = world.kiln(&["up"]).took.as_millis() as u64;
+    let whole = world.kiln(&["up"]).took;
     world.ok(&["down", "--timeout", "0s"]);
-    for round in 0..16 {
-        world.start(&["up"]).killed_after(ms(whole * round / 16));
+    for round in 0..10 {
+        world.start(&["up"]).killed_after(whole * round / 10);
         if round % 2 == 0 {
             world.ok(&["gc"]);
         }
@@ -140,9 +139,9 @@ fn after_a_killed_up_down_or_gc_alone_is_enough() {
 fn a_down_that_was_killed_at_any_moment_is_ended_by_the_next() {
     let world = World::new();
     world.nodes(2, "");
-    for round in 0..16 {
+    for round in 0..10 {
         world.ok(&["up"]);
-        world.start(&["down"]).killed_after(ms(round * 6));
+        world.start(&["down"]).killed_after(ms(round * 9));
         let down = world.kiln(&["down"]);
         assert_eq!(down.code, Some(0), "round {round}: {}", down.stderr);
         world.ok(&["gc"]);
@@ -153,7 +152,7 @@ fn a_down_that_was_killed_at_any_moment_is_ended_by_the_next() {
 #[test]
 fn a_scaling_that_was_killed_at_any_moment_is_made_good() {
     let world = World::new();
-    for round in 0..10 {
+    for round in 0..9 {
         world.nodes(3, "");
         world.ok(&["up"]);
         let kept = world.pids();
@@ -175,7 +174,7 @@ fn a_scaling_that_was_killed_at_any_moment_is_made_good() {
             "round {round}"
         );
         assert!(pids.iter().all(|(name, pid)| kept[name] == *pid));
-        wait_until("node-3 is gone", || world.qemus().len() == 3);
+        world.settle(3);
         assert!(!world.machine("demo", "node-3").exists());
     }
     world.ok(&["down"]);
@@ -205,7 +204,7 @@ fn the_same_up_twenty_times_at_once_makes_one_cluster() {
             _ => panic!("{ended:?}"),
         }
     }
-    assert_eq!(world.qemus().len(), 3, "two machines and the uplink");
+    world.settle(3);
     assert_eq!(world.supervisors().len(), 1);
     world.ok(&["down"]);
     world.assert_clean();
@@ -353,6 +352,7 @@ fn what_a_newer_kiln_wrote_is_refused_and_left_alone() {
     let world = World::new();
     world.nodes(1, "");
     world.ok(&["up"]);
+    world.settle(2);
     let record = world.home().join("state/clusters/demo/cluster.json");
     let text = fs::read_to_string(&record).unwrap();
     let newer = text.replace("\"schema\": 1", "\"schema\": 2");

@@ -50,7 +50,7 @@ fn a_cluster_comes_up_is_kept_and_goes() {
         node-3  ready  -        -      kiln ssh node-3
     "#]]
     .assert_eq(&up.stdout);
-    assert_eq!(world.qemus().len(), 4, "three machines and the uplink");
+    world.settle(4);
     assert_eq!(world.supervisors().len(), 1);
     expect![[r#"
         NAME    STATE  ARCH    ACCEL  ADDRESS  PORTS  REASON
@@ -354,6 +354,7 @@ fn a_disk_is_made_anew_only_when_told() {
     };
     spec("");
     world.ok(&["up"]);
+    world.settle(3);
     let disk = world.machine("demo", "node-1").join("disk.qcow2");
     let pids = world.pids();
     fs::write(world.path("marker"), fs::read(&disk).unwrap()).unwrap();

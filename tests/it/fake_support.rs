@@ -53,6 +53,15 @@ impl Running {
         self.argv[0].ends_with(QEMU)
     }
 
+    /// `CLUSTER/MACHINE`, as QEMU was told.
+    pub(crate) fn name(&self) -> String {
+        let told = self
+            .argv
+            .iter()
+            .find_map(|word| word.strip_prefix("guest="));
+        told.unwrap_or("uplink").to_owned()
+    }
+
     pub(crate) fn kill(&self) {
         kill(Pid::from_raw(self.pid), Signal::SIGKILL).unwrap();
     }
@@ -202,10 +211,10 @@ impl World {
 
     /// The pid of each machine that has one.
     #[track_caller]
-    pub(crate) fn pids(&self) -> BTreeMap<String, i64> {
+    pub(crate) fn pids(&self) -> BTreeMap<String, i32> {
         self.ps()
             .into_iter()
-            .filter_map(|(name, machine)| Some((name, machine["pid"].as_i64()?)))
+            .filter_map(|(name, machine)| Some((name, machine["pid"].as_i64()?.try_into().ok()?)))
             .collect()
     }
 
@@ -288,6 +297,17 @@ impl World {
         let mut found = self.processes();
         found.retain(Running::is_qemu);
         found
+    }
+
+    /// Waits until so many QEMUs run. The uplink, which is one, comes after the machines.
+    #[track_caller]
+    pub(crate) fn settle(&self, qemus: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.qemus().len() != qemus {
+            let names: Vec<String> = self.qemus().iter().map(Running::name).collect();
+            assert!(Instant::now() < deadline, "not {qemus} but {names:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub(crate) fn supervisors(&self) -> Vec<Running> {
