@@ -19,6 +19,8 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 /// Why the supervisor could not be asked, or said no.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
+    #[error("there is no cluster `{cluster}` any more")]
+    NoCluster { cluster: String },
     #[error("cannot look for the supervisor of cluster `{cluster}`")]
     Lock {
         cluster: String,
@@ -93,15 +95,22 @@ pub struct Watch {
 
 impl Client {
     /// The cluster's supervisor; one is started where none lives, and adopts the machines.
+    ///
+    /// # Errors
+    /// [`ClientError::NoCluster`] when a `down` has removed the cluster meanwhile.
     pub fn reach(files: &ClusterFiles) -> Result<Client, ClientError> {
         let client = Client {
             files: files.clone(),
         };
         let cluster = || files.name().to_owned();
-        let _lock = Lock::take(&files.spawn_lock()).map_err(|source| ClientError::Lock {
+        let lock = Lock::take(&files.spawn_lock()).map_err(|source| ClientError::Lock {
             cluster: cluster(),
             source,
         })?;
+        if !files.record().exists() {
+            lock.remove();
+            return Err(ClientError::NoCluster { cluster: cluster() });
+        }
         if client.connect().is_ok() {
             return Ok(client);
         }

@@ -120,6 +120,16 @@ fn chain(mut source: Option<&(dyn StdError + 'static)>) -> Vec<String> {
     causes
 }
 
+/// An error and its causes in one line, for logs and reasons.
+pub fn in_one_line(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    for cause in chain(error.source()) {
+        text.push_str(": ");
+        text.push_str(&cause);
+    }
+    text
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)

@@ -88,9 +88,13 @@ pub fn collect(
             }
         }
     }
-    for machine in record.iter().flat_map(|record| &record.machines) {
-        if let Some(known) = known(&ours, machine, &host.boot_id) {
-            inventory.machines.insert(machine.clone(), known);
+    if let Some(record) = &record {
+        // Also those that an `up` had struck off the record when it was killed, and not yet ended.
+        let made = files::names_in(&ours.machines());
+        for machine in made.iter().chain(&record.machines) {
+            if let Some(known) = known(&ours, machine, &host.boot_id) {
+                inventory.machines.insert(machine.clone(), known);
+            }
         }
     }
     inventory.cluster = record;
@@ -100,17 +104,10 @@ pub fn collect(
 
 /// The names of all clusters that have a ledger: those that anything was made for.
 pub fn cluster_names(roots: &Roots) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(roots.clusters()) else {
-        return Vec::new();
-    };
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| {
-            let name = entry.ok()?.file_name().into_string().ok()?;
-            Some(name.strip_suffix(".ledger")?.to_owned())
-        })
-        .collect();
-    names.sort();
-    names
+    files::names_in(&roots.clusters())
+        .iter()
+        .filter_map(|name| Some(name.strip_suffix(".ledger")?.to_owned()))
+        .collect()
 }
 
 /// What the files say of a machine, and whether its QEMU lives. `None` when it has no record: an

@@ -15,7 +15,7 @@ use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_netsetup::address::{self, AddressError, Subnet};
 
-use crate::cluster::{Cluster, Machine, NetworkMode};
+use crate::cluster::{Cluster, Machine, NetworkMode, Size};
 use crate::host::kvm::KvmState;
 use crate::state::files::SCHEMA;
 use crate::state::layout::ClusterFiles;
@@ -160,6 +160,12 @@ pub enum PlanError {
     Record { cluster: String, why: String },
     #[error("machine `{machine}` is damaged: {why}")]
     Damaged { machine: String, why: String },
+    #[error("machine `{machine}` asks for a disk of {want}, and its image is of {least}")]
+    DiskShrinks {
+        machine: String,
+        want: Size,
+        least: Size,
+    },
     #[error("nothing is known of the image of machine `{machine}`")]
     NoImage { machine: String },
 }
@@ -322,7 +328,7 @@ fn machine_record(
         cpus: machine.cpus.get(),
         memory_mib: choice::mebibytes(machine.memory),
         kernel: image.kernel.clone(),
-        disk: choice::disk(machine, image, old),
+        disk: choice::disk(machine, image, old)?,
         ignition: true,
         mac: reservation.mac.clone(),
         ip: reservation.ip,

@@ -159,7 +159,12 @@ impl Undo {
         for name in &self.created {
             remove_machine(&self.files.machine(name));
         }
-        if let Err(error) = files::save(&self.files.record(), before) {
+        // One that the spec has no more may be gone already.
+        let mut before = before.clone();
+        before
+            .machines
+            .retain(|name| self.files.machine(name).folder.exists());
+        if let Err(error) = files::save(&self.files.record(), &before) {
             tracing::error!(%error, "the cluster's record is not put back");
         }
     }
@@ -187,6 +192,11 @@ pub fn remove_machine(machine: &MachineFiles) {
 impl Reserved {
     pub fn plan(&self) -> &Plan {
         &self.plan
+    }
+
+    /// Takes back what was made, when nothing more is to come of it.
+    pub fn give_up(self) {
+        self.undo.run();
     }
 
     /// Makes keys, disks and configs for every machine that is to be started.

@@ -6,7 +6,7 @@ use crate::cli::args::DownArgs;
 use crate::client::Client;
 use crate::command::{Made, Session, power};
 use crate::error::{Error, Exit};
-use crate::state::files::StateError;
+use crate::state::files::{self, StateError};
 use crate::state::layout::ClusterFiles;
 use crate::state::ledger;
 use crate::state::lock::Lock;
@@ -30,7 +30,6 @@ pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
         session.refuse_foreign(&record)?;
     }
     take_down(session, &files, args.timeout)?;
-    Lock::take(&files.spawn_lock())?.remove();
     lock.remove();
     told(session, &name, "all of it is gone")
 }
@@ -48,13 +47,21 @@ pub(super) fn take_down(
     files: &ClusterFiles,
     grace: Option<Duration>,
 ) -> Result<(), Error> {
-    // A cluster whose record is torn has no supervisor; its QEMUs are found by their uuid.
-    if let Ok(Some(record)) = session.record(files) {
-        let made = Made {
-            files: files.clone(),
-            record,
-        };
-        stop_all(session, &made, grace)?;
+    let client = match session.record(files) {
+        Ok(Some(record)) => {
+            let made = Made {
+                files: files.clone(),
+                record,
+            };
+            stop_all(session, &made, grace)?
+        }
+        // It has no record, or a torn one; a supervisor may hold its machines all the same.
+        Ok(None) | Err(_) => kill_all(files)?,
+    };
+    // No other command may start a supervisor for what is being removed.
+    let spawning = Lock::take(&files.spawn_lock())?;
+    if let Some(client) = client {
+        client.end()?;
     }
     end_strays(files)?;
     ledger::take_down(&files.ledger(), &session.roots).map_err(|errors| {
@@ -66,7 +73,9 @@ pub(super) fn take_down(
             error = error.cause(describe(cause));
         }
         error.hint("remove what is in the way, then run `kiln down` again")
-    })
+    })?;
+    spawning.remove();
+    Ok(())
 }
 
 fn describe(error: &StateError) -> String {
@@ -76,41 +85,59 @@ fn describe(error: &StateError) -> String {
     }
 }
 
-fn stop_all(session: &Session<'_>, made: &Made, grace: Option<Duration>) -> Result<(), Error> {
+/// Stops all machines, and gives the supervisor that then has nothing to do.
+fn stop_all(
+    session: &Session<'_>,
+    made: &Made,
+    grace: Option<Duration>,
+) -> Result<Option<Client>, Error> {
     let client = match Client::reach(&made.files) {
         Ok(client) => client,
         Err(error) => {
             tracing::warn!(%error, "no supervisor; its machines are ended without being asked");
-            return Ok(());
+            return Ok(None);
         }
     };
-    let names: Vec<String> = match client.status() {
-        Ok(status) => status
-            .machines
-            .into_iter()
-            .map(|machine| machine.name)
-            .collect(),
-        Err(error) => {
-            tracing::warn!(%error, "the supervisor does not answer");
-            return Ok(());
-        }
+    let Some(names) = names(&client) else {
+        return Ok(None);
     };
     power::stop_and_wait(session, &client, made, &names, grace)?;
-    client.end()?;
-    Ok(())
+    Ok(Some(client))
+}
+
+/// Ends all machines of a supervisor that lives, and gives it.
+fn kill_all(files: &ClusterFiles) -> Result<Option<Client>, Error> {
+    let Some(client) = Client::find(files) else {
+        return Ok(None);
+    };
+    let Some(names) = names(&client) else {
+        return Ok(None);
+    };
+    power::kill_and_forget(&client, files, &names)?;
+    Ok(Some(client))
+}
+
+fn names(client: &Client) -> Option<Vec<String>> {
+    match client.status() {
+        Ok(status) => Some(
+            status
+                .machines
+                .into_iter()
+                .map(|machine| machine.name)
+                .collect(),
+        ),
+        Err(error) => {
+            tracing::warn!(%error, "the supervisor does not answer");
+            None
+        }
+    }
 }
 
 /// Kills what still runs with a uuid of this cluster: QEMUs of torn records, the uplink.
-fn end_strays(files: &ClusterFiles) -> Result<(), Error> {
-    let mut uuids = vec![files.uplink_uuid()];
-    if let Ok(machines) = std::fs::read_dir(files.folder().join("machines")) {
-        uuids.extend(
-            machines
-                .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-                .map(|name| files.uuid(&name)),
-        );
-    }
-    for uuid in uuids {
+fn end_strays(cluster: &ClusterFiles) -> Result<(), Error> {
+    let machines = files::names_in(&cluster.machines());
+    let machines = machines.iter().map(|name| cluster.uuid(name));
+    for uuid in machines.chain([cluster.uplink_uuid()]) {
         process::end_by_uuid(&uuid, KILL_DEADLINE)
             .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     }

@@ -73,7 +73,9 @@ impl From<PlanError> for Error {
             | PlanError::PortTaken { .. }
             | PlanError::NoPort { .. }
             | PlanError::SubnetTaken { .. } => Exit::Host,
-            PlanError::ForeignKvm { .. } | PlanError::Address(_) => Exit::Spec,
+            PlanError::ForeignKvm { .. }
+            | PlanError::Address(_)
+            | PlanError::DiskShrinks { .. } => Exit::Spec,
             PlanError::SubnetMoved { .. } => Exit::Unsafe,
             PlanError::Record { .. } | PlanError::Damaged { .. } | PlanError::NoImage { .. } => {
                 Exit::Failed
@@ -91,6 +93,9 @@ impl From<PlanError> for Error {
             PlanError::PortTaken { machine, port } => told.hint(format!(
                 "stop what listens on port {port}, or give `{machine}` another one, or write `\":GUEST\"` for a free one"
             )),
+            PlanError::DiskShrinks { .. } => {
+                told.hint("a disk never shrinks: leave `disk` out, or ask for more")
+            }
             PlanError::SubnetMoved { .. } => told.hint("`kiln down` first, then `kiln up`"),
             PlanError::SubnetTaken { .. } => {
                 told.hint("leave `network.subnet` out, and a free one is chosen")
@@ -126,6 +131,24 @@ impl From<StageError> for Error {
 
 impl From<ClientError> for Error {
     fn from(error: ClientError) -> Error {
-        Error::from_source(Exit::Failed, &error)
+        let hint = match &error {
+            ClientError::NoCluster { .. } => {
+                return Error::from_source(Exit::Unknown, &error)
+                    .hint("`kiln ls` lists the clusters; `kiln up` makes the one of your spec");
+            }
+            ClientError::Gone { .. } => {
+                "the machines run on; the next command starts another supervisor"
+            }
+            ClientError::Silent { .. } | ClientError::Nonsense { .. } => {
+                "the machines run on; `kiln logs --supervisor` shows what it said last"
+            }
+            ClientError::Lock { .. }
+            | ClientError::Connect { .. }
+            | ClientError::Folder { .. }
+            | ClientError::Listen { .. }
+            | ClientError::Spawn { .. }
+            | ClientError::Refused { .. } => return Error::from_source(Exit::Failed, &error),
+        };
+        Error::from_source(Exit::Failed, &error).hint(hint)
     }
 }

@@ -4,12 +4,17 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::command::{Session, down};
-use crate::error::Error;
+use crate::client::Client;
+use crate::command::{Session, down, power};
+use crate::error::{Error, Exit};
 use crate::inventory;
+use crate::stage;
 use crate::state::files;
+use crate::state::layout::ClusterFiles;
 use crate::state::lock::Lock;
 use crate::state::record::{ClusterRecord, MachineRecord};
+use crate::supervisor::machine::KILL_DEADLINE;
+use crate::supervisor::process;
 
 #[derive(Debug, Default, Serialize)]
 struct Collected {
@@ -19,6 +24,17 @@ struct Collected {
     folders: Vec<PathBuf>,
     /// Clusters that another kiln is at; they were left alone.
     busy: Vec<String>,
+}
+
+/// Ends a machine that no record names, should it run, and removes what is left of it.
+fn end(files: &ClusterFiles, name: &str) -> Result<(), Error> {
+    if let Some(client) = Client::find(files) {
+        power::kill_and_forget(&client, files, &[name.to_owned()])?;
+    }
+    process::end_by_uuid(&files.uuid(name), KILL_DEADLINE)
+        .map_err(|error| Error::from_source(Exit::Failed, &error))?;
+    stage::remove_machine(&files.machine(name));
+    Ok(())
 }
 
 pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
@@ -33,28 +49,18 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
             // A ledger without a record: an `up` was killed before it had anything to run.
             Ok(None) => {
                 down::take_down(session, &files, None)?;
-                Lock::take(&files.spawn_lock())?.remove();
                 lock.remove();
                 collected.clusters.push(name);
                 continue;
             }
             Ok(Some(record)) => {
-                let machines = files.folder().join("machines");
-                for entry in std::fs::read_dir(&machines).into_iter().flatten().flatten() {
-                    let known = entry
-                        .file_name()
-                        .to_str()
-                        .is_some_and(|name| record.machines.iter().any(|known| known == name));
-                    if !known {
-                        files::remove_folder(&entry.path())?;
-                        collected.folders.push(entry.path());
-                    }
-                }
-                // One that was begun and not finished: `up` makes it again.
-                for machine in &record.machines {
-                    let own = files.machine(machine);
-                    if matches!(files::load::<MachineRecord>(&own.record()), Ok(None)) {
-                        files::remove_folder(&own.folder)?;
+                for name in files::names_in(&files.machines()) {
+                    let own = files.machine(&name);
+                    // One that was begun and not finished is made again by `up`.
+                    let unfinished =
+                        matches!(files::load::<MachineRecord>(&own.record()), Ok(None));
+                    if unfinished || !record.machines.contains(&name) {
+                        end(&files, &name)?;
                         collected.folders.push(own.folder);
                     }
                 }

@@ -74,19 +74,6 @@ fn aside(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// The last line of a log that says something, printable.
-pub(super) fn last_line(path: &Path) -> Option<String> {
-    let mut file = File::open(path).ok()?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(4096)))
-        .ok()?;
-    let mut bytes = Vec::new();
-    file.take(4096).read_to_end(&mut bytes).ok()?;
-    let text = sanitize(&bytes);
-    let line = text.lines().rfind(|line| !line.trim().is_empty())?;
-    Some(line.trim().chars().take(200).collect())
-}
-
 /// A log that is read while it grows, is cut short, or is replaced.
 struct Follower {
     path: PathBuf,

@@ -10,6 +10,7 @@ use crate::command::wait::{default_timeout, goal, until};
 use crate::command::{Made, Session, show};
 use crate::error::Error;
 use crate::host::timing::stretched_for_tcg;
+use crate::state::layout::ClusterFiles;
 use crate::state::lock::Lock;
 use crate::state::record::AccelRecord;
 use crate::supervisor::machine::{KILL_DEADLINE, QUIT_DEADLINE};
@@ -96,10 +97,17 @@ pub(super) fn stop_and_wait(
     until(session, client, made, names, Goal::Stopped, grace + LADDER)
 }
 
-/// Ends machines at once and makes the supervisor forget them.
-pub(super) fn kill_and_forget(client: &Client, made: &Made, names: &[String]) -> Result<(), Error> {
+/// Ends machines at once and makes the supervisor forget them, those of them that it knows.
+pub(super) fn kill_and_forget(
+    client: &Client,
+    files: &ClusterFiles,
+    names: &[String],
+) -> Result<(), Error> {
+    let mut known = client.status()?.machines;
+    known.retain(|machine| names.contains(&machine.name));
+    let names: Vec<String> = known.into_iter().map(|machine| machine.name).collect();
     client.ask(&Request::Kill {
-        machines: names.to_vec(),
+        machines: names.clone(),
     })?;
     let deadline = std::time::Instant::now() + LADDER;
     let mut watch = client.watch()?;
@@ -115,14 +123,12 @@ pub(super) fn kill_and_forget(client: &Client, made: &Made, names: &[String]) ->
         if std::time::Instant::now() > deadline {
             return Err(Error::new(
                 crate::error::Exit::Timeout,
-                format!("machines of cluster `{}` do not go", made.record.name),
+                format!("machines of cluster `{}` do not go", files.name()),
             ));
         }
         watch.next(deadline)?;
     }
-    client.ask(&Request::Forget {
-        machines: names.to_vec(),
-    })?;
+    client.ask(&Request::Forget { machines: names })?;
     Ok(())
 }
 

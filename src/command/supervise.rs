@@ -1,6 +1,7 @@
 //! `kiln supervise`: what kiln starts as the supervisor of a cluster. Not for people.
 
 use nix::sys::prctl;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use crate::cli::args::SuperviseArgs;
 use crate::command::Session;
@@ -13,6 +14,7 @@ pub(super) fn run(session: &Session<'_>, args: &SuperviseArgs) -> Result<(), Err
     // Started as /proc/self/exe, it would be called `exe` in process lists.
     prctl::set_name(c"kiln")
         .map_err(|error| Error::because(Exit::Failed, "cannot set the process's name", &error))?;
+    raise_open_files();
     let files = session.roots.cluster(args.name.as_str());
     // Two supervisors of one cluster would fight; the lock goes with the process.
     let _lock = Lock::try_take(&files.supervisor_lock(), "supervisor")?;
@@ -38,4 +40,14 @@ pub(super) fn run(session: &Session<'_>, args: &SuperviseArgs) -> Result<(), Err
     runtime
         .block_on(dispatcher::run(config))
         .map_err(|error| Error::from_source(Exit::Failed, &error))
+}
+
+/// Each connection to a published port takes a descriptor; the usual soft limit of 1024 is for
+/// programs that use select(2). Where it cannot be raised, the usual one has to do.
+fn raise_open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
 }

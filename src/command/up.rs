@@ -1,5 +1,7 @@
 //! `kiln up`: read, plan, do, watch.
 
+use std::time::Duration;
+
 use crate::cli::args::{Goal, UpArgs};
 use crate::client::Client;
 use crate::cluster::Cluster;
@@ -61,7 +63,10 @@ fn make(
     let running = inventory.alive();
     let reserved = stage::reserve(plan, inventory.cluster, files, &session.roots)?;
     drop(reservations);
-    stop_first(session, files, reserved.plan(), &running)?;
+    if let Err(error) = stop_first(session, files, reserved.plan(), &running) {
+        reserved.give_up();
+        return Err(error);
+    }
     let qemu_img = session.host.tools.qemu_img.clone().unwrap_or_default();
     let prepared = reserved.prepare(cluster, &qemu_img)?;
     for warning in &prepared.warnings {
@@ -73,11 +78,24 @@ fn make(
             let files = files.clone();
             Ok((Made { files, record }, client, prepared))
         }
-        Err(error) => {
-            prepared.undo.run();
-            Err(error)
-        }
+        // The supervisor may have started some of them before it failed.
+        Err(error) => match take_back(session, files, &prepared.undo) {
+            Ok(()) => Err(error),
+            Err(second) => Err(error.cause(format!("and it could not be cleaned up: {second}"))),
+        },
     }
+}
+
+/// Takes back what this `up` made, machines that run included. The cluster's lock is held.
+fn take_back(session: &Session<'_>, files: &ClusterFiles, undo: &Undo) -> Result<(), Error> {
+    if undo.is_whole_cluster() {
+        return super::down::take_down(session, files, Some(Duration::ZERO));
+    }
+    if let Some(client) = Client::find(files) {
+        power::kill_and_forget(&client, files, undo.created())?;
+    }
+    undo.run();
+    Ok(())
 }
 
 /// A disk is made anew only when the user said so.
@@ -246,11 +264,16 @@ fn undo_if_never_started(
     if undo.created().is_empty() || !undo.created().iter().any(never) {
         return error;
     }
-    let undone = if undo.is_whole_cluster() {
-        super::down::take_down(session, &made.files, None)
-    } else {
-        power::kill_and_forget(client, made, undo.created()).map(|()| undo.run())
+    // Whoever works on the cluster by now does not want it taken away.
+    let Ok(lock) = Lock::try_take(&made.files.lock(), "kiln up") else {
+        return error;
     };
+    let undone = take_back(session, &made.files, undo);
+    if undo.is_whole_cluster() && undone.is_ok() {
+        lock.remove();
+    } else {
+        drop(lock);
+    }
     match undone {
         Ok(()) => Error {
             exit: Exit::Boot,

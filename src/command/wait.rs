@@ -11,6 +11,7 @@ use crate::host::timing::stretched_for_tcg;
 use crate::report::progress::Step;
 use crate::report::view::progress_text;
 use crate::state::record::{AccelRecord, MachineRecord, StateRecord};
+use crate::supervisor::console::last_line;
 use crate::supervisor::machine::AGAIN;
 use crate::supervisor::protocol::{ClusterStatus, MachineStatus};
 
@@ -230,7 +231,7 @@ fn timeout_error(made: &Made, pending: &[&MachineStatus], goal: Goal, timeout: D
             status.state.word(),
             status.phase
         );
-        if let Some(line) = super::logs::last_line(&files.console_log()) {
+        if let Some(line) = last_line(&files.console_log()) {
             cause.push_str(&format!("; its console ends with: {line}"));
         }
         error = error.cause(cause);

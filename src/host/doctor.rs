@@ -9,6 +9,7 @@ use super::distribution::{Distribution, Piece};
 use super::kvm::{Ask, KvmState};
 use super::probe::Host;
 use super::qemu::{Qemu, QemuError};
+use crate::error::in_one_line;
 use crate::folder::{self, FolderError};
 
 /// Below this many open files, a supervisor of some fifty machines runs out.
@@ -100,7 +101,7 @@ fn qemu(
                 true => Status::Missing,
                 false => Status::Warn,
             },
-            found: chain(error),
+            found: in_one_line(error),
             remedy: distribution.install(Piece::Qemu(arch)),
         },
     }
@@ -155,7 +156,7 @@ fn folder(name: &str, path: String, made: Result<(), FolderError>) -> Check {
         Err(error) => Check {
             name,
             status: Status::Missing,
-            found: chain(&error),
+            found: in_one_line(&error),
             remedy: Some("set KILN_HOME to a folder of yours".to_owned()),
         },
     }
@@ -169,18 +170,6 @@ fn open_files((soft, hard): (u64, u64)) -> Check {
         found: format!("{soft} at a time, {hard} at most"),
         remedy: (!enough).then(|| format!("ulimit -n {}", hard.min(ENOUGH_FILES))),
     }
-}
-
-/// An error and its causes in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -49,22 +49,32 @@ pub(super) fn mebibytes(size: Size) -> u32 {
     u32::try_from(size.bytes() >> 20).unwrap_or(u32::MAX)
 }
 
-/// The overlay: as large as asked, or as it was, or as its base, whichever is most.
+/// The overlay: as large as asked, else as it was, else as its base.
 pub(super) fn disk(
     machine: &Machine,
     image: &ImageFacts,
     old: Option<&MachineRecord>,
-) -> Option<DiskRecord> {
-    let base = image.disk.as_ref()?;
-    let asked = machine.disk.map_or(0, Size::bytes);
+) -> Result<Option<DiskRecord>, PlanError> {
+    let Some(base) = &image.disk else {
+        return Ok(None);
+    };
+    if let Some(want) = machine.disk
+        && want.bytes() < base.size
+    {
+        return Err(PlanError::DiskShrinks {
+            machine: machine.name.to_string(),
+            want,
+            least: Size::from_bytes(base.size),
+        });
+    }
     let was = old
         .and_then(|old| old.disk.as_ref())
         .filter(|disk| disk.base == base.base)
-        .map_or(0, |disk| disk.size);
-    Some(DiskRecord {
-        size: base.size.max(asked).max(was),
+        .map_or(base.size, |disk| disk.size);
+    Ok(Some(DiskRecord {
+        size: machine.disk.map_or(was, Size::bytes),
         ..base.clone()
-    })
+    }))
 }
 
 pub(super) fn restart(policy: RestartPolicy) -> RestartRecord {

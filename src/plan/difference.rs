@@ -80,11 +80,8 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         "disk",
         &disk.as_ref().map_or(String::new(), disk_text),
         &new.disk.as_ref().map_or(String::new(), disk_text),
-        if disk.as_ref().map(|disk| &disk.base) == new.disk.as_ref().map(|disk| &disk.base) {
-            Price::Restart
-        } else {
-            Price::Disk
-        },
+        // Also where only the size differs: nothing here makes a disk larger that is in use.
+        Price::Disk,
     );
     found.add(
         "kernel",

@@ -98,6 +98,18 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> {
     serde_json::from_value(value).map(Some).map_err(damaged)
 }
 
+/// The names of what lies in the folder; none when it cannot be read.
+pub fn names_in(folder: &Path) -> Vec<String> {
+    let Ok(entries) = std::fs::read_dir(folder) else {
+        return Vec::new();
+    };
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names
+}
+
 /// Removes a folder and all in it, following no link; one that is not there is fine.
 pub fn remove_folder(path: &Path) -> Result<(), StateError> {
     match std::fs::remove_dir_all(path) {

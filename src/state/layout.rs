@@ -106,9 +106,14 @@ impl ClusterFiles {
         self.sockets().join("control.sock")
     }
 
+    /// Has a folder for each machine.
+    pub fn machines(&self) -> PathBuf {
+        self.folder().join("machines")
+    }
+
     pub fn machine(&self, name: &str) -> MachineFiles {
         MachineFiles {
-            folder: self.folder().join("machines").join(name),
+            folder: self.machines().join(name),
             sockets: self.sockets().join(&self.uuid(name)[..8]),
         }
     }

@@ -43,6 +43,22 @@ const PIECE: usize = 64 * 1024;
 /// So many pieces are read at once to catch up.
 const CATCH_UP: usize = 16;
 
+/// Of a log's last line, so many characters are told.
+const LAST_LINE: usize = 200;
+
+/// The last line of a log that says something, printable.
+pub fn last_line(log: &Path) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    let length = file.metadata().ok()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(4096)))
+        .ok()?;
+    let mut bytes = Vec::new();
+    file.take(4096).read_to_end(&mut bytes).ok()?;
+    let text = sanitize(&bytes);
+    let line = text.lines().rfind(|line| !line.trim().is_empty())?;
+    Some(line.trim().chars().take(LAST_LINE).collect())
+}
+
 /// What one machine's console showed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsoleEvent {

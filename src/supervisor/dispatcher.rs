@@ -16,6 +16,7 @@ use kiln_netsetup::fabric::{Fabric, FabricConfig, FabricEvent};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
+use crate::error::in_one_line;
 use crate::state::files::{self, StateError};
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{ClusterRecord, SeenRecord, SourceRecord};
@@ -186,6 +187,12 @@ impl Dispatcher {
         let carriers = Carriers::default();
         for name in self.record.machines.clone() {
             self.adopt(&name, &carriers);
+        }
+        // An `up` that was killed may have struck a machine off the record and not ended it.
+        for name in files::names_in(&self.files.machines()) {
+            if !self.slots.contains_key(&name) && carriers.find(&self.files.uuid(&name)).is_some() {
+                self.adopt(&name, &carriers);
+            }
         }
         if self.any_alive() {
             self.ensure_uplink();
@@ -430,7 +437,7 @@ impl Dispatcher {
             &self.fabric,
         );
         if let Err(error) = launched {
-            let how = chain(&error);
+            let how = in_one_line(&error);
             // Not now: the machine is told of its end after it has told of its start.
             let message = Message::Machine {
                 name: name.to_owned(),
@@ -532,18 +539,6 @@ impl Dispatcher {
                 .is_ok()
         });
     }
-}
-
-/// An error and its causes in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 pub(super) fn phase_text(phase: &Phase) -> String {

@@ -314,7 +314,6 @@ fn open_one(handle: &Handle) -> Result<OwnedFd, LaunchError> {
     let file = |path: &Path, options: &mut OpenOptions| {
         options
             .mode(0o600)
-            .custom_flags(libc::O_CLOEXEC)
             .open(path)
             .map(OwnedFd::from)
             .map_err(|source| LaunchError::Open {
@@ -326,7 +325,13 @@ fn open_one(handle: &Handle) -> Result<OwnedFd, LaunchError> {
         Handle::Listener(path) => listen(path).map(OwnedFd::from),
         Handle::Read(path) => file(path, OpenOptions::new().read(true)),
         Handle::ReadWrite(path) => file(path, OpenOptions::new().read(true).write(true)),
-        Handle::Append(path) => file(path, OpenOptions::new().append(true).create(true)),
+        Handle::Append(path) => file(
+            path,
+            OpenOptions::new()
+                .append(true)
+                .create(true)
+                .custom_flags(libc::O_NOFOLLOW),
+        ),
         Handle::Sealed(path) => sealed(path).map_err(|source| LaunchError::Open {
             path: path.clone(),
             source,

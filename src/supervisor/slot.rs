@@ -13,6 +13,7 @@ use qapi::qmp;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::error::in_one_line;
 use crate::folder::{self, FolderError};
 use crate::state::files::{self, SCHEMA};
 use crate::state::layout::{MachineFiles, Socket};
@@ -20,7 +21,7 @@ use crate::state::record::{
     MachineRecord, ProcessRecord, ReportRecord, RestartRecord, RunRecord, SeenRecord, StateRecord,
 };
 use crate::supervisor::console::ConsoleWatch;
-use crate::supervisor::dispatcher::{chain, phase_text};
+use crate::supervisor::dispatcher::phase_text;
 use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::machine::{AGAIN, Event, Machine, Restart};
 use crate::supervisor::message::{Message, News};
@@ -96,7 +97,7 @@ impl Slot {
         let (record, damage) = match files::load::<MachineRecord>(&machine_files.record()) {
             Ok(Some(record)) => (Some(record), String::new()),
             Ok(None) => (None, "its record is missing".to_owned()),
-            Err(error) => (None, chain(&error)),
+            Err(error) => (None, in_one_line(&error)),
         };
         let mut slot = Slot {
             name: name.to_owned(),
@@ -200,7 +201,7 @@ impl Slot {
                     None
                 }
                 Err(error) => {
-                    self.damage = chain(&error);
+                    self.damage = in_one_line(&error);
                     None
                 }
             };
@@ -236,7 +237,7 @@ impl Slot {
         if let Err(error) = self.publish(fabric) {
             tracing::warn!(
                 machine = self.name,
-                error = chain(&error),
+                error = in_one_line(&error),
                 "ports are not published"
             );
         }
@@ -471,7 +472,11 @@ impl Slot {
         match files::save(&self.files.run(), &run) {
             Ok(()) => self.saved = Some(run),
             Err(error) => {
-                tracing::error!(machine = self.name, error = chain(&error), "not recorded");
+                tracing::error!(
+                    machine = self.name,
+                    error = in_one_line(&error),
+                    "not recorded"
+                );
             }
         }
     }

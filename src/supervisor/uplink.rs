@@ -13,11 +13,12 @@ use nix::libc;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
 
+use crate::error::in_one_line;
 use crate::folder;
 use crate::state::files::{self, SCHEMA};
 use crate::state::layout::{ClusterFiles, MachineFiles, Socket};
 use crate::state::record::{ClusterRecord, MachineRecord, UplinkRecord};
-use crate::supervisor::dispatcher::chain;
+use crate::supervisor::console::last_line;
 use crate::supervisor::launch;
 use crate::supervisor::message::Message;
 use crate::supervisor::process::{Exit, Identity, Launch, Process, spawn};
@@ -94,11 +95,16 @@ impl Uplink {
             Some(process) => Ok(process),
             None => self.start(machine, identity),
         };
-        let attached = started.and_then(|process| {
-            let stream = watch::stream(&self.files.socket(Socket::Nic))
-                .map_err(|error| error.to_string())?;
-            Ok((process, stream))
-        });
+        let attached =
+            started.and_then(
+                |process| match watch::stream(&self.files.socket(Socket::Nic)) {
+                    Ok(stream) => Ok((process, stream)),
+                    Err(error) => {
+                        discard(process);
+                        Err(error.to_string())
+                    }
+                },
+            );
         match attached {
             Ok((process, stream)) => {
                 fabric.attach_uplink(stream);
@@ -137,10 +143,10 @@ impl Uplink {
             .parse()
             .map_err(|_| format!("`{}` is no architecture", machine.arch))?;
         let (uplink, handles) = launch::uplink(&self.cluster, arch, &self.uuid, &self.files)
-            .map_err(|error| chain(&error))?;
-        let command = kiln_arch::render_uplink(&uplink).map_err(|error| chain(&error))?;
-        folder::make_private(&self.files.sockets).map_err(|error| chain(&error))?;
-        let fds = launch::open(&handles).map_err(|error| chain(&error))?;
+            .map_err(|error| in_one_line(&error))?;
+        let command = kiln_arch::render_uplink(&uplink).map_err(|error| in_one_line(&error))?;
+        folder::make_private(&self.files.sockets).map_err(|error| in_one_line(&error))?;
+        let fds = launch::open(&handles).map_err(|error| in_one_line(&error))?;
         let stderr = OpenOptions::new()
             .write(true)
             .create(true)
@@ -156,7 +162,7 @@ impl Uplink {
             stderr: stderr.into(),
             identity,
         })
-        .map_err(|error| chain(&error))?;
+        .map_err(|error| in_one_line(&error))?;
         let record = UplinkRecord {
             schema: SCHEMA,
             boot_id: self.boot_id.clone(),
@@ -166,7 +172,7 @@ impl Uplink {
             },
         };
         if let Err(error) = files::save(&self.files.run(), &record) {
-            tracing::error!(error = chain(&error), "the uplink is not recorded");
+            tracing::error!(error = in_one_line(&error), "the uplink is not recorded");
         }
         Ok(process)
     }
@@ -192,6 +198,14 @@ impl Uplink {
     }
 }
 
+/// Ends one that is of no use, and takes its zombie away.
+fn discard(process: Process) {
+    if let Err(error) = process.kill() {
+        tracing::debug!(%error, "the uplink is gone already");
+    }
+    drop(tokio::spawn(async move { process.exited().await }));
+}
+
 fn attend(
     process: Arc<Process>,
     generation: u64,
@@ -201,7 +215,7 @@ fn attend(
     let log = files.qemu_log();
     drop(tokio::spawn(async move {
         let exit = process.exited().await;
-        let how = match (&exit, watch::last_line(&log)) {
+        let how = match (&exit, last_line(&log)) {
             (Exit::Code(code), None) => format!("status {code}"),
             (Exit::Code(code), Some(line)) => format!("status {code}: {line}"),
             (Exit::Signal(signal), _) => format!("signal {signal}"),

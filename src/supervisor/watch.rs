@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::state::record::ReportRecord;
-use crate::supervisor::console::sanitize;
+use crate::supervisor::console::{last_line, sanitize};
 use crate::supervisor::machine::{Event, GREETING_DEADLINE, RunStatus};
 use crate::supervisor::message::{Message, News};
 use crate::supervisor::process::{Exit, Process};
@@ -70,19 +70,6 @@ pub(super) fn process(teller: Teller, process: Arc<Process>, log: PathBuf) -> Jo
         };
         teller.event(Event::Exited { how, clean }).await;
     })
-}
-
-/// The last line that QEMU wrote to its stderr, printable.
-pub(super) fn last_line(log: &std::path::Path) -> Option<String> {
-    use std::io::{Read, Seek, SeekFrom};
-    let mut file = std::fs::File::open(log).ok()?;
-    let len = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(len.saturating_sub(4096))).ok()?;
-    let mut bytes = Vec::new();
-    file.take(4096).read_to_end(&mut bytes).ok()?;
-    let text = sanitize(&bytes);
-    let line = text.lines().rfind(|line| !line.trim().is_empty())?;
-    Some(line.trim().to_owned())
 }
 
 /// Whose QEMU is to be talked to.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::{Dispatcher, chain, load_cluster, reservations};
+use super::{Dispatcher, load_cluster, reservations};
+use crate::error::in_one_line;
 use crate::supervisor::machine::Event;
 use crate::supervisor::message::Reply;
 use crate::supervisor::process::Carriers;
@@ -97,7 +98,7 @@ impl Dispatcher {
 
     /// Reads the records again; machines that are alive take only their policy.
     fn reload(&mut self) -> Result<(), String> {
-        let record = load_cluster(&self.files).map_err(|error| chain(&error))?;
+        let record = load_cluster(&self.files).map_err(|error| in_one_line(&error))?;
         self.fabric.set_machines(reservations(&record));
         self.record = record;
         let carriers = Carriers::default();

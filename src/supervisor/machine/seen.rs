@@ -36,6 +36,8 @@ impl Machine {
         }
         // Nobody knows how far it had come: a machine that was up is treated as one that is.
         self.came_up = true;
+        // A guest that waited for someone to report to may have been heard before QMP was.
+        let report = self.report.take().or(report);
         self.phase = if report.is_some() {
             Phase::Ready
         } else {

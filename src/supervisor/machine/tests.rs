@@ -71,6 +71,21 @@ fn a_guest_that_obeys_is_not_waited_for_any_longer() {
 }
 
 #[test]
+fn a_report_that_comes_before_qmp_to_an_adopter_is_kept() {
+    let now = Instant::now();
+    let mut machine = Machine::adopting(Restart::OnFailure, true, None, now);
+    let _ = machine.on(now, Event::Reported(report()));
+    let _ = machine.on(
+        now,
+        Event::Adopted {
+            status: RunStatus::Running,
+            report: None,
+        },
+    );
+    assert_eq!(machine.state(), StateRecord::Ready);
+}
+
+#[test]
 fn a_ready_machine_that_dies_is_started_again_with_growing_pauses() {
     let mut now = Instant::now();
     let mut machine = ready(now, Restart::OnFailure);
@@ -177,6 +192,20 @@ fn a_reset_takes_back_the_report_and_a_loop_of_resets_is_a_failure() {
     }
     let _ = machine.on(now, Event::Reset);
     assert_eq!(machine.state(), StateRecord::Failed);
+}
+
+#[test]
+fn a_verdict_outlives_the_supervisor_that_found_it() {
+    let now = Instant::now();
+    let gave_up = Some("Ignition failed".to_owned());
+    let mut machine = Machine::adopting(Restart::No, true, gave_up, now);
+    let adopted = Event::Adopted {
+        status: RunStatus::Running,
+        report: None,
+    };
+    drop(machine.on(now, adopted));
+    assert_eq!(machine.state(), StateRecord::Failed);
+    assert_eq!(machine.reason(), "Ignition failed");
 }
 
 #[test]

@@ -2,6 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+
+use nix::unistd::geteuid;
 
 /// Longer command lines than ours ever are; so much of one is looked at.
 const CMDLINE: u64 = 1024 * 1024;
@@ -22,6 +25,8 @@ pub(super) struct Carrier {
 /// # Errors
 /// When /proc cannot be listed.
 pub(super) fn carriers() -> io::Result<Vec<Carrier>> {
+    let ours = geteuid().as_raw();
+    let root = ours == 0;
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Ok(entry) = entry else { continue };
@@ -32,8 +37,10 @@ pub(super) fn carriers() -> io::Result<Vec<Carrier>> {
         else {
             continue;
         };
-        // Processes come and go while we look.
-        if let Ok(Some(uuid)) = uuid_of(pid)
+        // Processes come and go while we look. Another user's is not ours, whatever it calls itself:
+        // our QEMUs run as we do, and as another user only where we are root.
+        if (root || entry.metadata().is_ok_and(|found| found.uid() == ours))
+            && let Ok(Some(uuid)) = uuid_of(pid)
             && let Ok(start_time) = start_time(pid)
         {
             found.push(Carrier {

@@ -239,7 +239,8 @@ async fn only_the_very_same_process_is_adopted() {
     end(&process).await;
     let process = spawn(launch(
         "/bin/sh",
-        &["-c", "sleep 60; :", "-uuid", UUID],
+        // It stays without a child, which would carry the same arguments until its exec.
+        &["-c", "kill -STOP $$", "-uuid", UUID],
         null(),
     ))
     .unwrap();
