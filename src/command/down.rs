@@ -58,7 +58,7 @@ fn told(session: &Session<'_>, name: &str, outcome: &str) -> Result<(), Error> {
         .result(&value, |_| format!("cluster {name}: {outcome}\n"))
 }
 
-/// Stops what runs and removes what the ledger names. The cluster's lock is held by the caller.
+/// Stops what runs and removes what the ledger names. The caller holds the cluster's lock.
 pub(super) fn take_down(
     session: &Session<'_>,
     files: &ClusterFiles,

@@ -126,7 +126,7 @@ impl From<StageError> for Error {
             StageError::Overlay { .. } => Error::from_source(Exit::Spec, &error),
             StageError::State(_)
             | StageError::Folder(_)
-            | StageError::Write { .. }
+            | StageError::Write(_)
             | StageError::ReadKey { .. }
             | StageError::Key { .. } => Error::from_source(Exit::Failed, &error),
         }

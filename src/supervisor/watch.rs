@@ -122,9 +122,9 @@ async fn speak(teller: &Teller, socket: &std::path::Path, origin: Origin) -> Res
     if !teller.tell(greeted).await {
         return Ok(());
     }
-    let mut beat = tokio::time::interval(BEAT);
+    // Not by `interval`: even its first tick, due at once, waits for the timer's next millisecond.
+    let mut beat = tokio::time::interval_at((Instant::now() + BEAT).into(), BEAT);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    beat.tick().await;
     let mut answered_before = true;
     loop {
         let event = tokio::select! {
