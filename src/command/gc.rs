@@ -16,6 +16,18 @@ use crate::state::record::{ClusterRecord, MachineRecord};
 use crate::supervisor::machine::KILL_DEADLINE;
 use crate::supervisor::process;
 
+/// Clusters of which there is a lock and nothing else: an `up` was killed at its first step.
+fn begun(session: &Session<'_>) -> Vec<String> {
+    let entries = std::fs::read_dir(session.roots.clusters());
+    let names = entries.into_iter().flatten().filter_map(|entry| {
+        let name = entry.ok()?.file_name().into_string().ok()?;
+        let name = name.strip_suffix(".lock")?;
+        let is_alone = !session.roots.cluster(name).ledger().exists();
+        is_alone.then(|| name.to_owned())
+    });
+    names.collect()
+}
+
 #[derive(Debug, Default, Serialize)]
 struct Collected {
     /// Clusters that were begun and never recorded.
@@ -69,6 +81,14 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
             Err(_) => {}
         }
         drop(lock);
+    }
+    for name in begun(session) {
+        let files = session.roots.cluster(&name);
+        if let Ok(lock) = Lock::try_take(&files.lock(), "kiln gc")
+            && !files.ledger().exists()
+        {
+            down::remove_locks(&files, lock)?;
+        }
     }
     session.report.result(&collected, |_| {
         let mut text = String::new();

@@ -10,6 +10,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::folder;
+use crate::state::layout::ClusterFiles;
+use crate::state::record::ClusterRecord;
 
 /// The layout of kiln's own files; a record with a higher number is refused, never rewritten.
 pub const SCHEMA: u32 = 1;
@@ -48,6 +50,13 @@ pub enum StateError {
     Newer { path: PathBuf, found: u64 },
     #[error("`{}` is in the way: it is not a folder", path.display())]
     NotAFolder { path: PathBuf },
+}
+
+impl StateError {
+    /// Whether the file is whole, and only this kiln is too old for it.
+    pub fn is_newer(&self) -> bool {
+        matches!(self, StateError::Newer { .. })
+    }
 }
 
 /// Writes `record` as JSON to `path`, whole or not at all.
@@ -107,6 +116,21 @@ pub fn names_in(folder: &Path) -> Vec<String> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect();
     names.sort();
+    names
+}
+
+/// The machines of a cluster: those of its record, then those whose removal was broken off.
+pub fn machines(files: &ClusterFiles, record: &ClusterRecord) -> Vec<String> {
+    let mut names = record.machines.clone();
+    let folder = std::fs::read_dir(files.machines());
+    let mut others: Vec<String> = folder
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| !names.contains(name) && files.machine(name).record().exists())
+        .collect();
+    others.sort();
+    names.extend(others);
     names
 }
 

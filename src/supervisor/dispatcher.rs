@@ -185,7 +185,7 @@ impl Dispatcher {
     /// Finds what a former supervisor left: living QEMUs, and what became of the others.
     fn adopt_all(&mut self) {
         let carriers = Carriers::default();
-        for name in self.record.machines.clone() {
+        for name in files::machines(&self.files, &self.record) {
             self.adopt(&name, &carriers);
         }
         // An `up` that was killed may have struck a machine off the record and not ended it.

@@ -95,27 +95,26 @@ impl Uplink {
             Some(process) => Ok(process),
             None => self.start(machine, identity),
         };
-        let attached =
-            started.and_then(
-                |process| match watch::stream(&self.files.socket(Socket::Nic)) {
-                    Ok(stream) => Ok((process, stream)),
-                    Err(error) => {
-                        discard(process);
-                        Err(error.to_string())
-                    }
-                },
-            );
-        match attached {
-            Ok((process, stream)) => {
+        let process = match started {
+            Ok(process) => Arc::new(process),
+            Err(why) => return self.failed(why),
+        };
+        self.generation += 1;
+        self.process = Some(process.clone());
+        match watch::stream(&self.files.socket(Socket::Nic)) {
+            Ok(stream) => {
                 fabric.attach_uplink(stream);
-                self.generation += 1;
-                let process = Arc::new(process);
-                self.process = Some(process.clone());
                 self.trouble.clear();
-                attend(process, self.generation, inbox.clone(), &self.files);
             }
-            Err(why) => self.failed(why),
+            // Most often it has ended, and its end says why.
+            Err(error) => {
+                self.trouble = error.to_string();
+                if let Err(error) = process.kill() {
+                    tracing::warn!(%error, "the uplink is not killed");
+                }
+            }
         }
+        attend(process, self.generation, inbox.clone(), &self.files);
     }
 
     fn failed(&mut self, why: String) {
@@ -196,14 +195,6 @@ impl Uplink {
             tracing::debug!(%error, "the uplink is gone already");
         }
     }
-}
-
-/// Ends one that is of no use, and takes its zombie away.
-fn discard(process: Process) {
-    if let Err(error) = process.kill() {
-        tracing::debug!(%error, "the uplink is gone already");
-    }
-    drop(tokio::spawn(async move { process.exited().await }));
 }
 
 fn attend(

@@ -5,8 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -412,15 +411,4 @@ pub(crate) fn holds(path: &Path, marker: &str) -> bool {
     bytes
         .windows(marker.len())
         .any(|window| window == marker.as_bytes())
-}
-
-/// Adds a line at the end of a file that is there.
-pub(crate) fn append(path: &Path, text: &str) {
-    let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-}
-
-/// A path's bytes, for a search in other bytes.
-pub(crate) fn bytes(path: &Path) -> &[u8] {
-    path.as_os_str().as_bytes()
 }
