@@ -69,6 +69,32 @@ pub enum ClientError {
     Refused { why: String },
 }
 
+impl ClientError {
+    /// Whether it is the end of the connection: there is no supervisor behind it any more.
+    fn is_end(&self) -> bool {
+        match self {
+            ClientError::Gone { .. } | ClientError::Connect { .. } => true,
+            ClientError::Silent { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            ),
+            ClientError::NoCluster { .. }
+            | ClientError::Lock { .. }
+            | ClientError::Folder { .. }
+            | ClientError::Listen { .. }
+            | ClientError::Spawn { .. }
+            | ClientError::Nonsense { .. }
+            | ClientError::Refused { .. } => false,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Living,
+    Started,
+}
+
 /// A supervisor that can be asked.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -99,6 +125,18 @@ impl Client {
     /// # Errors
     /// [`ClientError::NoCluster`] when a `down` has removed the cluster meanwhile.
     pub fn reach(files: &ClusterFiles) -> Result<Client, ClientError> {
+        let (client, found) = Client::find_or_start(files)?;
+        // One that was killed just now still takes connections until the kernel is done with it.
+        if found == Found::Living
+            && let Err(error) = client.status()
+            && error.is_end()
+        {
+            return Ok(Client::find_or_start(files)?.0);
+        }
+        Ok(client)
+    }
+
+    fn find_or_start(files: &ClusterFiles) -> Result<(Client, Found), ClientError> {
         let client = Client {
             files: files.clone(),
         };
@@ -112,7 +150,7 @@ impl Client {
             return Err(ClientError::NoCluster { cluster: cluster() });
         }
         if client.connect().is_ok() {
-            return Ok(client);
+            return Ok((client, Found::Living));
         }
         // After a reboot of the host the folder for sockets is gone.
         folder::make_private(&files.sockets()).map_err(|source| ClientError::Folder {
@@ -129,7 +167,7 @@ impl Client {
                 source,
             },
         )?;
-        Ok(client)
+        Ok((client, Found::Started))
     }
 
     /// The cluster's supervisor if one lives.
