@@ -70,16 +70,16 @@ pub enum ClientError {
 }
 
 impl ClientError {
-    /// Whether it is the end of the connection: there is no supervisor behind it any more.
-    fn is_end(&self) -> bool {
+    /// Whether nobody is at the other end, or not any more.
+    fn is_hangup(&self) -> bool {
         match self {
-            ClientError::Gone { .. } | ClientError::Connect { .. } => true,
+            ClientError::Connect { .. } | ClientError::Gone { .. } => true,
             ClientError::Silent { source, .. } => matches!(
                 source.kind(),
                 io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
             ),
-            ClientError::NoCluster { .. }
-            | ClientError::Lock { .. }
+            ClientError::Lock { .. }
+            | ClientError::NoCluster { .. }
             | ClientError::Folder { .. }
             | ClientError::Listen { .. }
             | ClientError::Spawn { .. }
@@ -87,12 +87,6 @@ impl ClientError {
             | ClientError::Refused { .. } => false,
         }
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Found {
-    Living,
-    Started,
 }
 
 /// A supervisor that can be asked.
@@ -125,18 +119,6 @@ impl Client {
     /// # Errors
     /// [`ClientError::NoCluster`] when a `down` has removed the cluster meanwhile.
     pub fn reach(files: &ClusterFiles) -> Result<Client, ClientError> {
-        let (client, found) = Client::find_or_start(files)?;
-        // One that was killed just now still takes connections until the kernel is done with it.
-        if found == Found::Living
-            && let Err(error) = client.status()
-            && error.is_end()
-        {
-            return Ok(Client::find_or_start(files)?.0);
-        }
-        Ok(client)
-    }
-
-    fn find_or_start(files: &ClusterFiles) -> Result<(Client, Found), ClientError> {
         let client = Client {
             files: files.clone(),
         };
@@ -149,8 +131,11 @@ impl Client {
             lock.remove();
             return Err(ClientError::NoCluster { cluster: cluster() });
         }
-        if client.connect().is_ok() {
-            return Ok((client, Found::Living));
+        match client.status() {
+            // One that was killed takes connections until the kernel is done with it.
+            Err(error) if error.is_hangup() => {}
+            Err(error) => return Err(error),
+            Ok(_) => return Ok(client),
         }
         // After a reboot of the host the folder for sockets is gone.
         folder::make_private(&files.sockets()).map_err(|source| ClientError::Folder {
@@ -167,7 +152,7 @@ impl Client {
                 source,
             },
         )?;
-        Ok((client, Found::Started))
+        Ok(client)
     }
 
     /// The cluster's supervisor if one lives.

@@ -2,17 +2,21 @@
 //!
 //! It must not know what the folders are for.
 
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
 use nix::unistd::geteuid;
 
 /// How the names of files begin that are not whole yet.
 const INCOMING: &str = ".incoming-";
+/// Files that a [`Batch`] holds open at most: few beside a process's usual limit of 1024.
+const OPEN_FILES: usize = 64;
 
 /// Why a private folder is not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +103,83 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     incoming.keep_as(path)
 }
 
+/// Files of which many are written at once: each whole or not at all, as by [`write_whole`], and
+/// all of them on the disk when [`Batch::keep`] returns.
+///
+/// One by one, each file and its folder wait for a commit of the file system's journal; together
+/// they share a few.
+#[derive(Debug, Default)]
+pub struct Batch {
+    files: Vec<(Incoming, PathBuf)>,
+}
+
+/// Which file of a batch could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write `{}`", path.display())]
+pub struct BatchError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+impl Batch {
+    /// Writes the file, but for its name.
+    ///
+    /// Where that would leave too many files open, those before it are kept first.
+    pub fn add(&mut self, path: &Path, bytes: &[u8]) -> Result<(), BatchError> {
+        if self.files.len() >= OPEN_FILES {
+            std::mem::take(self).keep()?;
+        }
+        let incoming = Incoming::beside(path).and_then(|mut incoming| {
+            incoming.file.write_all(bytes)?;
+            Ok(incoming)
+        });
+        match incoming {
+            Ok(incoming) => self.files.push((incoming, path.to_owned())),
+            Err(source) => return Err(BatchError::of(path, source)),
+        }
+        Ok(())
+    }
+
+    /// Gives the files their names, in the order in which they were added.
+    pub fn keep(self) -> Result<(), BatchError> {
+        for (incoming, _) in &self.files {
+            // Advice only: it has the kernel begin to write all of them before the first is
+            // waited for, so that they find room on the disk in one and the same commit.
+            let _ = posix_fadvise(
+                &incoming.file,
+                0,
+                0,
+                PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+            );
+        }
+        for (incoming, path) in &self.files {
+            let synced = incoming.file.sync_all();
+            synced.map_err(|source| BatchError::of(path, source))?;
+        }
+        let mut folders = BTreeMap::new();
+        for (incoming, path) in self.files {
+            incoming
+                .rename(&path)
+                .map_err(|source| BatchError::of(&path, source))?;
+            folders.insert(path.parent().map(Path::to_owned), path);
+        }
+        for path in folders.into_values() {
+            sync_folder_of(&path).map_err(|source| BatchError::of(&path, source))?;
+        }
+        Ok(())
+    }
+}
+
+impl BatchError {
+    fn of(path: &Path, source: io::Error) -> BatchError {
+        BatchError {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
 /// A file on its way to its name in the same folder; dropped before, it leaves nothing.
 ///
 /// It is locked for as long as it is written, so that one without a holder of its lock is known
@@ -133,12 +214,17 @@ impl Incoming {
     }
 
     /// Gives the file its name, over what had it, for good: it is on the disk when this returns.
-    pub fn keep_as(mut self, path: &Path) -> io::Result<()> {
+    pub fn keep_as(self, path: &Path) -> io::Result<()> {
         self.file.sync_all()?;
+        self.rename(path)?;
+        sync_folder_of(path)
+    }
+
+    fn rename(mut self, path: &Path) -> io::Result<()> {
         fs::rename(&self.path, path)?;
         // The old name is free for others from now on.
         self.path.clear();
-        sync_folder_of(path)
+        Ok(())
     }
 }
 
@@ -251,6 +337,37 @@ mod tests {
         write_whole(&path, b"short").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"short");
         assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_batch_has_all_its_files_or_leaves_none_unfinished() {
+        let home = tempdir().unwrap();
+        let file = |number: usize| home.path().join(format!("{number}"));
+        let count = OPEN_FILES + 3;
+        let mut batch = Batch::default();
+        for number in 0..count {
+            batch
+                .add(&file(number), number.to_string().as_bytes())
+                .unwrap();
+        }
+        batch.keep().unwrap();
+        for number in 0..count {
+            assert_eq!(
+                fs::read_to_string(file(number)).unwrap(),
+                number.to_string()
+            );
+            assert_eq!(mode(&file(number)), 0o600);
+        }
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), count);
+
+        let mut batch = Batch::default();
+        batch.add(&file(0), b"new").unwrap();
+        fs::remove_file(file(1)).unwrap();
+        fs::create_dir(file(1)).unwrap();
+        batch.add(&file(1), b"a folder is in the way").unwrap();
+        let error = batch.keep().unwrap_err().to_string();
+        assert_eq!(error, format!("cannot write `{}`", file(1).display()));
+        assert_eq!(fs::read_dir(home.path()).unwrap().count(), count);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::{Cluster, Machine, MachineName};
-use crate::folder::{self, FolderError};
+use crate::folder::{self, Batch, BatchError, FolderError};
 use crate::ignition::{self, Facts, IgnitionError, Peer};
 use crate::image::overlay::{self, OverlayError};
 use crate::keys::{KeyError, KeyPair};
@@ -28,12 +28,8 @@ pub enum StageError {
     State(#[from] StateError),
     #[error("cannot make a folder for the cluster")]
     Folder(#[from] FolderError),
-    #[error("cannot write `{}`", path.display())]
-    Write {
-        path: PathBuf,
-        #[source]
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Write(#[from] BatchError),
     #[error("cannot read the key `{}`", path.display())]
     ReadKey {
         path: PathBuf,
@@ -224,10 +220,12 @@ fn prepare(
     qemu_img: &Path,
     files: &ClusterFiles,
 ) -> Result<Vec<String>, StageError> {
+    let mut batch = Batch::default();
     let login = key_pair(
         &files.private_key(),
         Some(&files.public_key()),
         &format!("kiln {}", cluster.name),
+        &mut batch,
     )?;
     let mut authorized_keys = vec![login.public().to_owned()];
     authorized_keys.extend(cluster.authorized_keys.iter().cloned());
@@ -238,16 +236,18 @@ fn prepare(
         .collect();
     let peers = peers(plan, cluster);
     let mut warnings = Vec::new();
+    let mut host_keys = BTreeMap::new();
     for step in &plan.steps {
         let (Some(record), Some(machine)) = (&step.record, machines.get(step.name.as_str())) else {
             continue;
         };
         let own = files.machine(&step.name);
-        let host_key = machine_key(step, &own)?;
+        let host_key = machine_key(step, &own, &mut batch)?;
+        let host_key = &*host_keys.entry(step.name.as_str()).or_insert(host_key);
         if !is_made(step.action) {
             // A change that costs nothing, such as another restart policy.
             if !step.why.is_empty() {
-                files::save(&own.record(), record)?;
+                save(&own.record(), record, &mut batch)?;
             }
             continue;
         }
@@ -258,19 +258,30 @@ fn prepare(
             mac: record.mac.parse().unwrap_or_default(),
             peers: &peers,
             authorized_keys: &authorized_keys,
-            host_key: &host_key,
+            host_key,
         };
-        warnings.extend(make_machine(step, record, machine, &facts, qemu_img, &own)?);
+        let made = make_machine(step, record, machine, &facts, qemu_img, &own, &mut batch);
+        warnings.extend(made?);
     }
-    write(&files.known_hosts(), known_hosts(plan, files)?.as_bytes())?;
+    let known_hosts = known_hosts(plan, files, &host_keys)?;
+    batch.add(&files.known_hosts(), known_hosts.as_bytes())?;
+    batch.keep()?;
     Ok(warnings)
 }
 
 /// The host keys of all machines, those that this `up` was not asked for included.
-fn known_hosts(plan: &Plan, files: &ClusterFiles) -> Result<String, StageError> {
+fn known_hosts(
+    plan: &Plan,
+    files: &ClusterFiles,
+    asked_for: &BTreeMap<&str, KeyPair>,
+) -> Result<String, StageError> {
     let mut text = String::new();
     for name in &plan.cluster.machines {
-        if let Some(key) = read_key(&files.machine(name).host_key())? {
+        let other = match asked_for.get(name.as_str()) {
+            Some(_) => None,
+            None => read_key(&files.machine(name).host_key())?,
+        };
+        if let Some(key) = asked_for.get(name.as_str()).or(other.as_ref()) {
             let domain_name = format!("{name}.{}", plan.cluster.domain);
             text.push_str(&key.known_hosts_line(&[name, &domain_name]));
         }
@@ -304,7 +315,7 @@ pub fn peers(plan: &Plan, cluster: &Cluster) -> Vec<Peer> {
 }
 
 /// The machine's host key: made with the machine, kept with it.
-fn machine_key(step: &Step, own: &MachineFiles) -> Result<KeyPair, StageError> {
+fn machine_key(step: &Step, own: &MachineFiles, batch: &mut Batch) -> Result<KeyPair, StageError> {
     if step.action == Action::Create {
         // What an `up` that was broken off left is of unknown worth.
         files::remove_folder(&own.folder)?;
@@ -316,7 +327,7 @@ fn machine_key(step: &Step, own: &MachineFiles) -> Result<KeyPair, StageError> {
             files::remove_file(&path)?;
         }
     }
-    key_pair(&own.host_key(), None, &step.name)
+    key_pair(&own.host_key(), None, &step.name, batch)
 }
 
 fn make_machine(
@@ -326,13 +337,14 @@ fn make_machine(
     facts: &Facts<'_>,
     qemu_img: &Path,
     own: &MachineFiles,
+    batch: &mut Batch,
 ) -> Result<Vec<String>, StageError> {
     folder::make_private(&own.sockets)?;
     let rendered = ignition::render(machine, facts).map_err(|source| StageError::Ignition {
         machine: step.name.clone(),
         source: Box::new(source),
     })?;
-    write(&own.ignition(), rendered.config.as_bytes())?;
+    batch.add(&own.ignition(), rendered.config.as_bytes())?;
     if let Some(disk) = &record.disk
         && !own.disk().exists()
     {
@@ -344,7 +356,7 @@ fn make_machine(
             }
         })?;
     }
-    files::save(&own.record(), record)?;
+    save(&own.record(), record, batch)?;
     Ok(rendered
         .warnings
         .iter()
@@ -353,7 +365,12 @@ fn make_machine(
 }
 
 /// The pair whose private key lies at `path`, made there when it does not.
-fn key_pair(path: &Path, public: Option<&Path>, comment: &str) -> Result<KeyPair, StageError> {
+fn key_pair(
+    path: &Path,
+    public: Option<&Path>,
+    comment: &str,
+    batch: &mut Batch,
+) -> Result<KeyPair, StageError> {
     if let Some(pair) = read_key(path)? {
         return Ok(pair);
     }
@@ -361,9 +378,9 @@ fn key_pair(path: &Path, public: Option<&Path>, comment: &str) -> Result<KeyPair
         path: path.to_owned(),
         source,
     })?;
-    write(path, pair.private().as_bytes())?;
+    batch.add(path, pair.private().as_bytes())?;
     if let Some(public) = public {
-        write(public, format!("{}\n", pair.public()).as_bytes())?;
+        batch.add(public, format!("{}\n", pair.public()).as_bytes())?;
     }
     Ok(pair)
 }
@@ -384,11 +401,12 @@ fn read_key(path: &Path) -> Result<Option<KeyPair>, StageError> {
     }
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), StageError> {
-    folder::write_whole(path, bytes).map_err(|source| StageError::Write {
+fn save(path: &Path, record: &MachineRecord, batch: &mut Batch) -> Result<(), StageError> {
+    let text = files::text(record).map_err(|source| StateError::Write {
         path: path.to_owned(),
         source,
-    })
+    })?;
+    Ok(batch.add(path, &text)?)
 }
 
 /// The machine as the spec has it, for `render` before anything is made.

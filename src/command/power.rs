@@ -14,7 +14,7 @@ use crate::state::layout::ClusterFiles;
 use crate::state::lock::Lock;
 use crate::state::record::AccelRecord;
 use crate::supervisor::machine::{KILL_DEADLINE, QUIT_DEADLINE};
-use crate::supervisor::protocol::Request;
+use crate::supervisor::protocol::{ClusterStatus, Request};
 
 /// What the ladder may take after its grace, and the words about it.
 const LADDER: Duration = Duration::from_secs(QUIT_DEADLINE.as_secs() + KILL_DEADLINE.as_secs() + 1);
@@ -28,16 +28,16 @@ pub(super) fn start(session: &Session<'_>, args: &StartArgs) -> Result<(), Error
         machines: names.clone(),
     })?;
     drop(lock);
-    wait(session, &client, &made, &names, &args.waiting)?;
-    tell(session, &made, &client)
+    let status = wait(session, &client, &made, &names, &args.waiting)?;
+    tell(session, &made, &status)
 }
 
 pub(super) fn stop(session: &Session<'_>, args: &StopArgs) -> Result<(), Error> {
     let made = session.made()?;
     let names = made.select(&args.machines.machines)?;
     let client = Client::reach(&made.files)?;
-    stop_and_wait(session, &client, &made, &names, args.timeout)?;
-    tell(session, &made, &client)
+    let status = stop_and_wait(session, &client, &made, &names, args.timeout)?;
+    tell(session, &made, &status)
 }
 
 pub(super) fn restart(session: &Session<'_>, args: &RestartArgs) -> Result<(), Error> {
@@ -50,8 +50,8 @@ pub(super) fn restart(session: &Session<'_>, args: &RestartArgs) -> Result<(), E
         machines: names.clone(),
     })?;
     drop(lock);
-    wait(session, &client, &made, &names, &args.waiting)?;
-    tell(session, &made, &client)
+    let status = wait(session, &client, &made, &names, &args.waiting)?;
+    tell(session, &made, &status)
 }
 
 pub(super) fn kill(session: &Session<'_>, args: &MachinesArgs) -> Result<(), Error> {
@@ -61,8 +61,8 @@ pub(super) fn kill(session: &Session<'_>, args: &MachinesArgs) -> Result<(), Err
     client.ask(&Request::Kill {
         machines: names.clone(),
     })?;
-    until(session, &client, &made, &names, Goal::Stopped, LADDER)?;
-    tell(session, &made, &client)
+    let status = until(session, &client, &made, &names, Goal::Stopped, LADDER)?;
+    tell(session, &made, &status)
 }
 
 pub(super) fn pause(session: &Session<'_>, args: &MachinesArgs) -> Result<(), Error> {
@@ -70,7 +70,7 @@ pub(super) fn pause(session: &Session<'_>, args: &MachinesArgs) -> Result<(), Er
     let machines = made.select(&args.machines)?;
     let client = Client::reach(&made.files)?;
     client.ask(&Request::Pause { machines })?;
-    tell(session, &made, &client)
+    tell(session, &made, &client.status()?)
 }
 
 pub(super) fn resume(session: &Session<'_>, args: &MachinesArgs) -> Result<(), Error> {
@@ -78,7 +78,7 @@ pub(super) fn resume(session: &Session<'_>, args: &MachinesArgs) -> Result<(), E
     let machines = made.select(&args.machines)?;
     let client = Client::reach(&made.files)?;
     client.ask(&Request::Resume { machines })?;
-    tell(session, &made, &client)
+    tell(session, &made, &client.status()?)
 }
 
 /// Powerdown, deadline, quit, kill; returns when all are gone.
@@ -88,7 +88,7 @@ pub(super) fn stop_and_wait(
     made: &Made,
     names: &[String],
     grace: Option<Duration>,
-) -> Result<(), Error> {
+) -> Result<ClusterStatus, Error> {
     let grace = grace.unwrap_or_else(|| default_grace(made, names));
     client.ask(&Request::Stop {
         machines: names.to_vec(),
@@ -150,9 +150,9 @@ fn wait(
     made: &Made,
     names: &[String],
     waiting: &Waiting,
-) -> Result<(), Error> {
+) -> Result<ClusterStatus, Error> {
     let Some(goal) = goal(waiting.wait) else {
-        return Ok(());
+        return Ok(client.status()?);
     };
     let timeout = waiting
         .timeout
@@ -160,7 +160,7 @@ fn wait(
     until(session, client, made, names, goal, timeout)
 }
 
-fn tell(session: &Session<'_>, made: &Made, client: &Client) -> Result<(), Error> {
-    let view = show::view(made, client)?;
+fn tell(session: &Session<'_>, made: &Made, status: &ClusterStatus) -> Result<(), Error> {
+    let view = show::view_of(made, status);
     session.report.result(&view, |style| view.ps_table(style))
 }

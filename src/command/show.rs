@@ -15,10 +15,15 @@ use crate::report::view::{
 };
 use crate::state::files;
 use crate::state::record::{ClusterRecord, MachineRecord, StateRecord};
+use crate::supervisor::protocol::ClusterStatus;
 
 /// The cluster as it is now, by its supervisor.
 pub(super) fn view(made: &Made, client: &Client) -> Result<ClusterView, Error> {
-    let status = client.status()?;
+    Ok(view_of(made, &client.status()?))
+}
+
+/// The cluster as `status` has it.
+pub(super) fn view_of(made: &Made, status: &ClusterStatus) -> ClusterView {
     let machines = status
         .machines
         .iter()
@@ -27,7 +32,7 @@ pub(super) fn view(made: &Made, client: &Client) -> Result<ClusterView, Error> {
             MachineView::new(record.as_ref(), machine)
         })
         .collect();
-    Ok(ClusterView {
+    ClusterView {
         cluster: made.record.name.clone(),
         spec: made.record.spec.clone(),
         network: NetworkView::new(&made.record, &status.uplink),
@@ -35,7 +40,7 @@ pub(super) fn view(made: &Made, client: &Client) -> Result<ClusterView, Error> {
             pid: Some(status.pid),
         },
         machines,
-    })
+    }
 }
 
 pub(super) fn ps(session: &Session<'_>) -> Result<(), Error> {

@@ -6,7 +6,7 @@ use crate::cli::args::{Goal, UpArgs};
 use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::command::wait::{default_timeout, goal, until};
-use crate::command::{Made, Session, power, show, spec};
+use crate::command::{Made, Session, down, power, show, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
 use crate::plan::{self, Action, Plan};
@@ -33,7 +33,7 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
     if files.ledger().exists() {
         drop(lock);
     } else {
-        lock.remove();
+        down::remove_locks(&files, lock)?;
     }
     let (made, client, prepared) = made?;
     for note in show::view(&made, &client)?.notes() {
@@ -189,6 +189,7 @@ fn finish(
         .filter(|step| step.record.is_some())
         .map(|step| step.name.clone())
         .collect();
+    let mut status = None;
     if let Some(goal) = goal(args.waiting.wait) {
         // A machine without kiln's fragment never reports; it is up when it runs.
         let (silent, reporting): (Vec<String>, Vec<String>) =
@@ -201,24 +202,32 @@ fn finish(
             .waiting
             .timeout
             .unwrap_or_else(|| default_timeout(made, &names));
-        let waited = until(session, client, made, &reporting, goal, timeout).and_then(|()| {
-            let goal = match goal {
-                Goal::Ready => Goal::Running,
-                Goal::Running | Goal::Address | Goal::Stopped => goal,
-            };
-            until(session, client, made, &silent, goal, timeout)
-        });
-        if let Err(error) = waited {
-            return Err(undo_if_never_started(
-                session,
-                made,
-                client,
-                &prepared.undo,
-                error,
-            ));
+        let silent_goal = match goal {
+            Goal::Ready => Goal::Running,
+            Goal::Running | Goal::Address | Goal::Stopped => goal,
+        };
+        for (names, goal) in [(reporting, goal), (silent, silent_goal)] {
+            if names.is_empty() {
+                continue;
+            }
+            match until(session, client, made, &names, goal, timeout) {
+                Ok(now) => status = Some(now),
+                Err(error) => {
+                    return Err(undo_if_never_started(
+                        session,
+                        made,
+                        client,
+                        &prepared.undo,
+                        error,
+                    ));
+                }
+            }
         }
     }
-    let view = show::view(made, client)?;
+    let view = match status {
+        Some(status) => show::view_of(made, &status),
+        None => show::view(made, client)?,
+    };
     if plan.is_settled() {
         session
             .report

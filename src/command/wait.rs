@@ -13,7 +13,7 @@ use crate::report::view::progress_text;
 use crate::state::record::{AccelRecord, MachineRecord, StateRecord};
 use crate::supervisor::console::last_line;
 use crate::supervisor::machine::AGAIN;
-use crate::supervisor::protocol::MachineStatus;
+use crate::supervisor::protocol::{ClusterStatus, MachineStatus};
 
 /// Live lines show the seconds, so they are drawn anew once in a second.
 const TICK: Duration = Duration::from_secs(1);
@@ -35,9 +35,9 @@ pub(super) fn run(session: &Session<'_>, args: &WaitArgs) -> Result<(), Error> {
     let timeout = args
         .timeout
         .unwrap_or_else(|| default_timeout(&made, &names));
-    until(session, &client, &made, &names, args.goal, timeout)?;
-    super::show::view(&made, &client)
-        .and_then(|view| session.report.result(&view, |style| view.ps_table(style)))
+    let status = until(session, &client, &made, &names, args.goal, timeout)?;
+    let view = super::show::view_of(&made, &status);
+    session.report.result(&view, |style| view.ps_table(style))
 }
 
 /// Five minutes, or more where a guest is emulated.
@@ -62,7 +62,8 @@ pub(super) fn goal(reach: Reach) -> Option<Goal> {
     }
 }
 
-/// Waits until every one of `names` has reached `goal`, showing how they come along.
+/// Waits until every one of `names` has reached `goal`, showing how they come along. Gives the
+/// cluster as it is then.
 ///
 /// # Errors
 /// [`Exit::Boot`] when one cannot reach it any more, with the line that proves it;
@@ -74,21 +75,23 @@ pub(super) fn until(
     names: &[String],
     goal: Goal,
     timeout: Duration,
-) -> Result<(), Error> {
+) -> Result<ClusterStatus, Error> {
     let begun = Instant::now();
     let deadline = begun + timeout;
     let mut progress = session
         .report
         .progress(begun, names.iter().map(String::as_str));
+    let mut cluster: Option<ClusterStatus> = None;
     let mut machines: BTreeMap<String, MachineStatus> = BTreeMap::new();
     let mut watch = client.watch()?;
     loop {
         let now = Instant::now();
         match watch.next(deadline.min(now + TICK))? {
             News::Status(status) => {
-                for machine in status.machines {
-                    machines.insert(machine.name.clone(), machine);
+                for machine in &status.machines {
+                    machines.insert(machine.name.clone(), machine.clone());
                 }
+                cluster = Some(status);
             }
             News::Notice(notice) => {
                 if let Some(status) = notice.status {
@@ -134,7 +137,15 @@ pub(super) fn until(
         if pending {
             return Err(timeout_error(made, &of(Outcome::Pending), goal, timeout));
         }
-        return Ok(());
+        let Some(mut cluster) = cluster else {
+            return Ok(client.status()?);
+        };
+        for machine in &mut cluster.machines {
+            if let Some(latest) = machines.remove(&machine.name) {
+                *machine = latest;
+            }
+        }
+        return Ok(cluster);
     }
 }
 

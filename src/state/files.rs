@@ -50,17 +50,28 @@ pub enum StateError {
     NotAFolder { path: PathBuf },
 }
 
+impl StateError {
+    /// Whether the file is whole, and only this kiln is too old for it.
+    pub fn is_newer(&self) -> bool {
+        matches!(self, StateError::Newer { .. })
+    }
+}
+
 /// Writes `record` as JSON to `path`, whole or not at all.
 pub fn save<T: Serialize>(path: &Path, record: &T) -> Result<(), StateError> {
-    let mut bytes = serde_json::to_vec_pretty(record).map_err(|source| StateError::Write {
-        path: path.to_owned(),
-        source: source.into(),
-    })?;
+    text(record)
+        .and_then(|text| folder::write_whole(path, &text))
+        .map_err(|source| StateError::Write {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// What [`save`] writes.
+pub fn text<T: Serialize>(record: &T) -> io::Result<Vec<u8>> {
+    let mut bytes = serde_json::to_vec_pretty(record)?;
     bytes.push(b'\n');
-    folder::write_whole(path, &bytes).map_err(|source| StateError::Write {
-        path: path.to_owned(),
-        source,
-    })
+    Ok(bytes)
 }
 
 /// Reads the record at `path`; `None` when there is no such file.

@@ -188,6 +188,12 @@ impl Dispatcher {
         for name in self.record.machines.clone() {
             self.adopt(&name, &carriers);
         }
+        // Also those that were struck off the record by an `up` that has yet to end them.
+        for name in files::names_in(&self.files.machines()) {
+            if !self.slots.contains_key(&name) && self.files.machine(&name).record().exists() {
+                self.adopt(&name, &carriers);
+            }
+        }
         // An `up` that was killed may have struck a machine off the record and not ended it.
         for name in files::names_in(&self.files.machines()) {
             if !self.slots.contains_key(&name) && carriers.find(&self.files.uuid(&name)).is_some() {
@@ -213,7 +219,9 @@ impl Dispatcher {
         );
         slot.adopt(&self.inbox, &mut self.consoles, &self.fabric);
         self.slots.insert(name.to_owned(), slot);
-        self.changed(name, Change::Address);
+        // What was found is on the disk in some form, or in /proc.
+        self.unwritten.insert(name.to_owned());
+        self.announce(name, Change::Address);
     }
 
     fn identity(&self) -> Identity {
@@ -447,21 +455,54 @@ impl Dispatcher {
         }
     }
 
-    /// Writes one machine's record. A QEMU is found without it, by its UUID.
+    /// Whether a later supervisor learns of the change without a record: a living QEMU is found
+    /// by its UUID, and says how it is. Such a change may be told before it is on the disk.
+    fn can_be_asked_again(change: Change) -> bool {
+        match change {
+            Change::Starting
+            | Change::Running
+            | Change::Phase
+            | Change::Paused
+            | Change::Resumed
+            | Change::Unresponsive
+            | Change::Responsive => true,
+            Change::Ready
+            | Change::Address
+            | Change::Reset
+            | Change::Stopping
+            | Change::Stopped
+            | Change::Crashed
+            | Change::Failed => false,
+        }
+    }
+
     fn write_one(&mut self) {
-        if let Some(name) = self.unwritten.pop_first()
-            && let Some(slot) = self.slots.get_mut(&name)
-        {
+        if let Some(name) = self.unwritten.pop_first() {
+            self.write(&name);
+        }
+    }
+
+    fn write(&mut self, name: &str) {
+        if let Some(slot) = self.slots.get_mut(name) {
             slot.persist(&self.boot_id);
         }
     }
 
-    /// Tells the watchers of the machine as it is now, and sees to it that it is recorded.
+    /// Records the machine as it is now and tells the watchers.
     fn changed(&mut self, name: &str, change: Change) {
+        if Dispatcher::can_be_asked_again(change) {
+            self.unwritten.insert(name.to_owned());
+        } else {
+            self.unwritten.remove(name);
+            self.write(name);
+        }
+        self.announce(name, change);
+    }
+
+    fn announce(&mut self, name: &str, change: Change) {
         let Some(slot) = self.slots.get(name) else {
             return;
         };
-        self.unwritten.insert(name.to_owned());
         let detail = match change {
             Change::Phase => phase_text(slot.machine.phase()),
             Change::Address => slot

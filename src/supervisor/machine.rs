@@ -36,6 +36,8 @@ pub const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How the reason of a crash ends when the policy will start the machine again.
 pub const AGAIN: &str = "; will be started again";
 const RESTART_PAUSE_LIMIT: Duration = Duration::from_secs(60);
+/// Begins the reason of a machine whose QEMU hung up.
+const QMP_ENDED: &str = "QMP ended";
 /// More resets than this without coming up are a loop.
 const RESET_LIMIT: u32 = 5;
 
@@ -110,8 +112,12 @@ pub enum Event {
         status: RunStatus,
         report: Option<ReportRecord>,
     },
-    /// QMP ended or never began.
+    /// QEMU closed its QMP socket: it is dying, as a rule.
     QmpLost {
+        why: String,
+    },
+    /// QEMU is there and says what is not QMP, or nothing.
+    QmpBroken {
         why: String,
     },
     /// The vCPUs run.
@@ -384,7 +390,8 @@ impl Machine {
             Event::KillAsked => self.kill_asked(now),
             Event::Greeted => self.greeted(),
             Event::Adopted { status, report } => self.adopted(now, status, report),
-            Event::QmpLost { why } => self.qmp_lost(now, &why),
+            Event::QmpLost { why } => self.qmp_lost(now, format!("{QMP_ENDED}: {why}")),
+            Event::QmpBroken { why } => self.qmp_lost(now, format!("QMP does not work: {why}")),
             Event::Resumed => self.resumed(),
             Event::Halted { status } => self.halted(now, status),
             Event::Reset => self.reset(),

@@ -84,12 +84,20 @@ pub(super) enum Origin {
 /// Connects to QMP, tells how it found QEMU, and then passes on what QEMU says.
 pub(super) fn qmp(teller: Teller, socket: PathBuf, origin: Origin) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let why = match speak(&teller, &socket, origin).await {
-            Ok(()) => return,
-            Err(error) => error.to_string(),
-        };
-        teller.event(Event::QmpLost { why }).await;
+        if let Err(error) = speak(&teller, &socket, origin).await {
+            teller.event(lost(&error)).await;
+        }
     })
+}
+
+/// What the end of QMP means for the machine.
+pub(super) fn lost(error: &QmpError) -> Event {
+    let why = error.to_string();
+    if error.is_hangup() {
+        Event::QmpLost { why }
+    } else {
+        Event::QmpBroken { why }
+    }
 }
 
 async fn speak(teller: &Teller, socket: &std::path::Path, origin: Origin) -> Result<(), QmpError> {
@@ -114,9 +122,9 @@ async fn speak(teller: &Teller, socket: &std::path::Path, origin: Origin) -> Res
     if !teller.tell(greeted).await {
         return Ok(());
     }
-    let mut beat = tokio::time::interval(BEAT);
+    // Not by `interval`: even its first tick, due at once, waits for the timer's next millisecond.
+    let mut beat = tokio::time::interval_at((Instant::now() + BEAT).into(), BEAT);
     beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    beat.tick().await;
     let mut answered_before = true;
     loop {
         let event = tokio::select! {

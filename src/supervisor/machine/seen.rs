@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{
-    Change, Effect, GREETING_DEADLINE, Machine, Phase, RESET_LIMIT, RESTART_PAUSE,
+    Change, Effect, GREETING_DEADLINE, Machine, Phase, QMP_ENDED, RESET_LIMIT, RESTART_PAUSE,
     RESTART_PAUSE_LIMIT, Restart, RunStatus, State, Step, Then,
 };
 use crate::state::record::ReportRecord;
@@ -55,12 +55,11 @@ impl Machine {
         }
     }
 
-    pub(super) fn qmp_lost(&mut self, now: Instant, why: &str) -> Vec<Effect> {
+    pub(super) fn qmp_lost(&mut self, now: Instant, why: String) -> Vec<Effect> {
         match &self.state {
             // A QEMU that cannot be spoken to cannot be managed; its end follows as `Exited`
             // when it was dying anyway, and then has the better words.
             State::Starting { .. } | State::Running | State::Paused { .. } => {
-                let why = format!("QMP ended: {why}");
                 self.kill(now, Then::Crashed { why })
             }
             State::Stopping {
@@ -110,6 +109,8 @@ impl Machine {
                     RunStatus::Paused | RunStatus::Running | RunStatus::IoError => Vec::new(),
                 };
             }
+            // The event that said so was lost among others.
+            State::Starting { .. } if status == RunStatus::Running => return self.resumed(),
             State::Stopped { .. }
             | State::Crashed { .. }
             | State::Starting { .. }
@@ -267,7 +268,7 @@ impl Machine {
                 ..
             } => {
                 // A process that died while we spoke to it says more than our broken line.
-                let why = if clean || !why.starts_with("QMP ended") {
+                let why = if clean || !why.starts_with(QMP_ENDED) {
                     why.clone()
                 } else {
                     how
