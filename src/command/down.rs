@@ -130,7 +130,7 @@ fn kill_all(files: &ClusterFiles) -> Result<Option<Client>, Error> {
     let Some(names) = names(&client) else {
         return Ok(None);
     };
-    power::kill_and_forget(&client, files, &names)?;
+    power::kill_and_forget(&client, &names)?;
     Ok(Some(client))
 }
 

@@ -39,7 +39,7 @@ fn begun(session: &Session<'_>) -> Vec<String> {
 /// Ends a machine that no record names, should it run, and removes what is left of it.
 fn end(files: &ClusterFiles, name: &str) -> Result<(), Error> {
     if let Some(client) = Client::find(files) {
-        power::kill_and_forget(&client, files, &[name.to_owned()])?;
+        power::kill_and_forget(&client, &[name.to_owned()])?;
     }
     process::end_by_uuid(&files.uuid(name), KILL_DEADLINE)
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;

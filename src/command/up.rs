@@ -92,7 +92,7 @@ fn take_back(session: &Session<'_>, files: &ClusterFiles, undo: &Undo) -> Result
         return super::down::take_down(session, files, Some(Duration::ZERO));
     }
     if let Some(client) = Client::find(files) {
-        power::kill_and_forget(&client, files, undo.created())?;
+        power::kill_and_forget(&client, undo.created())?;
     }
     undo.run();
     Ok(())
