@@ -34,6 +34,8 @@ use crate::supervisor::uplink::Uplink;
 const INBOX: usize = 256;
 /// How long a found QEMU may take to answer before commands are served without it.
 const ADOPTION_DEADLINE: Duration = Duration::from_secs(1);
+/// Between an error on the control socket and the next try.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Notices that may wait for a watcher; one that is slower is let go.
 pub(super) const WATCHER: usize = 1024;
 
@@ -86,6 +88,8 @@ pub(super) struct Dispatcher {
     waiting: Vec<(Request, mpsc::Sender<Reply>)>,
     /// Until when they wait at most.
     adopting_until: Instant,
+    /// After an error on the control socket, when it is tried again.
+    accept_after: Option<Instant>,
     generation: u64,
     ending: bool,
 }
@@ -123,6 +127,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         unwritten: BTreeSet::new(),
         waiting: Vec::new(),
         adopting_until: Instant::now() + ADOPTION_DEADLINE,
+        accept_after: None,
         generation: 0,
         ending: false,
     };
@@ -138,9 +143,13 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
             Some(message) = messages.recv() => dispatcher.take(message),
             Some(event) = fabric_events.recv() => dispatcher.of_fabric(event),
             event = dispatcher.consoles.next() => dispatcher.of_console(event),
-            accepted = control.accept() => match accepted {
+            accepted = control.accept(), if dispatcher.accept_after.is_none() => match accepted {
                 Ok((stream, _)) => control::serve(stream, config.uid, inbox.clone(), dispatcher.fabric.clone()),
-                Err(error) => tracing::warn!(%error, "cannot accept on the control socket"),
+                // Out of descriptors, most likely: whoever asks waits until some are free.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept on the control socket");
+                    dispatcher.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+                }
             },
             () = tokio::time::sleep_until(deadline.into()) => dispatcher.tick(),
             // The tasks have their turn first: what was told need not wait for the disk.
@@ -261,6 +270,7 @@ impl Dispatcher {
             .values()
             .filter_map(|slot| slot.machine.deadline())
             .chain(self.uplink.deadline())
+            .chain(self.accept_after)
             .chain((!self.waiting.is_empty()).then_some(self.adopting_until))
             .min()
             .unwrap_or_else(|| Instant::now() + IDLE)
@@ -268,6 +278,7 @@ impl Dispatcher {
 
     fn tick(&mut self) {
         let now = Instant::now();
+        self.accept_after = self.accept_after.filter(|at| *at > now);
         let due: Vec<String> = self
             .slots
             .iter()
