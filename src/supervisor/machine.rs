@@ -25,6 +25,8 @@ use crate::state::record::{ReportRecord, StateRecord};
 
 /// How long QEMU may take from exec to its QMP greeting (20 to 45 ms is usual).
 pub const GREETING_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a QEMU that was found alive may take to answer before it is called unresponsive.
+pub const MEETING_DEADLINE: Duration = Duration::from_secs(4);
 /// How long QEMU may take to obey `quit` before it is killed.
 pub const QUIT_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a killed process may take to be gone before kiln says so.
@@ -248,6 +250,8 @@ pub struct Machine {
     resets: u32,
     restarts: u32,
     start_again: bool,
+    /// It was found alive, and its QEMU has not answered yet.
+    unmet: bool,
 }
 
 impl Machine {
@@ -266,6 +270,7 @@ impl Machine {
             resets: 0,
             restarts: 0,
             start_again: false,
+            unmet: false,
         }
     }
 
@@ -287,8 +292,9 @@ impl Machine {
     ) -> Machine {
         Machine {
             gave_up,
+            unmet: true,
             state: State::Starting {
-                deadline: now + GREETING_DEADLINE,
+                deadline: now + MEETING_DEADLINE,
             },
             ..Machine::stopped(restart, reports, String::new())
         }

@@ -104,9 +104,15 @@ async fn speak(teller: &Teller, socket: &std::path::Path, origin: Origin) -> Res
     let read = |source| QmpError::Read {
         source: Arc::new(source),
     };
-    let stream = stream(socket).map_err(read)?;
-    let deadline = Instant::now() + GREETING_DEADLINE;
-    let (qmp, mut events) = Qmp::connect(stream, deadline.into()).await?;
+    let (deadline, (qmp, mut events)) = loop {
+        let stream = stream(socket).map_err(read)?;
+        let deadline = Instant::now() + GREETING_DEADLINE;
+        match (Qmp::connect(stream, deadline.into()).await, origin) {
+            // It was stopped, say, and lives: it is asked until it answers or is gone.
+            (Err(QmpError::NoGreeting), Origin::Found) => {}
+            (connected, Origin::Started | Origin::Found) => break (deadline, connected?),
+        }
+    };
     let status = match origin {
         Origin::Started => None,
         Origin::Found => {

@@ -11,7 +11,15 @@ use crate::state::record::ReportRecord;
 impl Machine {
     pub(super) fn greeted(&mut self) -> Vec<Effect> {
         match self.state {
-            State::Starting { .. } => vec![Effect::Continue],
+            State::Starting { .. } => {
+                self.unmet = false;
+                vec![Effect::Continue]
+            }
+            State::Running if self.unmet => {
+                self.unmet = false;
+                self.responsive = true;
+                vec![Effect::Continue, Effect::Changed(Change::Responsive)]
+            }
             State::Stopped { .. }
             | State::Crashed { .. }
             | State::Running
@@ -28,12 +36,15 @@ impl Machine {
     ) -> Vec<Effect> {
         match self.state {
             State::Starting { .. } => {}
+            State::Running if self.unmet => {}
             State::Stopped { .. }
             | State::Crashed { .. }
             | State::Running
             | State::Paused { .. }
             | State::Stopping { .. } => return Vec::new(),
         }
+        self.unmet = false;
+        self.responsive = true;
         // Nobody knows how far it had come: a machine that was up is treated as one that is.
         self.came_up = true;
         // A guest that waited for someone to report to may have been heard before QMP was.
@@ -314,6 +325,13 @@ impl Machine {
 
     pub(super) fn tick(&mut self, now: Instant) -> Vec<Effect> {
         match &self.state {
+            // It lives, and may come to itself: only its user may end it.
+            State::Starting { deadline } if *deadline <= now && self.unmet => {
+                self.state = State::Running;
+                self.came_up = true;
+                self.responsive = false;
+                vec![Effect::Changed(Change::Unresponsive)]
+            }
             State::Starting { deadline } if *deadline <= now => self.kill(
                 now,
                 Then::Crashed {

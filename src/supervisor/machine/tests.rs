@@ -254,6 +254,25 @@ fn a_start_during_a_stop_is_done_after_it() {
     assert_eq!(machine.state(), StateRecord::Starting);
 }
 
+#[test]
+fn a_qemu_that_was_found_stopped_is_unresponsive_and_not_killed() {
+    let now = Instant::now();
+    let mut machine = Machine::adopting(Restart::OnFailure, true, None, now);
+    let due = machine.deadline().unwrap();
+    assert_eq!(
+        machine.on(due, Event::Tick),
+        [Effect::Changed(Change::Unresponsive)]
+    );
+    assert_eq!(machine.state(), StateRecord::Unresponsive);
+    assert_eq!(machine.deadline(), None);
+    let met = Event::Adopted {
+        status: RunStatus::Running,
+        report: Some(report()),
+    };
+    let _ = machine.on(due, met);
+    assert_eq!(machine.state(), StateRecord::Ready);
+}
+
 mod property {
     use super::*;
     use proptest::prelude::{Just, Strategy, any, prop_oneof};
