@@ -32,6 +32,7 @@ fn a_guest_that_never_reports_is_running_and_out_of_time() {
     home.within(BOOT, &["up", "--wait", "running"]).ok();
     let mut console = Follow::of(home.command().args(["logs", "node", "-f"]));
     console.until("guest: node is up after", BOOT);
+    drop(console);
     // There is nothing to do, and what was to be waited for does not come.
     let timeout = Duration::from_secs(5);
     let up = home
