@@ -34,6 +34,8 @@ use crate::supervisor::uplink::Uplink;
 const INBOX: usize = 256;
 /// How long a found QEMU may take to answer before commands are served without it.
 const ADOPTION_DEADLINE: Duration = Duration::from_secs(1);
+/// How long a record may wait that says nothing which could not be found out again.
+const SOON: Duration = Duration::from_millis(100);
 /// Notices that may wait for a watcher; one that is slower is let go.
 pub(super) const WATCHER: usize = 1024;
 
@@ -82,6 +84,8 @@ pub(super) struct Dispatcher {
     watchers: Vec<mpsc::Sender<Reply>>,
     /// Machines that are not on the disk yet as they are now.
     unwritten: BTreeSet<String>,
+    /// When they are written.
+    writing_at: Option<Instant>,
     /// Requests that came while it is still being found out what lives.
     waiting: Vec<(Request, mpsc::Sender<Reply>)>,
     /// Until when they wait at most.
@@ -121,6 +125,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         consoles: ConsoleWatch::new().map_err(SupervisorError::Console)?,
         watchers: Vec::new(),
         unwritten: BTreeSet::new(),
+        writing_at: None,
         waiting: Vec::new(),
         adopting_until: Instant::now() + ADOPTION_DEADLINE,
         generation: 0,
@@ -129,11 +134,9 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
     dispatcher.adopt_all();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(SupervisorError::Signals)?;
-    let mut others = std::pin::pin!(tokio::task::yield_now());
     while !dispatcher.ending {
         dispatcher.serve_waiting();
         let deadline = dispatcher.deadline();
-        let unwritten = !dispatcher.unwritten.is_empty();
         tokio::select! {
             Some(message) = messages.recv() => dispatcher.take(message),
             Some(event) = fabric_events.recv() => dispatcher.of_fabric(event),
@@ -143,18 +146,11 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
                 Err(error) => tracing::warn!(%error, "cannot accept on the control socket"),
             },
             () = tokio::time::sleep_until(deadline.into()) => dispatcher.tick(),
-            // The tasks have their turn first: what was told need not wait for the disk.
-            () = &mut others, if unwritten => {
-                dispatcher.write_one();
-                others.set(tokio::task::yield_now());
-            }
             // The machines live on; the next command's supervisor adopts them.
             _ = terminate.recv() => break,
         }
     }
-    while !dispatcher.unwritten.is_empty() {
-        dispatcher.write_one();
-    }
+    dispatcher.write_all();
     Ok(())
 }
 
@@ -214,7 +210,7 @@ impl Dispatcher {
         slot.adopt(&self.inbox, &mut self.consoles, &self.fabric);
         self.slots.insert(name.to_owned(), slot);
         // What was found is on the disk in some form, or in /proc.
-        self.unwritten.insert(name.to_owned());
+        self.write_soon(name);
         self.announce(name, Change::Address);
     }
 
@@ -261,6 +257,7 @@ impl Dispatcher {
             .values()
             .filter_map(|slot| slot.machine.deadline())
             .chain(self.uplink.deadline())
+            .chain(self.writing_at)
             .chain((!self.waiting.is_empty()).then_some(self.adopting_until))
             .min()
             .unwrap_or_else(|| Instant::now() + IDLE)
@@ -276,6 +273,9 @@ impl Dispatcher {
             .collect();
         for name in due {
             self.feed(&name, Event::Tick);
+        }
+        if self.writing_at.is_some_and(|at| at <= now) {
+            self.write_all();
         }
         if self.uplink.deadline().is_some_and(|at| at <= now) {
             self.ensure_uplink();
@@ -470,8 +470,16 @@ impl Dispatcher {
         }
     }
 
-    fn write_one(&mut self) {
-        if let Some(name) = self.unwritten.pop_first() {
+    /// Has the machine written before long. Whoever waits comes first, and a machine that starts
+    /// mostly runs by then.
+    fn write_soon(&mut self, name: &str) {
+        self.unwritten.insert(name.to_owned());
+        self.writing_at.get_or_insert(Instant::now() + SOON);
+    }
+
+    fn write_all(&mut self) {
+        self.writing_at = None;
+        for name in std::mem::take(&mut self.unwritten) {
             self.write(&name);
         }
     }
@@ -485,7 +493,7 @@ impl Dispatcher {
     /// Records the machine as it is now and tells the watchers.
     fn changed(&mut self, name: &str, change: Change) {
         if Dispatcher::can_be_asked_again(change) {
-            self.unwritten.insert(name.to_owned());
+            self.write_soon(name);
         } else {
             self.unwritten.remove(name);
             self.write(name);
