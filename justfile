@@ -38,7 +38,7 @@ test:
 # Unit, golden and property tests: no QEMU, no guest, seconds.
 [group('test')]
 test-unit *args:
-    cargo test --workspace --locked --lib --bins {{ args }}
+    cargo test --workspace --locked --lib --bins --test command_lines {{ args }}
 
 # The real binary from outside, boots with QEMU included; `just test-it boot` runs those whose name has `boot`.
 [group('test')]

@@ -69,6 +69,26 @@ pub enum ClientError {
     Refused { why: String },
 }
 
+impl ClientError {
+    /// Whether nobody is at the other end, or not any more.
+    fn is_hangup(&self) -> bool {
+        match self {
+            ClientError::Connect { .. } | ClientError::Gone { .. } => true,
+            ClientError::Silent { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+            ),
+            ClientError::Lock { .. }
+            | ClientError::NoCluster { .. }
+            | ClientError::Folder { .. }
+            | ClientError::Listen { .. }
+            | ClientError::Spawn { .. }
+            | ClientError::Nonsense { .. }
+            | ClientError::Refused { .. } => false,
+        }
+    }
+}
+
 /// A supervisor that can be asked.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -111,8 +131,11 @@ impl Client {
             lock.remove();
             return Err(ClientError::NoCluster { cluster: cluster() });
         }
-        if client.connect().is_ok() {
-            return Ok(client);
+        match client.status() {
+            // One that was killed takes connections until the kernel is done with it.
+            Err(error) if error.is_hangup() => {}
+            Err(error) => return Err(error),
+            Ok(_) => return Ok(client),
         }
         // After a reboot of the host the folder for sockets is gone.
         folder::make_private(&files.sockets()).map_err(|source| ClientError::Folder {

@@ -80,13 +80,7 @@ pub fn collect(
             continue;
         };
         inventory.taken_networks.push(record.subnet);
-        for machine in &record.machines {
-            if let Ok(Some(record)) = files::load::<MachineRecord>(&files.machine(machine).record())
-            {
-                let ports = record.ports.iter().map(|port| port.host);
-                inventory.taken_ports.extend(ports);
-            }
-        }
+        inventory.taken_ports.extend(record.ports);
     }
     if let Some(record) = &record {
         // Also those that an `up` had struck off the record when it was killed, and not yet ended.

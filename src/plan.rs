@@ -175,11 +175,14 @@ pub enum PlanError {
 /// # Errors
 /// [`PlanError`] when the host lacks something, or what is there contradicts the spec.
 pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Result<Plan, PlanError> {
-    let record = cluster_record(cluster, host, inventory)?;
+    let mut cluster_record = cluster_record(cluster, host, inventory)?;
     let mut ports = choice::Ports::new(inventory);
     let mut steps = Vec::new();
     for machine in &cluster.machines {
-        let record = machine_record(machine, &record, host, inventory, &mut ports)?;
+        let record = machine_record(machine, &cluster_record, host, inventory, &mut ports)?;
+        cluster_record
+            .ports
+            .extend(record.ports.iter().map(|port| port.host));
         steps.push(step(machine, record, inventory)?);
     }
     for name in inventory.machines.keys() {
@@ -197,7 +200,7 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
         }
     }
     Ok(Plan {
-        cluster: record,
+        cluster: cluster_record,
         is_new: inventory.cluster.is_none(),
         steps,
     })
@@ -250,6 +253,7 @@ fn cluster_record(
             .iter()
             .map(|machine| machine.name.to_string())
             .collect(),
+        ports: BTreeSet::new(),
         reservations,
     })
 }

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::cluster::{Cluster, Machine, MachineName};
+use crate::cluster::{Cluster, Machine, MachineName, Size};
 use crate::folder::{self, Batch, BatchError, FolderError};
 use crate::ignition::{self, Facts, IgnitionError, Peer};
 use crate::image::overlay::{self, OverlayError};
@@ -345,15 +345,16 @@ fn make_machine(
         source: Box::new(source),
     })?;
     batch.add(&own.ignition(), rendered.config.as_bytes())?;
-    if let Some(disk) = &record.disk
-        && !own.disk().exists()
-    {
-        let size = crate::cluster::Size::from_bytes(disk.size);
-        overlay::create(qemu_img, &disk.base, &own.disk(), Some(size)).map_err(|source| {
-            StageError::Overlay {
-                machine: step.name.clone(),
-                source,
-            }
+    if let Some(disk) = &record.disk {
+        let size = Size::from_bytes(disk.size);
+        let made = if own.disk().exists() {
+            overlay::grow(qemu_img, &own.disk(), size)
+        } else {
+            overlay::create(qemu_img, &disk.base, &own.disk(), Some(size)).map(drop)
+        };
+        made.map_err(|source| StageError::Overlay {
+            machine: step.name.clone(),
+            source,
         })?;
     }
     save(&own.record(), record, batch)?;

@@ -10,6 +10,7 @@ use crate::state::files::{self, StateError};
 use crate::state::layout::ClusterFiles;
 use crate::state::ledger;
 use crate::state::lock::Lock;
+use crate::state::record::ClusterRecord;
 use crate::supervisor::machine::KILL_DEADLINE;
 use crate::supervisor::process;
 
@@ -23,15 +24,31 @@ pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
                     .hint("`kiln ls` lists the clusters"),
             );
         }
+        // An `up` that was broken off at its first step.
+        if files.lock().exists()
+            && let Ok(lock) = Lock::try_take(&files.lock(), "kiln down")
+        {
+            remove_locks(&files, lock)?;
+        }
         return told(session, &name, "nothing is there");
     }
     let lock = Lock::try_take(&files.lock(), "kiln down")?;
-    if let Ok(Some(record)) = session.record(&files) {
-        session.refuse_foreign(&record)?;
+    match files::load::<ClusterRecord>(&files.record()) {
+        Ok(Some(record)) => session.refuse_foreign(&record)?,
+        // What it names may be more than this kiln knows how to remove.
+        Err(error) if error.is_newer() => return session.record(&files).map(drop),
+        Ok(None) | Err(_) => {}
     }
     take_down(session, &files, args.timeout)?;
     lock.remove();
     told(session, &name, "all of it is gone")
+}
+
+/// Removes the locks of a cluster of which nothing else is left.
+pub(super) fn remove_locks(files: &ClusterFiles, lock: Lock) -> Result<(), Error> {
+    Lock::take(&files.spawn_lock())?.remove();
+    lock.remove();
+    Ok(())
 }
 
 fn told(session: &Session<'_>, name: &str, outcome: &str) -> Result<(), Error> {
@@ -41,7 +58,7 @@ fn told(session: &Session<'_>, name: &str, outcome: &str) -> Result<(), Error> {
         .result(&value, |_| format!("cluster {name}: {outcome}\n"))
 }
 
-/// Stops what runs and removes what the ledger names. The cluster's lock is held by the caller.
+/// Stops what runs and removes what the ledger names. The caller holds the cluster's lock.
 pub(super) fn take_down(
     session: &Session<'_>,
     files: &ClusterFiles,
@@ -113,7 +130,7 @@ fn kill_all(files: &ClusterFiles) -> Result<Option<Client>, Error> {
     let Some(names) = names(&client) else {
         return Ok(None);
     };
-    power::kill_and_forget(&client, files, &names)?;
+    power::kill_and_forget(&client, &names)?;
     Ok(Some(client))
 }
 

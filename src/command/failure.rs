@@ -44,6 +44,10 @@ impl From<LockError> for Error {
 impl From<InventoryError> for Error {
     fn from(error: InventoryError) -> Error {
         let fault = match &error {
+            InventoryError::Cluster { source, .. } if source.is_newer() => {
+                return Error::from_source(Exit::Failed, &error)
+                    .hint("use the kiln that made the cluster, or a later one");
+            }
             InventoryError::Cluster { cluster, .. } => {
                 let hint = format!("`kiln -c {cluster} down` removes the cluster");
                 return Error::from_source(Exit::Failed, &error).hint(hint);

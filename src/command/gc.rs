@@ -26,10 +26,20 @@ struct Collected {
     busy: Vec<String>,
 }
 
+/// Clusters of which there is a lock and nothing else: an `up` was killed at its first step.
+fn begun(session: &Session<'_>) -> Vec<String> {
+    files::names_in(&session.roots.clusters())
+        .iter()
+        .filter_map(|name| name.strip_suffix(".lock"))
+        .filter(|name| !session.roots.cluster(name).ledger().exists())
+        .map(str::to_owned)
+        .collect()
+}
+
 /// Ends a machine that no record names, should it run, and removes what is left of it.
 fn end(files: &ClusterFiles, name: &str) -> Result<(), Error> {
     if let Some(client) = Client::find(files) {
-        power::kill_and_forget(&client, files, &[name.to_owned()])?;
+        power::kill_and_forget(&client, &[name.to_owned()])?;
     }
     process::end_by_uuid(&files.uuid(name), KILL_DEADLINE)
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
@@ -69,6 +79,14 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
             Err(_) => {}
         }
         drop(lock);
+    }
+    for name in begun(session) {
+        let files = session.roots.cluster(&name);
+        if let Ok(lock) = Lock::try_take(&files.lock(), "kiln gc")
+            && !files.ledger().exists()
+        {
+            down::remove_locks(&files, lock)?;
+        }
     }
     session.report.result(&collected, |_| {
         let mut text = String::new();

@@ -125,10 +125,12 @@ impl<'a> Session<'a> {
 
     fn record(&self, files: &ClusterFiles) -> Result<Option<ClusterRecord>, Error> {
         files::load(&files.record()).map_err(|error| {
-            Error::from_source(Exit::Failed, &error).hint(format!(
-                "`kiln -c {} down` removes the cluster",
-                files.name()
-            ))
+            let hint = if error.is_newer() {
+                "use the kiln that made the cluster, or a later one".to_owned()
+            } else {
+                format!("`kiln -c {} down` removes the cluster", files.name())
+            };
+            Error::from_source(Exit::Failed, &error).hint(hint)
         })
     }
 

@@ -1,6 +1,6 @@
 //! `start`, `stop`, `restart`, `kill`, `pause`, `resume`: all machines, or those that are named.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cli::args::{
     DEFAULT_GRACE, Goal, MachinesArgs, RestartArgs, StartArgs, StopArgs, Waiting,
@@ -8,13 +8,12 @@ use crate::cli::args::{
 use crate::client::Client;
 use crate::command::wait::{default_timeout, goal, until};
 use crate::command::{Made, Session, show};
-use crate::error::Error;
+use crate::error::{Error, Exit};
 use crate::host::timing::stretched_for_tcg;
-use crate::state::layout::ClusterFiles;
 use crate::state::lock::Lock;
-use crate::state::record::AccelRecord;
+use crate::state::record::{AccelRecord, StateRecord};
 use crate::supervisor::machine::{KILL_DEADLINE, QUIT_DEADLINE};
-use crate::supervisor::protocol::{ClusterStatus, Request};
+use crate::supervisor::protocol::{ClusterStatus, MachineStatus, Request};
 
 /// What the ladder may take after its grace, and the words about it.
 const LADDER: Duration = Duration::from_secs(QUIT_DEADLINE.as_secs() + KILL_DEADLINE.as_secs() + 1);
@@ -69,16 +68,57 @@ pub(super) fn pause(session: &Session<'_>, args: &MachinesArgs) -> Result<(), Er
     let made = session.made()?;
     let machines = made.select(&args.machines)?;
     let client = Client::reach(&made.files)?;
-    client.ask(&Request::Pause { machines })?;
-    tell(session, &made, &client.status()?)
+    client.ask(&Request::Pause {
+        machines: machines.clone(),
+    })?;
+    let paused = |machine: &MachineStatus| machine.state == StateRecord::Paused;
+    let status = settled(&client, &machines, "paused", paused)?;
+    tell(session, &made, &status)
 }
 
 pub(super) fn resume(session: &Session<'_>, args: &MachinesArgs) -> Result<(), Error> {
     let made = session.made()?;
     let machines = made.select(&args.machines)?;
     let client = Client::reach(&made.files)?;
-    client.ask(&Request::Resume { machines })?;
-    tell(session, &made, &client.status()?)
+    client.ask(&Request::Resume {
+        machines: machines.clone(),
+    })?;
+    let goes_on = |machine: &MachineStatus| machine.state != StateRecord::Paused;
+    let status = settled(&client, &machines, "going on", goes_on)?;
+    tell(session, &made, &status)
+}
+
+/// Waits until each of `names` is as it `should` be: QEMU does what it is told soon, not at once.
+fn settled(
+    client: &Client,
+    names: &[String],
+    goal: &str,
+    should: impl Fn(&MachineStatus) -> bool,
+) -> Result<ClusterStatus, Error> {
+    let deadline = Instant::now() + LADDER;
+    let mut watch = client.watch()?;
+    loop {
+        let status = client.status()?;
+        let other = status
+            .machines
+            .iter()
+            .find(|machine| names.contains(&machine.name) && !should(machine));
+        let Some(other) = other else {
+            return Ok(status);
+        };
+        if Instant::now() >= deadline {
+            return Err(Error::new(
+                Exit::Timeout,
+                format!(
+                    "machine `{}` is {}, and not {goal}",
+                    other.name,
+                    other.state.word()
+                ),
+            )
+            .hint("`kiln ps` says how the machines are"));
+        }
+        watch.next(deadline)?;
+    }
 }
 
 /// Powerdown, deadline, quit, kill; returns when all are gone.
@@ -98,36 +138,14 @@ pub(super) fn stop_and_wait(
 }
 
 /// Ends machines at once and makes the supervisor forget them, those of them that it knows.
-pub(super) fn kill_and_forget(
-    client: &Client,
-    files: &ClusterFiles,
-    names: &[String],
-) -> Result<(), Error> {
+pub(super) fn kill_and_forget(client: &Client, names: &[String]) -> Result<(), Error> {
     let mut known = client.status()?.machines;
     known.retain(|machine| names.contains(&machine.name));
     let names: Vec<String> = known.into_iter().map(|machine| machine.name).collect();
     client.ask(&Request::Kill {
         machines: names.clone(),
     })?;
-    let deadline = std::time::Instant::now() + LADDER;
-    let mut watch = client.watch()?;
-    loop {
-        let status = client.status()?;
-        let alive = status
-            .machines
-            .iter()
-            .any(|machine| names.contains(&machine.name) && machine.pid.is_some());
-        if !alive {
-            break;
-        }
-        if std::time::Instant::now() > deadline {
-            return Err(Error::new(
-                crate::error::Exit::Timeout,
-                format!("machines of cluster `{}` do not go", files.name()),
-            ));
-        }
-        watch.next(deadline)?;
-    }
+    settled(client, &names, "gone", |machine| machine.pid.is_none())?;
     client.ask(&Request::Forget { machines: names })?;
     Ok(())
 }

@@ -17,6 +17,7 @@ use crate::cli::args::{ProxyArgs, SshArgs};
 use crate::client::{Client, ClientError};
 use crate::command::Session;
 use crate::error::{Error, Exit};
+use crate::supervisor::protocol::ClusterStatus;
 
 pub(super) fn run(session: &Session<'_>, args: &SshArgs) -> Result<(), Error> {
     let made = session.made()?;
@@ -33,7 +34,8 @@ pub(super) fn run(session: &Session<'_>, args: &SshArgs) -> Result<(), Error> {
             .hint("`kiln doctor` says which command installs it here"));
     };
     // Where no supervisor lives, this one adopts the machines; the proxy then finds it.
-    Client::reach(&made.files)?;
+    let status = Client::reach(&made.files)?.status()?;
+    refuse_dead(&status, &made.record.name, name)?;
     let kiln = std::env::current_exe()
         .map_err(|error| Error::because(Exit::Failed, "cannot tell where kiln lies", &error))?;
     let cluster = &made.record.name;
@@ -65,6 +67,18 @@ pub(super) fn run(session: &Session<'_>, args: &SshArgs) -> Result<(), Error> {
         format!("cannot run `{}`", ssh.display()),
         &error,
     ))
+}
+
+/// ssh would only say that its proxy gave it nothing.
+fn refuse_dead(status: &ClusterStatus, cluster: &str, name: &str) -> Result<(), Error> {
+    match status.machines.iter().find(|machine| machine.name == name) {
+        Some(machine) if machine.pid.is_none() => Err(Error::new(
+            Exit::Failed,
+            format!("machine `{name}` is {}", machine.state.word()),
+        )
+        .hint(format!("`kiln -c {cluster} start {name}` starts it"))),
+        Some(_) | None => Ok(()),
+    }
 }
 
 /// `KEY="PATH"`, with the characters that ssh_config(5) would read itself said twice or escaped.

@@ -1,5 +1,7 @@
 //! `kiln supervise`: what kiln starts as the supervisor of a cluster. Not for people.
 
+use std::time::Duration;
+
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
@@ -10,6 +12,9 @@ use crate::state::lock::Lock;
 use crate::supervisor::dispatcher::{self, Config};
 use crate::supervisor::process;
 
+/// How long a killed supervisor may take to be gone.
+const DYING: Duration = Duration::from_secs(2);
+
 pub(super) fn run(session: &Session<'_>, args: &SuperviseArgs) -> Result<(), Error> {
     // Started as /proc/self/exe, it would be called `exe` in process lists.
     prctl::set_name(c"kiln")
@@ -17,7 +22,8 @@ pub(super) fn run(session: &Session<'_>, args: &SuperviseArgs) -> Result<(), Err
     raise_open_files();
     let files = session.roots.cluster(args.name.as_str());
     // Two supervisors of one cluster would fight; the lock goes with the process.
-    let _lock = Lock::try_take(&files.supervisor_lock(), "supervisor")?;
+    // One that was killed may still hold it for a moment after its sockets are gone.
+    let _lock = Lock::take_within(&files.supervisor_lock(), "supervisor", DYING)?;
     let control = process::inherited_listener().map_err(|error| {
         Error::because(
             Exit::Usage,

@@ -6,7 +6,7 @@ use crate::cli::args::{Goal, UpArgs};
 use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::command::wait::{default_timeout, goal, until};
-use crate::command::{Made, Session, power, show, spec};
+use crate::command::{Made, Session, down, power, show, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
 use crate::plan::{self, Action, Plan};
@@ -33,7 +33,7 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
     if files.ledger().exists() {
         drop(lock);
     } else {
-        lock.remove();
+        down::remove_locks(&files, lock)?;
     }
     let (made, client, prepared) = made?;
     for note in show::view(&made, &client)?.notes() {
@@ -92,7 +92,7 @@ fn take_back(session: &Session<'_>, files: &ClusterFiles, undo: &Undo) -> Result
         return super::down::take_down(session, files, Some(Duration::ZERO));
     }
     if let Some(client) = Client::find(files) {
-        power::kill_and_forget(&client, files, undo.created())?;
+        power::kill_and_forget(&client, undo.created())?;
     }
     undo.run();
     Ok(())

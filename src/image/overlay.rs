@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -20,6 +20,8 @@ use crate::tool::{self, ToolError};
 
 /// What QEMU allows for a backing file's name.
 const LONGEST_NAME: usize = 1023;
+/// A qcow2 header up to its virtual size, bytes 24 to 31 (QEMU, docs/interop/qcow2.rst).
+const HEADER_WITH_SIZE: usize = 32;
 /// qemu-img writes four clusters; it takes 20 ms.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -105,6 +107,58 @@ pub fn create(
     made.map(|()| size)
 }
 
+/// Makes the disk `path` at least as large as `size`, if it is not. Nobody may use it meanwhile.
+///
+/// # Errors
+/// [`OverlayError`]; the disk is then as it was.
+pub fn grow(qemu_img: &Path, path: &Path, size: Size) -> Result<(), OverlayError> {
+    let write = |source| OverlayError::Write {
+        path: path.to_owned(),
+        source,
+    };
+    let mut header = [0; HEADER_WITH_SIZE];
+    File::open(path)
+        .and_then(|mut file| file.read_exact(&mut header))
+        .map_err(write)?;
+    let [.., a, b, c, d, e, f, g, h] = header;
+    let now = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+    let size = size.bytes().next_multiple_of(512);
+    if size <= now {
+        return Ok(());
+    }
+    // The whole chain is told, so that not even our own header is followed to the base.
+    let image = serde_json::json!({
+        "driver": "qcow2",
+        "file": {"driver": "file", "filename": path},
+        "backing": null,
+    });
+    let mut command = Command::new(qemu_img);
+    command
+        .args(["resize", "-q"])
+        .arg(format!("json:{image}"))
+        .arg(size.to_string());
+    run(command, path)?;
+    File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(write)
+}
+
+/// Runs qemu-img for the disk `path`.
+fn run(command: Command, path: &Path) -> Result<(), OverlayError> {
+    let finished =
+        tool::run(command, Stdio::null(), DEADLINE).map_err(|source| OverlayError::Tool {
+            path: path.to_owned(),
+            source,
+        })?;
+    if finished.status.success() {
+        return Ok(());
+    }
+    Err(OverlayError::Refused {
+        path: path.to_owned(),
+        said: finished.stderr.trim().to_owned(),
+    })
+}
+
 /// Makes the image beside its place, and puts it there when it is on the disk.
 fn make(
     qemu_img: &Path,
@@ -131,17 +185,7 @@ fn make(
         .args([OsStr::new("-b"), base.path.as_os_str()])
         .arg(temporary)
         .arg(size.bytes().to_string());
-    let finished =
-        tool::run(command, Stdio::null(), DEADLINE).map_err(|source| OverlayError::Tool {
-            path: path.to_owned(),
-            source,
-        })?;
-    if !finished.status.success() {
-        return Err(OverlayError::Refused {
-            path: path.to_owned(),
-            said: finished.stderr.trim().to_owned(),
-        });
-    }
+    run(command, path)?;
     File::open(temporary)
         .and_then(|file| file.sync_all())
         .and_then(|()| fs::rename(temporary, path))

@@ -49,7 +49,7 @@ pub(super) fn mebibytes(size: Size) -> u32 {
     u32::try_from(size.bytes() >> 20).unwrap_or(u32::MAX)
 }
 
-/// The overlay: as large as asked, else as it was, else as its base.
+/// The overlay: as large as asked, else as it was, else as its base; it grows and never shrinks.
 pub(super) fn disk(
     machine: &Machine,
     image: &ImageFacts,
@@ -58,19 +58,19 @@ pub(super) fn disk(
     let Some(base) = &image.disk else {
         return Ok(None);
     };
-    if let Some(want) = machine.disk
-        && want.bytes() < base.size
-    {
-        return Err(PlanError::DiskShrinks {
-            machine: machine.name.to_string(),
-            want,
-            least: Size::from_bytes(base.size),
-        });
-    }
     let was = old
         .and_then(|old| old.disk.as_ref())
         .filter(|disk| disk.base == base.base)
         .map_or(base.size, |disk| disk.size);
+    if let Some(want) = machine.disk
+        && want.bytes() < was
+    {
+        return Err(PlanError::DiskShrinks {
+            machine: machine.name.to_string(),
+            want,
+            least: Size::from_bytes(was),
+        });
+    }
     Ok(Some(DiskRecord {
         size: machine.disk.map_or(was, Size::bytes),
         ..base.clone()

@@ -80,8 +80,11 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         "disk",
         &disk.as_ref().map_or(String::new(), disk_text),
         &new.disk.as_ref().map_or(String::new(), disk_text),
-        // Also where only the size differs: nothing here makes a disk larger that is in use.
-        Price::Disk,
+        // Where only the size differs the disk grows, while nobody uses it.
+        match (disk, &new.disk) {
+            (Some(disk), Some(new)) if disk.base == new.base => Price::Restart,
+            (None | Some(_), None | Some(_)) => Price::Disk,
+        },
     );
     found.add(
         "kernel",

@@ -50,6 +50,13 @@ pub enum StateError {
     NotAFolder { path: PathBuf },
 }
 
+impl StateError {
+    /// Whether the file is whole, and only this kiln is too old for it.
+    pub fn is_newer(&self) -> bool {
+        matches!(self, StateError::Newer { .. })
+    }
+}
+
 /// Writes `record` as JSON to `path`, whole or not at all.
 pub fn save<T: Serialize>(path: &Path, record: &T) -> Result<(), StateError> {
     text(record)

@@ -7,6 +7,8 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use nix::libc;
 
@@ -84,6 +86,23 @@ impl Lock {
             path: path.to_owned(),
             file,
         })
+    }
+
+    /// Takes the lock at `path` as soon as its holder, who is on the way out, lets go of it.
+    pub fn take_within(path: &Path, who: &str, patience: Duration) -> Result<Lock, LockError> {
+        match Lock::try_take(path, who) {
+            Err(LockError::Held { holder }) => {
+                let (sender, receiver) = mpsc::channel();
+                let own = path.to_owned();
+                // The kernel has no deadline for this wait. Whoever gets no lock ends, and the
+                // thread with it.
+                std::thread::spawn(move || sender.send(Lock::take(&own)));
+                receiver
+                    .recv_timeout(patience)
+                    .unwrap_or(Err(LockError::Held { holder }))
+            }
+            taken => taken,
+        }
     }
 
     /// Removes the file and lets go: nothing of what it guarded is left.
@@ -169,6 +188,24 @@ mod tests {
         assert!(error.starts_with(&pid), "{error}");
         drop(held);
         Lock::try_take(&path, "kiln down").unwrap();
+    }
+
+    #[test]
+    fn a_holder_on_the_way_out_is_waited_for_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lock");
+        let held = Lock::try_take(&path, "first").unwrap();
+        let short = Duration::from_millis(10);
+        assert!(matches!(
+            Lock::take_within(&path, "second", short),
+            Err(LockError::Held { .. })
+        ));
+        let waiter = {
+            let path = path.clone();
+            std::thread::spawn(move || Lock::take_within(&path, "third", Duration::from_secs(10)))
+        };
+        drop(held);
+        waiter.join().unwrap().unwrap();
     }
 
     #[test]

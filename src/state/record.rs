@@ -5,7 +5,7 @@
 //! and is written by the supervisor alone. A field may be added with a default;
 //! any other change raises [`crate::state::files::SCHEMA`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -34,6 +34,10 @@ pub struct ClusterRecord {
     pub qemu_gid: Option<u32>,
     /// Names in the order of the spec.
     pub machines: Vec<String>,
+    /// The host ports of all machines: recorded with the cluster, before there is any machine, so
+    /// that no other cluster takes them.
+    #[serde(default)]
+    pub ports: BTreeSet<u16>,
     /// Every address ever given to a name of this cluster: scaling never moves one.
     pub reservations: BTreeMap<String, ReservationRecord>,
 }

@@ -4,9 +4,10 @@
 //! sockets, processes and the fabric, and send `Message`s. The machine's life is
 //! decided in [`crate::supervisor::machine`]; this module performs its effects.
 
+mod later;
 mod requests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,6 +17,7 @@ use kiln_netsetup::fabric::{Fabric, FabricConfig, FabricEvent};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
+use self::later::{Later, can_be_asked_again};
 use crate::error::in_one_line;
 use crate::state::files::{self, StateError};
 use crate::state::layout::ClusterFiles;
@@ -34,8 +36,8 @@ use crate::supervisor::uplink::Uplink;
 const INBOX: usize = 256;
 /// How long a found QEMU may take to answer before commands are served without it.
 const ADOPTION_DEADLINE: Duration = Duration::from_secs(1);
-/// How long a record may wait that says nothing which could not be found out again.
-const SOON: Duration = Duration::from_millis(100);
+/// Between an error on the control socket and the next try.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 /// Notices that may wait for a watcher; one that is slower is let go.
 pub(super) const WATCHER: usize = 1024;
 
@@ -82,14 +84,13 @@ pub(super) struct Dispatcher {
     consoles: ConsoleWatch,
     uplink: Uplink,
     watchers: Vec<mpsc::Sender<Reply>>,
-    /// Machines that are not on the disk yet as they are now.
-    unwritten: BTreeSet<String>,
-    /// When they are written.
-    writing_at: Option<Instant>,
+    later: Later,
     /// Requests that came while it is still being found out what lives.
     waiting: Vec<(Request, mpsc::Sender<Reply>)>,
     /// Until when they wait at most.
     adopting_until: Instant,
+    /// After an error on the control socket, when it is tried again.
+    accept_after: Option<Instant>,
     generation: u64,
     ending: bool,
 }
@@ -124,10 +125,10 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         fabric: Arc::new(fabric),
         consoles: ConsoleWatch::new().map_err(SupervisorError::Console)?,
         watchers: Vec::new(),
-        unwritten: BTreeSet::new(),
-        writing_at: None,
+        later: Later::default(),
         waiting: Vec::new(),
         adopting_until: Instant::now() + ADOPTION_DEADLINE,
+        accept_after: None,
         generation: 0,
         ending: false,
     };
@@ -141,9 +142,13 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
             Some(message) = messages.recv() => dispatcher.take(message),
             Some(event) = fabric_events.recv() => dispatcher.of_fabric(event),
             event = dispatcher.consoles.next() => dispatcher.of_console(event),
-            accepted = control.accept() => match accepted {
+            accepted = control.accept(), if dispatcher.accept_after.is_none() => match accepted {
                 Ok((stream, _)) => control::serve(stream, config.uid, inbox.clone(), dispatcher.fabric.clone()),
-                Err(error) => tracing::warn!(%error, "cannot accept on the control socket"),
+                // Out of descriptors, most likely: whoever asks waits until some are free.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept on the control socket");
+                    dispatcher.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
+                }
             },
             () = tokio::time::sleep_until(deadline.into()) => dispatcher.tick(),
             // The machines live on; the next command's supervisor adopts them.
@@ -257,7 +262,8 @@ impl Dispatcher {
             .values()
             .filter_map(|slot| slot.machine.deadline())
             .chain(self.uplink.deadline())
-            .chain(self.writing_at)
+            .chain(self.later.deadline())
+            .chain(self.accept_after)
             .chain((!self.waiting.is_empty()).then_some(self.adopting_until))
             .min()
             .unwrap_or_else(|| Instant::now() + IDLE)
@@ -265,6 +271,7 @@ impl Dispatcher {
 
     fn tick(&mut self) {
         let now = Instant::now();
+        self.accept_after = self.accept_after.filter(|at| *at > now);
         let due: Vec<String> = self
             .slots
             .iter()
@@ -274,9 +281,7 @@ impl Dispatcher {
         for name in due {
             self.feed(&name, Event::Tick);
         }
-        if self.writing_at.is_some_and(|at| at <= now) {
-            self.write_all();
-        }
+        self.do_later(now);
         if self.uplink.deadline().is_some_and(|at| at <= now) {
             self.ensure_uplink();
         }
@@ -391,6 +396,7 @@ impl Dispatcher {
         for effect in effects {
             self.perform(name, &effect);
         }
+        self.let_run();
     }
 
     fn perform(&mut self, name: &str, effect: &Effect) {
@@ -399,7 +405,7 @@ impl Dispatcher {
         };
         match effect {
             Effect::Launch => self.launch(name),
-            Effect::Continue => slot.send_continue(&self.inbox),
+            Effect::Continue => self.hold(name),
             Effect::Powerdown => slot.send_powerdown(),
             Effect::Quit => slot.send_quit(),
             Effect::Kill => slot.kill(),
@@ -449,53 +455,11 @@ impl Dispatcher {
         }
     }
 
-    /// Whether a later supervisor learns of the change without a record: a living QEMU is found
-    /// by its UUID, and says how it is. Such a change may be told before it is on the disk.
-    fn can_be_asked_again(change: Change) -> bool {
-        match change {
-            Change::Starting
-            | Change::Running
-            | Change::Phase
-            | Change::Paused
-            | Change::Resumed
-            | Change::Unresponsive
-            | Change::Responsive => true,
-            Change::Ready
-            | Change::Address
-            | Change::Reset
-            | Change::Stopping
-            | Change::Stopped
-            | Change::Crashed
-            | Change::Failed => false,
-        }
-    }
-
-    /// Has the machine written before long. Whoever waits comes first, and a machine that starts
-    /// mostly runs by then.
-    fn write_soon(&mut self, name: &str) {
-        self.unwritten.insert(name.to_owned());
-        self.writing_at.get_or_insert(Instant::now() + SOON);
-    }
-
-    fn write_all(&mut self) {
-        self.writing_at = None;
-        for name in std::mem::take(&mut self.unwritten) {
-            self.write(&name);
-        }
-    }
-
-    fn write(&mut self, name: &str) {
-        if let Some(slot) = self.slots.get_mut(name) {
-            slot.persist(&self.boot_id);
-        }
-    }
-
     /// Records the machine as it is now and tells the watchers.
     fn changed(&mut self, name: &str, change: Change) {
-        if Dispatcher::can_be_asked_again(change) {
+        if can_be_asked_again(change) {
             self.write_soon(name);
         } else {
-            self.unwritten.remove(name);
             self.write(name);
         }
         self.announce(name, change);

@@ -25,6 +25,8 @@ use crate::state::record::{ReportRecord, StateRecord};
 
 /// How long QEMU may take from exec to its QMP greeting (20 to 45 ms is usual).
 pub const GREETING_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a QEMU that was found alive may take to answer before it is called unresponsive.
+pub const MEETING_DEADLINE: Duration = Duration::from_secs(4);
 /// How long QEMU may take to obey `quit` before it is killed.
 pub const QUIT_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a killed process may take to be gone before kiln says so.
@@ -36,6 +38,8 @@ pub const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How the reason of a crash ends when the policy will start the machine again.
 pub const AGAIN: &str = "; will be started again";
 const RESTART_PAUSE_LIMIT: Duration = Duration::from_secs(60);
+/// Begins the reason of a machine whose QEMU hung up.
+const QMP_ENDED: &str = "QMP ended";
 /// More resets than this without coming up are a loop.
 const RESET_LIMIT: u32 = 5;
 
@@ -110,8 +114,12 @@ pub enum Event {
         status: RunStatus,
         report: Option<ReportRecord>,
     },
-    /// QMP ended or never began.
+    /// QEMU closed its QMP socket: it is dying, as a rule.
     QmpLost {
+        why: String,
+    },
+    /// QEMU is there and says what is not QMP, or nothing.
+    QmpBroken {
         why: String,
     },
     /// The vCPUs run.
@@ -242,6 +250,8 @@ pub struct Machine {
     resets: u32,
     restarts: u32,
     start_again: bool,
+    /// It was found alive, and its QEMU has not answered yet.
+    unmet: bool,
 }
 
 impl Machine {
@@ -260,6 +270,7 @@ impl Machine {
             resets: 0,
             restarts: 0,
             start_again: false,
+            unmet: false,
         }
     }
 
@@ -281,8 +292,9 @@ impl Machine {
     ) -> Machine {
         Machine {
             gave_up,
+            unmet: true,
             state: State::Starting {
-                deadline: now + GREETING_DEADLINE,
+                deadline: now + MEETING_DEADLINE,
             },
             ..Machine::stopped(restart, reports, String::new())
         }
@@ -384,7 +396,8 @@ impl Machine {
             Event::KillAsked => self.kill_asked(now),
             Event::Greeted => self.greeted(),
             Event::Adopted { status, report } => self.adopted(now, status, report),
-            Event::QmpLost { why } => self.qmp_lost(now, &why),
+            Event::QmpLost { why } => self.qmp_lost(now, format!("{QMP_ENDED}: {why}")),
+            Event::QmpBroken { why } => self.qmp_lost(now, format!("QMP does not work: {why}")),
             Event::Resumed => self.resumed(),
             Event::Halted { status } => self.halted(now, status),
             Event::Reset => self.reset(),

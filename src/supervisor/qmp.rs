@@ -140,6 +140,28 @@ pub struct EventStream {
     ended: Arc<OnceLock<QmpError>>,
 }
 
+impl QmpError {
+    /// Whether the peer hung up, as a dying QEMU does.
+    pub fn is_hangup(&self) -> bool {
+        match self {
+            QmpError::Closed
+            | QmpError::HalfLine { .. }
+            | QmpError::Read { .. }
+            | QmpError::Write { .. } => true,
+            QmpError::NoGreeting
+            | QmpError::Timeout { .. }
+            | QmpError::Refused { .. }
+            | QmpError::NotQmp { .. }
+            | QmpError::LineTooLong
+            | QmpError::NotUtf8 { .. }
+            | QmpError::NotJson { .. }
+            | QmpError::NotAMessage { .. }
+            | QmpError::Reply { .. }
+            | QmpError::Encode { .. } => false,
+        }
+    }
+}
+
 impl Qmp {
     /// Takes the greeting, negotiates the capabilities (none) and begins to
     /// listen. Call it inside a tokio runtime.

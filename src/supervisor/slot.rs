@@ -23,7 +23,7 @@ use crate::state::record::{
 use crate::supervisor::console::ConsoleWatch;
 use crate::supervisor::dispatcher::phase_text;
 use crate::supervisor::launch::{self, LaunchError};
-use crate::supervisor::machine::{AGAIN, Event, Machine, Restart};
+use crate::supervisor::machine::{AGAIN, Machine, Restart};
 use crate::supervisor::message::{Message, News};
 use crate::supervisor::ports;
 use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn};
@@ -249,6 +249,11 @@ impl Slot {
         self.adopting && self.machine.is_alive()
     }
 
+    /// Whether its QEMU was started, and did not greet yet.
+    pub(super) fn is_beginning(&self) -> bool {
+        self.qmp.is_none() && self.machine.state() == StateRecord::Starting
+    }
+
     /// QMP is up on its QEMU.
     pub(super) fn met(&mut self, qmp: Qmp) -> Option<ReportRecord> {
         self.adopting = false;
@@ -377,8 +382,7 @@ impl Slot {
         tokio::spawn(async move {
             let deadline = Instant::now() + COMMAND_DEADLINE;
             if let Err(error) = qmp.execute(qmp::cont {}, deadline.into()).await {
-                let why = error.to_string();
-                teller.tell(News::Event(Event::QmpLost { why })).await;
+                teller.tell(News::Event(watch::lost(&error))).await;
             }
         });
     }

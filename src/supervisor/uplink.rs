@@ -21,7 +21,7 @@ use crate::state::record::{ClusterRecord, MachineRecord, UplinkRecord};
 use crate::supervisor::console::last_line;
 use crate::supervisor::launch;
 use crate::supervisor::message::Message;
-use crate::supervisor::process::{Exit, Identity, Launch, Process, spawn};
+use crate::supervisor::process::{Carriers, Exit, Identity, Launch, Process, spawn};
 use crate::supervisor::watch;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -95,27 +95,26 @@ impl Uplink {
             Some(process) => Ok(process),
             None => self.start(machine, identity),
         };
-        let attached =
-            started.and_then(
-                |process| match watch::stream(&self.files.socket(Socket::Nic)) {
-                    Ok(stream) => Ok((process, stream)),
-                    Err(error) => {
-                        discard(process);
-                        Err(error.to_string())
-                    }
-                },
-            );
-        match attached {
-            Ok((process, stream)) => {
+        let process = match started {
+            Ok(process) => Arc::new(process),
+            Err(why) => return self.failed(why),
+        };
+        self.generation += 1;
+        self.process = Some(process.clone());
+        match watch::stream(&self.files.socket(Socket::Nic)) {
+            Ok(stream) => {
                 fabric.attach_uplink(stream);
-                self.generation += 1;
-                let process = Arc::new(process);
-                self.process = Some(process.clone());
                 self.trouble.clear();
-                attend(process, self.generation, inbox.clone(), &self.files);
             }
-            Err(why) => self.failed(why),
+            // Most often it has ended, and its end says why.
+            Err(error) => {
+                self.trouble = error.to_string();
+                if let Err(error) = process.kill() {
+                    tracing::warn!(%error, "the uplink is not killed");
+                }
+            }
         }
+        attend(process, self.generation, inbox.clone(), &self.files);
     }
 
     fn failed(&mut self, why: String) {
@@ -130,11 +129,14 @@ impl Uplink {
         if std::mem::replace(&mut self.looked, true) {
             return None;
         }
-        let record: UplinkRecord = files::load(&self.files.run()).ok().flatten()?;
-        if record.boot_id != self.boot_id {
-            return None;
-        }
-        Process::adopt(record.process.pid, record.process.start_time, &self.uuid).ok()?
+        let record: Option<UplinkRecord> = files::load(&self.files.run()).ok().flatten();
+        record
+            .filter(|record| record.boot_id == self.boot_id)
+            .and_then(|UplinkRecord { process, .. }| {
+                Process::adopt(process.pid, process.start_time, &self.uuid).ok()?
+            })
+            // The former supervisor may have been killed before it could write it down.
+            .or_else(|| Carriers::default().find(&self.uuid))
     }
 
     fn start(&mut self, machine: &MachineRecord, identity: Identity) -> Result<Process, String> {
@@ -196,14 +198,6 @@ impl Uplink {
             tracing::debug!(%error, "the uplink is gone already");
         }
     }
-}
-
-/// Ends one that is of no use, and takes its zombie away.
-fn discard(process: Process) {
-    if let Err(error) = process.kill() {
-        tracing::debug!(%error, "the uplink is gone already");
-    }
-    drop(tokio::spawn(async move { process.exited().await }));
 }
 
 fn attend(

@@ -84,21 +84,35 @@ pub(super) enum Origin {
 /// Connects to QMP, tells how it found QEMU, and then passes on what QEMU says.
 pub(super) fn qmp(teller: Teller, socket: PathBuf, origin: Origin) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let why = match speak(&teller, &socket, origin).await {
-            Ok(()) => return,
-            Err(error) => error.to_string(),
-        };
-        teller.event(Event::QmpLost { why }).await;
+        if let Err(error) = speak(&teller, &socket, origin).await {
+            teller.event(lost(&error)).await;
+        }
     })
+}
+
+/// What the end of QMP means for the machine.
+pub(super) fn lost(error: &QmpError) -> Event {
+    let why = error.to_string();
+    if error.is_hangup() {
+        Event::QmpLost { why }
+    } else {
+        Event::QmpBroken { why }
+    }
 }
 
 async fn speak(teller: &Teller, socket: &std::path::Path, origin: Origin) -> Result<(), QmpError> {
     let read = |source| QmpError::Read {
         source: Arc::new(source),
     };
-    let stream = stream(socket).map_err(read)?;
-    let deadline = Instant::now() + GREETING_DEADLINE;
-    let (qmp, mut events) = Qmp::connect(stream, deadline.into()).await?;
+    let (deadline, (qmp, mut events)) = loop {
+        let stream = stream(socket).map_err(read)?;
+        let deadline = Instant::now() + GREETING_DEADLINE;
+        match (Qmp::connect(stream, deadline.into()).await, origin) {
+            // It was stopped, say, and lives: it is asked until it answers or is gone.
+            (Err(QmpError::NoGreeting), Origin::Found) => {}
+            (connected, Origin::Started | Origin::Found) => break (deadline, connected?),
+        }
+    };
     let status = match origin {
         Origin::Started => None,
         Origin::Found => {

@@ -193,7 +193,18 @@ impl Guest {
                 guest.halt("io-error");
             });
         }
-        for number in 0..behavior.flood {
+        if behavior.flood > 0 {
+            let guest = self.clone();
+            tokio::spawn(async move { guest.flood().await });
+        }
+    }
+
+    /// As fast as whoever listens takes them: QEMU loses none.
+    async fn flood(&self) {
+        for number in 0..self.behavior.flood {
+            while self.events.len() > EVENTS / 2 {
+                sleep(Duration::from_millis(1)).await;
+            }
             self.emit(
                 "RTC_CHANGE",
                 json!({"offset": number, "qom-path": "/machine/rtc"}),

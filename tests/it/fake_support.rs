@@ -5,8 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -52,6 +51,15 @@ pub(crate) struct Running {
 impl Running {
     pub(crate) fn is_qemu(&self) -> bool {
         self.argv[0].ends_with(QEMU)
+    }
+
+    /// `CLUSTER/MACHINE`, as QEMU was told.
+    pub(crate) fn name(&self) -> String {
+        let told = self
+            .argv
+            .iter()
+            .find_map(|word| word.strip_prefix("guest="));
+        told.unwrap_or("uplink").to_owned()
     }
 
     pub(crate) fn kill(&self) {
@@ -203,10 +211,10 @@ impl World {
 
     /// The pid of each machine that has one.
     #[track_caller]
-    pub(crate) fn pids(&self) -> BTreeMap<String, i64> {
+    pub(crate) fn pids(&self) -> BTreeMap<String, i32> {
         self.ps()
             .into_iter()
-            .filter_map(|(name, machine)| Some((name, machine["pid"].as_i64()?)))
+            .filter_map(|(name, machine)| Some((name, machine["pid"].as_i64()?.try_into().ok()?)))
             .collect()
     }
 
@@ -289,6 +297,17 @@ impl World {
         let mut found = self.processes();
         found.retain(Running::is_qemu);
         found
+    }
+
+    /// Waits until so many QEMUs run. The uplink, which is one, comes after the machines.
+    #[track_caller]
+    pub(crate) fn settle(&self, qemus: usize) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.qemus().len() != qemus {
+            let names: Vec<String> = self.qemus().iter().map(Running::name).collect();
+            assert!(Instant::now() < deadline, "not {qemus} but {names:?}");
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub(crate) fn supervisors(&self) -> Vec<Running> {
@@ -412,15 +431,4 @@ pub(crate) fn holds(path: &Path, marker: &str) -> bool {
     bytes
         .windows(marker.len())
         .any(|window| window == marker.as_bytes())
-}
-
-/// Adds a line at the end of a file that is there.
-pub(crate) fn append(path: &Path, text: &str) {
-    let mut file = fs::OpenOptions::new().append(true).open(path).unwrap();
-    file.write_all(text.as_bytes()).unwrap();
-}
-
-/// A path's bytes, for a search in other bytes.
-pub(crate) fn bytes(path: &Path) -> &[u8] {
-    path.as_os_str().as_bytes()
 }

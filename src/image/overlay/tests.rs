@@ -204,3 +204,29 @@ fn a_folder_that_cannot_be_written_to_is_named() {
     .unwrap_err();
     assert_eq!(error.to_string(), "cannot write disk `/proc/x/disk`");
 }
+
+#[test]
+fn a_disk_grows_and_keeps_what_is_in_it() {
+    let home = tempdir().unwrap();
+    let base = home.path().join("a,b.raw");
+    fs::write(&base, vec![7; 1 << 20]).unwrap();
+    let disk = home.path().join("disk.qcow2");
+    create(tool(), &facts(&base, 1 << 20), &disk, None).unwrap();
+    let disk_text = disk.to_str().unwrap();
+    let size = || -> u64 {
+        let info = qemu_img(&["info", "--output=json", "-f", "qcow2", disk_text]);
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        info["virtual-size"].as_u64().unwrap()
+    };
+    // One that is larger already stays as it is.
+    grow(tool(), &disk, Size::from_bytes(512)).unwrap();
+    assert_eq!(size(), 1 << 20);
+    grow(tool(), &disk, Size::from_bytes(64 << 20)).unwrap();
+    assert_eq!(size(), 64 << 20);
+    let flat = home.path().join("flat");
+    let flat_text = flat.to_str().unwrap();
+    qemu_img(&["convert", "-f", "qcow2", "-O", "raw", disk_text, flat_text]);
+    let flat = fs::read(&flat).unwrap();
+    assert!(flat[..1 << 20].iter().all(|byte| *byte == 7));
+    assert!(flat[1 << 20..].iter().all(|byte| *byte == 0));
+}

@@ -34,6 +34,7 @@ impl Machine {
         self.came_up = false;
         self.start_again = false;
         self.responsive = true;
+        self.unmet = false;
         self.resets = 0;
         vec![Effect::Launch, Effect::Changed(Change::Starting)]
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{
-    Change, Effect, GREETING_DEADLINE, Machine, Phase, RESET_LIMIT, RESTART_PAUSE,
+    Change, Effect, GREETING_DEADLINE, Machine, Phase, QMP_ENDED, RESET_LIMIT, RESTART_PAUSE,
     RESTART_PAUSE_LIMIT, Restart, RunStatus, State, Step, Then,
 };
 use crate::state::record::ReportRecord;
@@ -11,7 +11,15 @@ use crate::state::record::ReportRecord;
 impl Machine {
     pub(super) fn greeted(&mut self) -> Vec<Effect> {
         match self.state {
-            State::Starting { .. } => vec![Effect::Continue],
+            State::Starting { .. } => {
+                self.unmet = false;
+                vec![Effect::Continue]
+            }
+            State::Running if self.unmet => {
+                self.unmet = false;
+                self.responsive = true;
+                vec![Effect::Continue, Effect::Changed(Change::Responsive)]
+            }
             State::Stopped { .. }
             | State::Crashed { .. }
             | State::Running
@@ -28,12 +36,15 @@ impl Machine {
     ) -> Vec<Effect> {
         match self.state {
             State::Starting { .. } => {}
+            State::Running if self.unmet => {}
             State::Stopped { .. }
             | State::Crashed { .. }
             | State::Running
             | State::Paused { .. }
             | State::Stopping { .. } => return Vec::new(),
         }
+        self.unmet = false;
+        self.responsive = true;
         // Nobody knows how far it had come: a machine that was up is treated as one that is.
         self.came_up = true;
         // A guest that waited for someone to report to may have been heard before QMP was.
@@ -55,12 +66,11 @@ impl Machine {
         }
     }
 
-    pub(super) fn qmp_lost(&mut self, now: Instant, why: &str) -> Vec<Effect> {
+    pub(super) fn qmp_lost(&mut self, now: Instant, why: String) -> Vec<Effect> {
         match &self.state {
             // A QEMU that cannot be spoken to cannot be managed; its end follows as `Exited`
             // when it was dying anyway, and then has the better words.
             State::Starting { .. } | State::Running | State::Paused { .. } => {
-                let why = format!("QMP ended: {why}");
                 self.kill(now, Then::Crashed { why })
             }
             State::Stopping {
@@ -110,6 +120,8 @@ impl Machine {
                     RunStatus::Paused | RunStatus::Running | RunStatus::IoError => Vec::new(),
                 };
             }
+            // The event that said so was lost among others.
+            State::Starting { .. } if status == RunStatus::Running => return self.resumed(),
             State::Stopped { .. }
             | State::Crashed { .. }
             | State::Starting { .. }
@@ -267,7 +279,7 @@ impl Machine {
                 ..
             } => {
                 // A process that died while we spoke to it says more than our broken line.
-                let why = if clean || !why.starts_with("QMP ended") {
+                let why = if clean || !why.starts_with(QMP_ENDED) {
                     why.clone()
                 } else {
                     how
@@ -313,6 +325,13 @@ impl Machine {
 
     pub(super) fn tick(&mut self, now: Instant) -> Vec<Effect> {
         match &self.state {
+            // It lives, and may come to itself: only its user may end it.
+            State::Starting { deadline } if *deadline <= now && self.unmet => {
+                self.state = State::Running;
+                self.came_up = true;
+                self.responsive = false;
+                vec![Effect::Changed(Change::Unresponsive)]
+            }
             State::Starting { deadline } if *deadline <= now => self.kill(
                 now,
                 Then::Crashed {

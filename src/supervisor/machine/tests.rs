@@ -57,6 +57,41 @@ fn a_machine_that_ignores_powerdown_is_asked_to_quit_and_then_killed() {
 }
 
 #[test]
+fn what_is_wrong_with_qmp_is_told_and_a_death_by_its_own_words() {
+    let now = Instant::now();
+    let lost = Event::QmpLost {
+        why: "closed".to_owned(),
+    };
+    let broken = Event::QmpBroken {
+        why: "it greeted with `220`".to_owned(),
+    };
+    for (event, want) in [
+        (lost, "signal 9"),
+        (broken, "QMP does not work: it greeted with `220`"),
+    ] {
+        let mut machine = ready(now, Restart::No);
+        assert_eq!(machine.on(now, event)[0], Effect::Kill);
+        let _ = machine.on(now, exited());
+        assert_eq!(machine.reason(), want);
+    }
+}
+
+#[test]
+fn a_machine_whose_resume_was_lost_among_events_runs_all_the_same() {
+    let now = Instant::now();
+    let mut machine = Machine::stopped(Restart::No, true, String::new());
+    let _ = machine.on(now, Event::StartAsked);
+    let _ = machine.on(now, Event::Greeted);
+    let status = RunStatus::Paused;
+    assert_eq!(machine.on(now, Event::Halted { status }), []);
+    let status = RunStatus::Running;
+    assert_eq!(
+        machine.on(now, Event::Halted { status }),
+        [Effect::Changed(Change::Running)]
+    );
+}
+
+#[test]
 fn a_guest_that_obeys_is_not_waited_for_any_longer() {
     let now = Instant::now();
     let mut machine = ready(now, Restart::OnFailure);
@@ -219,6 +254,25 @@ fn a_start_during_a_stop_is_done_after_it() {
     assert_eq!(machine.state(), StateRecord::Starting);
 }
 
+#[test]
+fn a_qemu_that_was_found_stopped_is_unresponsive_and_not_killed() {
+    let now = Instant::now();
+    let mut machine = Machine::adopting(Restart::OnFailure, true, None, now);
+    let due = machine.deadline().unwrap();
+    assert_eq!(
+        machine.on(due, Event::Tick),
+        [Effect::Changed(Change::Unresponsive)]
+    );
+    assert_eq!(machine.state(), StateRecord::Unresponsive);
+    assert_eq!(machine.deadline(), None);
+    let met = Event::Adopted {
+        status: RunStatus::Running,
+        report: Some(report()),
+    };
+    let _ = machine.on(due, met);
+    assert_eq!(machine.state(), StateRecord::Ready);
+}
+
 mod property {
     use super::*;
     use proptest::prelude::{Just, Strategy, any, prop_oneof};
@@ -248,6 +302,9 @@ mod property {
                 report: None
             }),
             Just(Event::QmpLost {
+                why: "q".to_owned()
+            }),
+            Just(Event::QmpBroken {
                 why: "q".to_owned()
             }),
             Just(Event::Resumed),

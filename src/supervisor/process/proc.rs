@@ -108,7 +108,7 @@ mod tests {
     fn a_uuid_counts_only_as_the_whole_argument_after_its_option() {
         let uuid = "6ba7b810-9dad-11d1-80b4-00c04fd430c8";
         let check = |line: &str, want| {
-            assert_eq!(named_uuid(line.as_bytes()) == Some(uuid), want, "{line:?}")
+            assert_eq!(named_uuid(line.as_bytes()) == Some(uuid), want, "{line:?}");
         };
         check(&format!("qemu\0-uuid\0{uuid}\0-S\0"), true);
         check(&format!("qemu\0-name\0{uuid}\0-uuid\0"), false);

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::support::follow::Follow;
 use crate::support::guest;
 use crate::support::home::{BOOT, Home, Lane, User};
 use crate::support::process;
@@ -28,15 +29,19 @@ fn a_guest_that_never_reports_is_running_and_out_of_time() {
             {"path": "/etc/kiln/report", "overwrite": true, "contents": {"source": "data:,"}},
         ]},
     }));
-    let timeout = Duration::from_secs(40);
+    home.within(BOOT, &["up", "--wait", "running"]).ok();
+    let mut console = Follow::of(home.command().args(["logs", "node", "-f"]));
+    console.until("guest: node is up after", BOOT);
+    // There is nothing to do, and what was to be waited for does not come.
+    let timeout = Duration::from_secs(5);
     let up = home
-        .within(BOOT, &["--json", "up", "--timeout", "40s"])
+        .within(BOOT, &["--json", "up", "--timeout", "5s"])
         .exits(5)
-        .took_at_most(timeout + Duration::from_secs(5));
+        .took_at_most(timeout + Duration::from_secs(1));
     assert!(up.took >= timeout, "{up}");
     let error = up.error();
     assert_eq!(error["code"], "timeout");
-    assert_eq!(error["message"], "not every machine was ready within 40s");
+    assert_eq!(error["message"], "not every machine was ready within 5s");
     let cause = error["causes"][0].as_str().unwrap();
     let logs = home.kiln(&["logs", "node", "-n", "1"]).ok();
     assert_eq!(

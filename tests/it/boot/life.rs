@@ -54,6 +54,11 @@ fn a_stopped_guest_obeys_the_power_button(home: &Home) {
     // Stopping what is stopped is nothing, and cannot be waited for to be ready.
     home.kiln(&["stop", "beta"]).ok();
     home.kiln(&["wait", "beta"]).exits(6);
+    let refused = home.kiln(&["ssh", "beta", "--", "true"]).exits(1);
+    assert_eq!(
+        refused.stderr,
+        "error: machine `beta` is stopped\n\nhint: `kiln -c life start beta` starts it\n"
+    );
 }
 
 fn a_started_one_keeps_its_address(home: &Home) {

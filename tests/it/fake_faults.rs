@@ -1,0 +1,343 @@
+//! QEMUs and guests that go wrong: the right verdict, in time, and a clean way out.
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use expect_test::expect;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+
+use crate::fake_support::{Ended, World, wait_until, walk};
+
+/// The command's error, without the lines of progress before it.
+fn error(ended: &Ended) -> &str {
+    let at = ended.stderr.find("error: ").unwrap_or_default();
+    &ended.stderr[at..]
+}
+
+/// `kiln ps` says so of `node-1`, within `limit`.
+#[track_caller]
+fn becomes(world: &World, want: &str, limit: Duration) {
+    let begun = Instant::now();
+    loop {
+        let states = world.states();
+        if states[0] == want {
+            return;
+        }
+        assert!(begun.elapsed() < limit, "{states:?}, not {want}");
+    }
+}
+
+#[test]
+fn a_qemu_that_ends_at_once_is_told_in_its_own_words_and_leaves_nothing() {
+    let world = World::new();
+    world.nodes(3, "");
+    world.behave(&json!({"node-2": {"exit": {"code": 1, "stderr": "-device x: no such device"}}}));
+    let up = world.kiln(&["up"]);
+    assert_eq!(up.code, Some(6), "{}", up.stderr);
+    assert_eq!(up.stdout, "");
+    expect![[r#"
+        error: machine node-2 did not come up
+          caused by: node-2 is crashed: QEMU exited with status 1: TMP/bin/qemu-system-x86_64: -device x: no such device
+
+        hint: nothing was left behind; `kiln explain MACHINE` shows what QEMU is told
+    "#]].assert_eq(error(&up));
+    world.assert_clean();
+    // Nothing stands in the way of the next one.
+    world.behave(&json!({}));
+    world.ok(&["up"]);
+}
+
+#[test]
+fn a_machine_that_does_not_start_takes_only_itself_with_it() {
+    let world = World::new();
+    world.nodes(2, "");
+    world.ok(&["up"]);
+    let pids = world.pids();
+    world.nodes(3, "");
+    world.behave(&json!({"node-3": {"exit": {"code": 1, "stderr": "no room"}}}));
+    let up = world.kiln(&["up"]);
+    assert_eq!(up.code, Some(6), "{}", up.stderr);
+    assert_eq!(world.pids(), pids);
+    assert_eq!(world.states(), ["node-1: ready", "node-2: ready"]);
+    assert!(!world.machine("demo", "node-3").exists());
+}
+
+#[test]
+fn a_qemu_that_speaks_nonsense_is_not_waited_for() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.behave(&json!({"node-1": {"nonsense": true}}));
+    let up = world.kiln(&["up"]);
+    assert_eq!(up.code, Some(6), "{}", up.stderr);
+    assert!(up.took < Duration::from_secs(10), "{:?}", up.took);
+    expect![[r#"
+        error: machine node-1 did not come up
+          caused by: node-1 is crashed: QMP does not work: the peer of the QMP socket greeted with `220 fake ESMTP ready`, which is not QMP
+
+        hint: nothing was left behind; `kiln explain MACHINE` shows what QEMU is told
+    "#]]
+    .assert_eq(error(&up));
+    world.assert_clean();
+}
+
+#[test]
+fn a_qemu_that_never_greets_keeps_nobody_longer_than_they_will_wait() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.behave(&json!({"*": {"hang": true}}));
+    let up = world.kiln(&["up", "--timeout", "500ms"]);
+    assert_eq!(up.code, Some(5), "{}", up.stderr);
+    expect![[r#"
+        error: not every machine was ready within 500ms
+          caused by: node-1 is starting, and came as far as: start
+
+        hint: the machines run on; `kiln -c demo logs node-1 -f` shows what it does, `kiln -c demo wait --timeout 10m` waits longer
+    "#]].assert_eq(error(&up));
+    let down = world.kiln(&["down"]);
+    assert_eq!(down.code, Some(0), "{}", down.stderr);
+    assert!(down.took < Duration::from_secs(6), "{:?}", down.took);
+    world.assert_clean();
+}
+
+#[test]
+fn a_guest_that_does_not_hear_the_button_goes_within_its_grace_and_five_seconds() {
+    let world = World::new();
+    world.nodes(2, "");
+    world.behave(&json!({"*": {"ignore_powerdown": true}, "node-2": {"ignore_powerdown": true, "ignore_quit": true}}));
+    world.ok(&["up"]);
+    let stop = world.kiln(&["stop", "--timeout", "1s"]);
+    assert_eq!(stop.code, Some(0), "{}", stop.stderr);
+    assert!(stop.took >= Duration::from_secs(3), "{:?}", stop.took);
+    assert!(stop.took <= Duration::from_secs(6), "{:?}", stop.took);
+    assert_eq!(world.states(), ["node-1: stopped", "node-2: stopped"]);
+}
+
+#[test]
+fn a_kernel_panic_is_told_with_its_line() {
+    let world = World::new();
+    world.nodes(1, "restart: no");
+    world.behave(&json!({"*": {"report": null, "panic": 30}}));
+    let up = world.kiln(&["up"]);
+    assert_eq!(up.code, Some(6), "{}", up.stderr);
+    expect![[r#"
+        error: machine node-1 did not come up
+          caused by: node-1 is crashed: the guest's kernel panicked: [ 1.000000] Kernel panic - not syncing: fake
+
+        hint: `kiln -c demo logs node-1` shows its console, `kiln -c demo logs node-1 --qemu` what QEMU said
+    "#]].assert_eq(error(&up));
+    assert_eq!(
+        world.states(),
+        [
+            "node-1: crashed (the guest's kernel panicked: [ 1.000000] Kernel panic - not syncing: fake)"
+        ]
+    );
+}
+
+#[test]
+fn a_guest_whose_ignition_fails_is_told_with_the_line() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.behave(&json!({"*": {"report": null, "console": [
+        [0, "[    0.000000] Linux version 6\n"],
+        [5, "[    2.000000] ignition[512]: CRITICAL : failed to fetch config: invalid character\n"],
+        [5, "[    2.100000] systemd[1]: ignition-fetch.service: Failed with result 'exit-code'.\n"],
+        [5, "You are in emergency mode. After logging in, type \"journalctl -xb\".\n"],
+    ]}}));
+    let up = world.kiln(&["up"]);
+    assert_eq!(up.code, Some(6), "{}", up.stderr);
+    expect![[r#"
+        error: machine node-1 did not come up
+          caused by: node-1 is failed: You are in emergency mode. After logging in, type "journalctl -xb".
+
+        hint: `kiln -c demo logs node-1` shows its console, `kiln -c demo logs node-1 --qemu` what QEMU said
+    "#]].assert_eq(error(&up));
+    // It runs on, for whoever wants to look.
+    assert_eq!(world.pids().len(), 1);
+    world.behave(&json!({}));
+    world.ok(&["up"]);
+    assert_eq!(world.states(), ["node-1: ready"]);
+}
+
+#[test]
+fn a_guest_that_powers_itself_off_is_stopped() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.behave(&json!({"*": {"poweroff": 100}}));
+    world.ok(&["up", "--wait", "running"]);
+    world.ok(&["wait", "--for", "stopped"]);
+    assert_eq!(
+        world.states(),
+        ["node-1: stopped (powered off by the guest)"]
+    );
+}
+
+#[test]
+fn a_guest_that_resets_in_a_loop_has_failed_and_one_that_updates_has_not() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.behave(&json!({"*": {"report": null, "resets": [5, 10, 15, 20, 25, 30, 35]}}));
+    let up = world.kiln(&["up"]);
+    assert_eq!(up.code, Some(6), "{}", up.stderr);
+    assert!(
+        error(&up).contains("resets itself in a loop"),
+        "{}",
+        up.stderr
+    );
+    world.ok(&["down"]);
+    world.behave(&json!({"*": {"report": 100, "resets": [5, 10]}}));
+    world.ok(&["up"]);
+    assert_eq!(world.states(), ["node-1: ready"]);
+}
+
+#[test]
+fn a_full_disk_pauses_and_resume_goes_on() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.behave(&json!({"*": {"disk_full": 50}}));
+    world.ok(&["up", "--wait", "running"]);
+    becomes(
+        &world,
+        "node-1: paused (host disk full)",
+        Duration::from_secs(5),
+    );
+    let pids = world.pids();
+    world.ok(&["resume"]);
+    becomes(&world, "node-1: ready", Duration::from_secs(5));
+    assert_eq!(world.pids(), pids);
+}
+
+#[test]
+fn events_without_end_do_no_harm() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.behave(&json!({"*": {"flood": 50_000}}));
+    world.ok(&["up"]);
+    assert_eq!(world.states(), ["node-1: ready"]);
+    assert!(resident(&world) < 48 * 1024, "{} KiB", resident(&world));
+}
+
+/// The supervisor's memory in KiB. A debug build is larger than what users get.
+fn resident(world: &World) -> u64 {
+    let pid = world.supervisors()[0].pid;
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let number = line.unwrap().split_whitespace().nth(1).unwrap();
+    number.parse().unwrap()
+}
+
+#[test]
+fn a_console_without_end_is_cut() {
+    let world = World::new();
+    world.nodes(1, "");
+    // 48 MiB in pieces, as a guest prints them.
+    let piece = format!("{}\n", "x".repeat(1023)).repeat(1024);
+    let pieces: Vec<_> = (0..48).map(|at| json!([at * 20, piece])).collect();
+    world.behave(&json!({"*": {"console": pieces, "report": 1100}}));
+    world.ok(&["up"]);
+    // The log and the one before it.
+    let used = || {
+        let mut used = 0;
+        walk(&world.machine("demo", "node-1"), &mut |path, metadata| {
+            if path.to_string_lossy().contains("console.log") {
+                used += metadata.len();
+            }
+        });
+        used
+    };
+    wait_until("the log is cut", || used() <= 32 << 20);
+    assert!(used() > 0);
+    assert!(resident(&world) < 48 * 1024, "{} KiB", resident(&world));
+    assert!(!world.ok(&["logs", "node-1", "-n", "3"]).is_empty());
+}
+
+#[test]
+fn a_qemu_that_is_killed_is_crashed_at_once_and_started_again_by_policy() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.ok(&["up"]);
+    let first = world.pids()["node-1"];
+    kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+    becomes(
+        &world,
+        "node-1: crashed (signal 9; will be started again)",
+        Duration::from_secs(2),
+    );
+    becomes(&world, "node-1: ready", Duration::from_secs(10));
+    assert_ne!(world.pids()["node-1"], first);
+}
+
+#[test]
+fn a_machine_that_keeps_dying_is_started_after_longer_and_longer_pauses() {
+    let world = World::new();
+    world.nodes(1, "profile: none");
+    // It comes up and dies at once: without a report, to run is all that it can do.
+    world.behave(&json!({"*": {"report": null, "abort": 50}}));
+    world.ok(&["up", "--wait", "none"]);
+    let begun = Instant::now();
+    let mut pids = Vec::new();
+    while pids.len() < 3 {
+        if let Some(pid) = world.pids().get("node-1")
+            && pids.last().is_none_or(|(last, _)| last != pid)
+        {
+            pids.push((*pid, begun.elapsed()));
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20));
+    }
+    let pauses: Vec<Duration> = pids.windows(2).map(|two| two[1].1 - two[0].1).collect();
+    assert!(pauses[0] >= Duration::from_millis(900), "{pauses:?}");
+    assert!(pauses[1] >= Duration::from_millis(1900), "{pauses:?}");
+    let down = world.kiln(&["down"]);
+    assert_eq!(down.code, Some(0), "{}", down.stderr);
+    world.assert_clean();
+}
+
+#[test]
+fn a_machine_that_shall_not_restart_does_not() {
+    let world = World::new();
+    world.nodes(1, "restart: no");
+    world.ok(&["up"]);
+    kill(Pid::from_raw(world.pids()["node-1"]), Signal::SIGKILL).unwrap();
+    becomes(&world, "node-1: crashed (signal 9)", Duration::from_secs(2));
+    world.ok(&["up"]);
+    assert_eq!(world.states(), ["node-1: ready"]);
+}
+
+#[test]
+fn a_qemu_that_is_stopped_is_unresponsive_and_can_be_killed() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.ok(&["up"]);
+    let pid = Pid::from_raw(world.pids()["node-1"]);
+    kill(pid, Signal::SIGSTOP).unwrap();
+    becomes(
+        &world,
+        "node-1: unresponsive (QEMU does not answer on QMP)",
+        Duration::from_secs(6),
+    );
+    kill(pid, Signal::SIGCONT).unwrap();
+    becomes(&world, "node-1: ready", Duration::from_secs(6));
+    kill(pid, Signal::SIGSTOP).unwrap();
+    let killed = world.kiln(&["kill"]);
+    assert_eq!(killed.code, Some(0), "{}", killed.stderr);
+    assert!(killed.took < Duration::from_secs(2), "{:?}", killed.took);
+    assert_eq!(world.states(), ["node-1: stopped (killed)"]);
+}
+
+#[test]
+fn an_uplink_that_does_not_start_is_told_and_the_machines_run() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.behave(&json!({"uplink": {"exit": {"code": 1, "stderr": "slirp is not built in"}}}));
+    world.ok(&["up"]);
+    assert_eq!(world.states(), ["node-1: ready"]);
+    wait_until("the trouble is told", || {
+        world.json(&["ps"])["network"]["uplink"] != ""
+    });
+    let told = world.json(&["ps"])["network"]["uplink"].clone();
+    expect!["the uplink ended: status 1: TMP/bin/qemu-system-x86_64: slirp is not built in"]
+        .assert_eq(&world.plain(told.as_str().unwrap()));
+    world.ok(&["down"]);
+    world.assert_clean();
+}
