@@ -336,7 +336,7 @@ fn machine_record(
         ignition: true,
         mac: reservation.mac.clone(),
         ip: reservation.ip,
-        ports: ports.choose(machine, old)?,
+        ports: ports.choose(machine, &host.files.uuid(&name), old)?,
         restart: choice::restart(machine.restart),
         image: image.label.clone(),
         identity: crate::ignition::identity(machine, &image.identity),

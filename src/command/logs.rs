@@ -47,9 +47,13 @@ pub(super) fn run(session: &Session<'_>, args: &LogsArgs) -> Result<(), Error> {
             &error,
         )
     };
-    // What the log's cap moved aside comes first, unless the last lines are all in the newer one.
-    if args.tail.is_none() {
-        let mut older = Follower::open(&aside(&path), None).map_err(failed)?;
+    // What the log's cap moved aside comes first: all of it, or what the newer one lacks of the tail.
+    let lacking = match args.tail {
+        None => None,
+        Some(lines) => Some(lines - count_lines(&path, lines).map_err(failed)?),
+    };
+    if lacking != Some(0) {
+        let mut older = Follower::open(&aside(&path), lacking).map_err(failed)?;
         while let Some(text) = older.next_text().map_err(failed)? {
             session.report.print(&text)?;
         }
@@ -181,6 +185,19 @@ impl Follower {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// How many lines the log has, up to `enough`.
+fn count_lines(path: &Path, enough: u64) -> std::io::Result<u64> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    file.take(TAIL_LIMIT).read_to_end(&mut bytes)?;
+    let lines = bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+    Ok(lines.min(enough))
 }
 
 /// Where the last `lines` lines begin.

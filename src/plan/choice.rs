@@ -120,6 +120,7 @@ impl Ports {
     pub(super) fn choose(
         &mut self,
         machine: &Machine,
+        uuid: &str,
         old: Option<&MachineRecord>,
     ) -> Result<Vec<PortRecord>, PlanError> {
         let name = machine.name.to_string();
@@ -147,7 +148,7 @@ impl Ports {
                     });
                     match kept {
                         Some(kept) => kept.host,
-                        None => self.free(&name, guest)?,
+                        None => self.free(&name, uuid, guest)?,
                     }
                 }
             };
@@ -161,8 +162,10 @@ impl Ports {
         Ok(chosen)
     }
 
-    fn free(&self, machine: &str, guest: u16) -> Result<u16, PlanError> {
-        let digest = Sha256::digest(format!("{machine}:{guest}"));
+    /// By the machine's uuid: another cluster's machine of the same name, which may be stopped just
+    /// now, begins to look elsewhere.
+    fn free(&self, machine: &str, uuid: &str, guest: u16) -> Result<u16, PlanError> {
+        let digest = Sha256::digest(format!("{uuid}:{guest}"));
         let count = FREE_PORTS.end - FREE_PORTS.start;
         let start = u16::from_be_bytes([digest[0], digest[1]]) % count;
         (0..count)
