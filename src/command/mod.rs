@@ -18,6 +18,8 @@ mod supervise;
 mod up;
 mod wait;
 
+use std::time::Instant;
+
 use crate::cli::documents;
 use crate::cli::{Cli, Global, Verb};
 use crate::error::{Error, Exit};
@@ -34,6 +36,8 @@ struct Session<'a> {
     report: &'a Report,
     host: Host,
     roots: Roots,
+    /// When the command began: what the user gives it counts from here.
+    begun: Instant,
 }
 
 /// A cluster that was made before.
@@ -83,6 +87,7 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
 
 impl<'a> Session<'a> {
     fn open(global: &'a Global, report: &'a Report) -> Result<Session<'a>, Error> {
+        let begun = Instant::now();
         // All that kiln makes is for its user alone, whatever the umask was.
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
         let host = Host::probe().map_err(|error| Error::from_source(Exit::Host, &error))?;
@@ -96,6 +101,7 @@ impl<'a> Session<'a> {
             report,
             host,
             roots,
+            begun,
         })
     }
 

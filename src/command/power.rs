@@ -60,7 +60,15 @@ pub(super) fn kill(session: &Session<'_>, args: &MachinesArgs) -> Result<(), Err
     client.ask(&Request::Kill {
         machines: names.clone(),
     })?;
-    let status = until(session, &client, &made, &names, Goal::Stopped, LADDER)?;
+    let status = until(
+        session,
+        &client,
+        &made,
+        &names,
+        Goal::Stopped,
+        Instant::now(),
+        LADDER,
+    )?;
     tell(session, &made, &status)
 }
 
@@ -134,7 +142,15 @@ pub(super) fn stop_and_wait(
         machines: names.to_vec(),
         grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
     })?;
-    until(session, client, made, names, Goal::Stopped, grace + LADDER)
+    until(
+        session,
+        client,
+        made,
+        names,
+        Goal::Stopped,
+        Instant::now(),
+        grace + LADDER,
+    )
 }
 
 /// Ends machines at once and makes the supervisor forget them, those of them that it knows.
@@ -175,7 +191,7 @@ fn wait(
     let timeout = waiting
         .timeout
         .unwrap_or_else(|| default_timeout(made, names));
-    until(session, client, made, names, goal, timeout)
+    until(session, client, made, names, goal, session.begun, timeout)
 }
 
 fn tell(session: &Session<'_>, made: &Made, status: &ClusterStatus) -> Result<(), Error> {

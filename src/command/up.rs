@@ -207,7 +207,7 @@ fn finish(
             if names.is_empty() {
                 continue;
             }
-            match until(session, client, made, &names, goal, timeout) {
+            match until(session, client, made, &names, goal, session.begun, timeout) {
                 Ok(now) => status = Some(now),
                 Err(error) => {
                     return Err(undo_if_never_started(

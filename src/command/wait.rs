@@ -35,7 +35,15 @@ pub(super) fn run(session: &Session<'_>, args: &WaitArgs) -> Result<(), Error> {
     let timeout = args
         .timeout
         .unwrap_or_else(|| default_timeout(&made, &names));
-    let status = until(session, &client, &made, &names, args.goal, timeout)?;
+    let status = until(
+        session,
+        &client,
+        &made,
+        &names,
+        args.goal,
+        session.begun,
+        timeout,
+    )?;
     let view = super::show::view_of(&made, &status);
     session.report.result(&view, |style| view.ps_table(style))
 }
@@ -62,7 +70,8 @@ pub(super) fn goal(reach: Reach) -> Option<Goal> {
     }
 }
 
-/// Waits until every one of `names` has reached `goal`, showing how they come along. Gives the
+/// Waits until every one of `names` has reached `goal`, showing how they come along, and for
+/// `timeout` from `since` on at the longest. Gives the
 /// cluster as it is then.
 ///
 /// # Errors
@@ -74,10 +83,11 @@ pub(super) fn until(
     made: &Made,
     names: &[String],
     goal: Goal,
+    since: Instant,
     timeout: Duration,
 ) -> Result<ClusterStatus, Error> {
     let begun = Instant::now();
-    let deadline = begun + timeout;
+    let deadline = since + timeout;
     let mut progress = session
         .report
         .progress(begun, names.iter().map(String::as_str));
