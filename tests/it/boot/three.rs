@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use nix::sys::signal::Signal;
 use nix::unistd::Uid;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::support::guest;
 use crate::support::home::{BOOT, Home, Lane, User, machine_of, pid_of};
@@ -48,11 +49,15 @@ pub(super) fn example(home: &Home) {
 
 /// What one HTTP request for `/` is answered with, body and all.
 pub(super) fn page(port: u16) -> std::io::Result<String> {
+    get(port, "/").map(|answer| String::from_utf8_lossy(&answer).into_owned())
+}
+
+fn get(port: u16, path: &str) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.write_all(b"GET / HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+    stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
     Ok(answer)
 }
 
@@ -94,6 +99,8 @@ fn the_example_with_three_machines() {
     the_guests_are_as_ignition_was_told(&home, &planned);
     the_machines_reach_each_other_by_name(&home, &planned);
     the_published_ports_answer(&ps);
+    the_fabric_carries_much(&home, &ps);
+    a_guest_gets_no_further_than_it_may(&home, &ps);
     a_second_up_changes_nothing(&home, &ps);
     the_looking_verbs_show_it(&home, &ps);
     the_console_is_at_a_prompt(&home);
@@ -264,6 +271,83 @@ fn the_published_ports_answer(ps: &Value) {
         );
         assert!(answer.contains(&format!("Hello from {name}, ")), "{answer}");
     }
+}
+
+/// Every byte arrives, between guests and out of them, and many can ask at once.
+fn the_fabric_carries_much(home: &Home, ps: &Value) {
+    let port = host_port(&machine_of(ps, "node-1"));
+    let told = home.ssh(
+        "node-1",
+        "sudo sh -c 'head -c 4000000 /dev/urandom >/var/www/much'; sha256sum </var/www/much",
+    );
+    let sum = told.split(' ').next().unwrap();
+    let answer = get(port, "/much").unwrap();
+    let body = &answer[answer.len() - 4_000_000..];
+    let got: String = Sha256::digest(body)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    assert_eq!(got, sum);
+    let seen = home.ssh("node-2", "wget -qO- http://node-1/much | sha256sum");
+    assert!(seen.starts_with(sum), "{seen}");
+    std::thread::scope(|scope| {
+        let askers: Vec<_> = (0..30)
+            .map(|_| scope.spawn(|| page(port).unwrap()))
+            .collect();
+        for asker in askers {
+            assert!(asker.join().unwrap().contains("Hello from node-1, "));
+        }
+    });
+}
+
+/// Not to what listens on the host's loopback, and not under another's address.
+fn a_guest_gets_no_further_than_it_may(home: &Home, ps: &Value) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let subnet = ps["network"]["subnet"].as_str().unwrap();
+    let base = subnet.strip_suffix("0/24").unwrap();
+    // kiln's own address, and those under which QEMU's user network would let it out.
+    for last in 1..=3 {
+        let refused = home.within(
+            Duration::from_secs(30),
+            &[
+                "ssh",
+                "node-1",
+                "--",
+                &format!("nc -w2 {base}{last} {port} </dev/null"),
+            ],
+        );
+        assert_eq!(refused.code, Some(1), "{refused}");
+    }
+    listener.set_nonblocking(true).unwrap();
+    let error = listener.accept().unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock);
+
+    let reserved = NODES.map(|name| machine_of(ps, name)["reserved_ip"].clone());
+    let free = (10..).map(|last| format!("{base}{last}"));
+    let free = free
+        .into_iter()
+        .find(|ip| !reserved.contains(&Value::from(ip.as_str())));
+    let free = free.unwrap();
+    let posed = home.within(
+        Duration::from_secs(30),
+        &[
+            "ssh",
+            "node-1",
+            "--",
+            &format!(
+                "sudo ip addr add {free}/24 dev eth0; ping -c1 -W2 -I {free} node-2; got=$?; \
+                 sudo ip addr del {free}/24 dev eth0; exit $got"
+            ),
+        ],
+    );
+    assert_eq!(posed.code, Some(1), "{posed}");
+    assert!(posed.stdout.contains("100% packet loss"), "{posed}");
+    // What was tried shows nowhere as an address of the machine's.
+    assert_eq!(
+        home.machine("node-1")["addresses"],
+        machine_of(ps, "node-1")["addresses"]
+    );
 }
 
 fn a_second_up_changes_nothing(home: &Home, before: &Value) {
