@@ -69,8 +69,6 @@ pub struct Reserved {
 pub struct Prepared {
     pub plan: Plan,
     pub undo: Undo,
-    /// What looks like a mistake in a config, for people.
-    pub warnings: Vec<String>,
 }
 
 /// What this `up` has made so far, for the case that it fails.
@@ -201,11 +199,7 @@ impl Reserved {
     pub fn prepare(self, cluster: &Cluster, qemu_img: &Path) -> Result<Prepared, StageError> {
         let Reserved { plan, files, undo } = self;
         match prepare(&plan, cluster, qemu_img, &files) {
-            Ok(warnings) => Ok(Prepared {
-                plan,
-                undo,
-                warnings,
-            }),
+            Ok(()) => Ok(Prepared { plan, undo }),
             Err(error) => {
                 undo.run();
                 Err(error)
@@ -219,7 +213,7 @@ fn prepare(
     cluster: &Cluster,
     qemu_img: &Path,
     files: &ClusterFiles,
-) -> Result<Vec<String>, StageError> {
+) -> Result<(), StageError> {
     let mut batch = Batch::default();
     let login = key_pair(
         &files.private_key(),
@@ -235,7 +229,6 @@ fn prepare(
         .map(|machine| (machine.name.as_str(), machine))
         .collect();
     let peers = peers(plan, cluster);
-    let mut warnings = Vec::new();
     let mut host_keys = BTreeMap::new();
     for step in &plan.steps {
         let (Some(record), Some(machine)) = (&step.record, machines.get(step.name.as_str())) else {
@@ -260,13 +253,12 @@ fn prepare(
             authorized_keys: &authorized_keys,
             host_key,
         };
-        let made = make_machine(step, record, machine, &facts, qemu_img, &own, &mut batch);
-        warnings.extend(made?);
+        make_machine(step, record, machine, &facts, qemu_img, &own, &mut batch)?;
     }
     let known_hosts = known_hosts(plan, files, &host_keys)?;
     batch.add(&files.known_hosts(), known_hosts.as_bytes())?;
     batch.keep()?;
-    Ok(warnings)
+    Ok(())
 }
 
 /// The host keys of all machines, those that this `up` was not asked for included.
@@ -338,7 +330,7 @@ fn make_machine(
     qemu_img: &Path,
     own: &MachineFiles,
     batch: &mut Batch,
-) -> Result<Vec<String>, StageError> {
+) -> Result<(), StageError> {
     folder::make_private(&own.sockets)?;
     let rendered = ignition::render(machine, facts).map_err(|source| StageError::Ignition {
         machine: step.name.clone(),
@@ -357,12 +349,7 @@ fn make_machine(
             source,
         })?;
     }
-    save(&own.record(), record, batch)?;
-    Ok(rendered
-        .warnings
-        .iter()
-        .map(|warning| format!("{}: {warning}", step.name))
-        .collect())
+    save(&own.record(), record, batch)
 }
 
 /// The pair whose private key lies at `path`, made there when it does not.

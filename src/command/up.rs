@@ -69,9 +69,6 @@ fn make(
     }
     let qemu_img = session.host.tools.qemu_img.clone().unwrap_or_default();
     let prepared = reserved.prepare(cluster, &qemu_img)?;
-    for warning in &prepared.warnings {
-        session.report.note(warning);
-    }
     match start(files, &prepared.plan) {
         Ok(client) => {
             let record = prepared.plan.cluster.clone();

@@ -4,9 +4,10 @@
 //! sockets, processes and the fabric, and send `Message`s. The machine's life is
 //! decided in [`crate::supervisor::machine`]; this module performs its effects.
 
+mod later;
 mod requests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -16,6 +17,7 @@ use kiln_netsetup::fabric::{Fabric, FabricConfig, FabricEvent};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
+use self::later::{Later, can_be_asked_again};
 use crate::error::in_one_line;
 use crate::state::files::{self, StateError};
 use crate::state::layout::ClusterFiles;
@@ -82,8 +84,7 @@ pub(super) struct Dispatcher {
     consoles: ConsoleWatch,
     uplink: Uplink,
     watchers: Vec<mpsc::Sender<Reply>>,
-    /// Machines that are not on the disk yet as they are now.
-    unwritten: BTreeSet<String>,
+    later: Later,
     /// Requests that came while it is still being found out what lives.
     waiting: Vec<(Request, mpsc::Sender<Reply>)>,
     /// Until when they wait at most.
@@ -124,7 +125,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         fabric: Arc::new(fabric),
         consoles: ConsoleWatch::new().map_err(SupervisorError::Console)?,
         watchers: Vec::new(),
-        unwritten: BTreeSet::new(),
+        later: Later::default(),
         waiting: Vec::new(),
         adopting_until: Instant::now() + ADOPTION_DEADLINE,
         accept_after: None,
@@ -134,11 +135,9 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
     dispatcher.adopt_all();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(SupervisorError::Signals)?;
-    let mut others = std::pin::pin!(tokio::task::yield_now());
     while !dispatcher.ending {
         dispatcher.serve_waiting();
         let deadline = dispatcher.deadline();
-        let unwritten = !dispatcher.unwritten.is_empty();
         tokio::select! {
             Some(message) = messages.recv() => dispatcher.take(message),
             Some(event) = fabric_events.recv() => dispatcher.of_fabric(event),
@@ -152,18 +151,11 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
                 }
             },
             () = tokio::time::sleep_until(deadline.into()) => dispatcher.tick(),
-            // The tasks have their turn first: what was told need not wait for the disk.
-            () = &mut others, if unwritten => {
-                dispatcher.write_one();
-                others.set(tokio::task::yield_now());
-            }
             // The machines live on; the next command's supervisor adopts them.
             _ = terminate.recv() => break,
         }
     }
-    while !dispatcher.unwritten.is_empty() {
-        dispatcher.write_one();
-    }
+    dispatcher.write_all();
     Ok(())
 }
 
@@ -223,7 +215,7 @@ impl Dispatcher {
         slot.adopt(&self.inbox, &mut self.consoles, &self.fabric);
         self.slots.insert(name.to_owned(), slot);
         // What was found is on the disk in some form, or in /proc.
-        self.unwritten.insert(name.to_owned());
+        self.write_soon(name);
         self.announce(name, Change::Address);
     }
 
@@ -270,6 +262,7 @@ impl Dispatcher {
             .values()
             .filter_map(|slot| slot.machine.deadline())
             .chain(self.uplink.deadline())
+            .chain(self.later.deadline())
             .chain(self.accept_after)
             .chain((!self.waiting.is_empty()).then_some(self.adopting_until))
             .min()
@@ -288,6 +281,7 @@ impl Dispatcher {
         for name in due {
             self.feed(&name, Event::Tick);
         }
+        self.do_later(now);
         if self.uplink.deadline().is_some_and(|at| at <= now) {
             self.ensure_uplink();
         }
@@ -402,6 +396,7 @@ impl Dispatcher {
         for effect in effects {
             self.perform(name, &effect);
         }
+        self.let_run();
     }
 
     fn perform(&mut self, name: &str, effect: &Effect) {
@@ -410,7 +405,7 @@ impl Dispatcher {
         };
         match effect {
             Effect::Launch => self.launch(name),
-            Effect::Continue => slot.send_continue(&self.inbox),
+            Effect::Continue => self.hold(name),
             Effect::Powerdown => slot.send_powerdown(),
             Effect::Quit => slot.send_quit(),
             Effect::Kill => slot.kill(),
@@ -460,45 +455,11 @@ impl Dispatcher {
         }
     }
 
-    /// Whether a later supervisor learns of the change without a record: a living QEMU is found
-    /// by its UUID, and says how it is. Such a change may be told before it is on the disk.
-    fn can_be_asked_again(change: Change) -> bool {
-        match change {
-            Change::Starting
-            | Change::Running
-            | Change::Phase
-            | Change::Paused
-            | Change::Resumed
-            | Change::Unresponsive
-            | Change::Responsive => true,
-            Change::Ready
-            | Change::Address
-            | Change::Reset
-            | Change::Stopping
-            | Change::Stopped
-            | Change::Crashed
-            | Change::Failed => false,
-        }
-    }
-
-    fn write_one(&mut self) {
-        if let Some(name) = self.unwritten.pop_first() {
-            self.write(&name);
-        }
-    }
-
-    fn write(&mut self, name: &str) {
-        if let Some(slot) = self.slots.get_mut(name) {
-            slot.persist(&self.boot_id);
-        }
-    }
-
     /// Records the machine as it is now and tells the watchers.
     fn changed(&mut self, name: &str, change: Change) {
-        if Dispatcher::can_be_asked_again(change) {
-            self.unwritten.insert(name.to_owned());
+        if can_be_asked_again(change) {
+            self.write_soon(name);
         } else {
-            self.unwritten.remove(name);
             self.write(name);
         }
         self.announce(name, change);

@@ -249,6 +249,11 @@ impl Slot {
         self.adopting && self.machine.is_alive()
     }
 
+    /// Whether its QEMU was started, and did not greet yet.
+    pub(super) fn is_beginning(&self) -> bool {
+        self.qmp.is_none() && self.machine.state() == StateRecord::Starting
+    }
+
     /// QMP is up on its QEMU.
     pub(super) fn met(&mut self, qmp: Qmp) -> Option<ReportRecord> {
         self.adopting = false;

@@ -29,6 +29,7 @@ pub(crate) struct Row {
     kiln: f64,
     /// kiln less raw: the median of the pairs' differences.
     difference: Option<f64>,
+    /// kiln by raw: the median of the pairs' ratios.
     ratio: Option<f64>,
     target: String,
     within: Option<bool>,
@@ -54,6 +55,14 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
+/// What raw came to beside kiln.
+#[derive(Debug, Clone, Copy)]
+struct Compared {
+    raw: f64,
+    difference: f64,
+    ratio: f64,
+}
+
 impl Row {
     pub(crate) fn single(what: &str, unit: &'static str, kiln: f64, target: Target) -> Row {
         Row::new(what, unit, None, kiln, target)
@@ -61,22 +70,25 @@ impl Row {
 
     /// From samples of as many turns each.
     pub(crate) fn pair(what: &str, raws: &Samples, kilns: &Samples, target: Target) -> Row {
-        let differences = raws.0.iter().zip(&kilns.0);
-        let difference = median(differences.map(|(raw, kiln)| kiln - raw).collect());
-        let compared = Some((raws.median(), difference));
-        Row::new(what, "ms", compared, kilns.median(), target)
+        let pairs = || raws.0.iter().zip(&kilns.0);
+        let compared = Compared {
+            raw: raws.median(),
+            difference: median(pairs().map(|(raw, kiln)| kiln - raw).collect()),
+            ratio: median(pairs().map(|(raw, kiln)| kiln / raw).collect()),
+        };
+        Row::new(what, "ms", Some(compared), kilns.median(), target)
     }
 
     fn new(
         what: &str,
         unit: &'static str,
-        raw: Option<(f64, f64)>,
+        compared: Option<Compared>,
         kiln: f64,
         target: Target,
     ) -> Row {
-        let difference = raw.map(|(_, difference)| difference);
-        let raw = raw.map(|(raw, _)| raw);
-        let ratio = raw.map(|raw| kiln / raw);
+        let raw = compared.map(|compared| compared.raw);
+        let difference = compared.map(|compared| compared.difference);
+        let ratio = compared.map(|compared| compared.ratio);
         let (target, within) = match target {
             Target::None => (String::new(), None),
             Target::AtMost(most) => (format!("{most} {unit}"), Some(kiln <= most)),
