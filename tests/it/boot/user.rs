@@ -1,6 +1,7 @@
 //! The same for a user who may do nothing: no root, no group, no `/dev/kvm`, no `/dev/net/tun`.
 
-use crate::boot::three::{NODES, example, host_port, page};
+use crate::boot::three::fabric::{host_port, page};
+use crate::boot::three::{NODES, example};
 use crate::support::home::{BOOT, Home, Lane, User, machine_of, pid_of};
 use crate::support::process;
 
