@@ -95,8 +95,13 @@ fn a_machine_that_died_unwatched_is_crashed() {
 fn an_up_that_was_killed_at_any_moment_is_made_good_by_the_next() {
     let world = World::new();
     world.nodes(2, "ports: [\":80\"]");
-    let whole = world.kiln(&["up"]).took;
-    world.ok(&["down", "--timeout", "0s"]);
+    // The first one also fills the cache; how long the others take is what the rounds part.
+    let whole = (0..3).map(|_| {
+        let took = world.kiln(&["up"]).took;
+        world.ok(&["down", "--timeout", "0s"]);
+        took
+    });
+    let whole = whole.min().unwrap();
     let mut killed = 0;
     for round in 0..10 {
         // From the first instant to the end, every other time with a `gc` between.
