@@ -20,7 +20,6 @@ use crate::inventory;
 use crate::keys::KeyPair;
 use crate::plan::{self, HostFacts, Inventory, Plan, QemuFacts};
 use crate::spec::{self, Context};
-use crate::state::record::ClusterRecord;
 use crate::tool;
 
 /// `ignition-validate` takes some milliseconds.
@@ -144,23 +143,33 @@ pub(super) fn collect(session: &Session<'_>, cluster: &Cluster) -> Result<Invent
     )?)
 }
 
-/// Refuses to work on a cluster of the same name that another folder's spec made.
-pub(super) fn refuse_other_folder(
-    cluster: &Cluster,
-    record: Option<&ClusterRecord>,
-) -> Result<(), Error> {
-    match record {
-        Some(record) if record.spec != cluster.spec => Err(Error::new(
+/// Refuses to work on a cluster of the same name that another folder's spec made, and to hand the
+/// disks that are left of one to other machines.
+pub(super) fn refuse_other_folder(cluster: &Cluster, inventory: &Inventory) -> Result<(), Error> {
+    let name = &cluster.name;
+    if let Some(record) = &inventory.cluster
+        && record.spec != cluster.spec
+    {
+        let spec = record.spec.display();
+        return Err(Error::new(
             Exit::Unsafe,
-            format!(
-                "there is a cluster `{}` already, made from `{}`",
-                cluster.name,
-                record.spec.display()
-            ),
+            format!("there is a cluster `{name}` already, made from `{spec}`"),
         )
-        .hint("give this one another name, or `kiln down` the other from its folder")),
-        _ => Ok(()),
+        .hint("give this one another name, or `kiln down` the other from its folder"));
     }
+    if let Some(disks) = &inventory.disks
+        && disks.spec != cluster.spec
+    {
+        let spec = disks.spec.display();
+        return Err(Error::new(
+            Exit::Unsafe,
+            format!("there are disks of a cluster `{name}` made from `{spec}`"),
+        )
+        .hint(format!(
+            "give this one another name, or `kiln -c {name} down --remove-disks` if nobody needs them"
+        )));
+    }
+    Ok(())
 }
 
 #[derive(Serialize)]
@@ -330,7 +339,7 @@ pub(super) fn planned(session: &mut Session<'_>) -> Result<(Cluster, Plan), Erro
     let cluster = load(session)?;
     let facts = host_facts(session, &cluster, false)?;
     let inventory = collect(session, &cluster)?;
-    refuse_other_folder(&cluster, inventory.cluster.as_ref())?;
+    refuse_other_folder(&cluster, &inventory)?;
     let plan = plan::plan(&cluster, &facts, &inventory)?;
     Ok((cluster, plan))
 }

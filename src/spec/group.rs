@@ -5,6 +5,7 @@ use std::num::NonZeroU16;
 
 use kiln_arch::Arch;
 
+use super::disks;
 use super::document::{Key, Node, Value};
 use super::error::{Fault, Place, Problem};
 use super::fields::{self, Fields, Keys};
@@ -19,11 +20,10 @@ use crate::cluster::{
 
 const KEYS: Keys = Keys {
     known: &[
-        "count", "names", "image", "arch", "accel", "cpus", "memory", "disk", "ignition",
+        "count", "names", "image", "arch", "accel", "cpus", "memory", "disk", "disks", "ignition",
         "template", "vars", "profile", "ports", "firmware", "graphics", "restart",
     ],
     not_built: &[
-        ("disks", "leave it out; a machine has the disk of its image"),
         (
             "butane",
             "translate it with `butane --strict FILE` and name the result in `ignition:`",
@@ -38,8 +38,8 @@ const CPUS_LIMIT: u16 = 255;
 const MEMORY_LEAST: Size = Size::from_mib(64);
 const MEMORY_MOST: Size = Size::from_bytes(16 << 40);
 const MEMORY_DEFAULT: Size = Size::from_mib(1024);
-const DISK_LEAST: Size = Size::from_mib(1);
-const DISK_MOST: Size = Size::from_bytes(64 << 40);
+pub(super) const DISK_LEAST: Size = Size::from_mib(1);
+pub(super) const DISK_MOST: Size = Size::from_bytes(64 << 40);
 /// fw_cfg would take minutes to hand over more.
 const IGNITION_LIMIT: Size = Size::from_mib(8);
 
@@ -119,6 +119,9 @@ pub(super) fn group(
         }
         fields::size(&node, key, DISK_LEAST, DISK_MOST)
     })?;
+    let disks = fields.take_as("disks", |node, key| {
+        disks::disks(node, key, &owner, names.len(), folders)
+    })?;
     let ignition = ignition(&mut fields, folders)?;
     let vars = vars(&mut fields, &group, ignition.as_ref(), warnings)?;
     let profile = fields.take_as("profile", |node, key| {
@@ -162,6 +165,7 @@ pub(super) fn group(
         memory: memory.unwrap_or(MEMORY_DEFAULT),
         image: image.clone(),
         disk,
+        disks: disks.clone().unwrap_or_default(),
         ignition: ignition.clone(),
         vars: vars.clone(),
         profile: profile.unwrap_or(Profile::Basic),
