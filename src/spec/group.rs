@@ -92,7 +92,10 @@ pub(super) fn group(
     // A missing key is missing in the group, wherever its map begins.
     fields.place = key.place;
 
-    let (names, scaled) = names(key, &group, &mut fields, defaults.scale, warnings)?;
+    let Names {
+        machines: names,
+        scaled,
+    } = names(key, &group, &mut fields, defaults.scale, warnings)?;
     let image = match fields.take_as("image", |node, key| {
         image::image(node, key, &owner, folders, warnings)
     })? {
@@ -206,15 +209,21 @@ fn name(place: Place, key: &str, text: &str) -> Result<MachineName, Fault> {
     Ok(name)
 }
 
-/// The names of the group's machines, by `count`, `names` or neither; and the count, where it is
-/// not the spec's.
+/// Who is in a group.
+struct Names {
+    machines: Vec<(Place, MachineName)>,
+    /// How many they are, where [`Scale`] says other than the spec.
+    scaled: Option<u16>,
+}
+
+/// The names of the group's machines, by `count`, `names` or neither.
 fn names(
     key: &Key,
     group: &MachineName,
     fields: &mut Fields,
     scale: Scale<'_>,
     warnings: &mut Vec<SpecWarning>,
-) -> Result<(Vec<(Place, MachineName)>, Option<u16>), Fault> {
+) -> Result<Names, Fault> {
     let count = fields.take("count");
     let names = fields.take("names");
     let said = scale.said.get(group).copied();
@@ -246,18 +255,21 @@ fn names(
                 scaled,
             });
         }
-        let names = (1..=scaled.unwrap_or(count))
+        let machines = (1..=scaled.unwrap_or(count))
             .map(|index| {
                 let name = name(key.place, "machines", &format!("{group}-{index}"))?;
                 Ok((key.place, name))
             })
             .collect::<Result<_, Fault>>()?;
-        return Ok((names, scaled));
+        return Ok(Names { machines, scaled });
     }
     let Some(node) = names else {
-        return Ok((vec![(key.place, group.clone())], None));
+        return Ok(Names {
+            machines: vec![(key.place, group.clone())],
+            scaled: None,
+        });
     };
-    let names = fields::list(node, "names")?
+    let machines = fields::list(node, "names")?
         .into_iter()
         .map(|node| {
             let place = node.place;
@@ -265,7 +277,10 @@ fn names(
             Ok((place, name))
         })
         .collect::<Result<_, Fault>>()?;
-    Ok((names, None))
+    Ok(Names {
+        machines,
+        scaled: None,
+    })
 }
 
 fn arch(node: Node, key: &str) -> Result<Arch, Fault> {
