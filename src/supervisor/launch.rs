@@ -260,6 +260,7 @@ fn bare(cluster: &str, record: &MachineRecord) -> Result<Machine, LaunchError> {
             NonZeroU32::new(record.memory_mib).ok_or_else(|| wrong("memory", "0".to_owned()))?
         ),
         firmware: Firmware::Board,
+        tpm: None,
         kernel: None,
         drives: Vec::new(),
         ignition: Ignition::None,
