@@ -15,6 +15,7 @@ use nix::unistd::{Uid, User, getegid, geteuid};
 
 use super::distribution::Distribution;
 use super::environment::Environment;
+use super::firmware::{self, Firmwares};
 use super::folders::Folders;
 use super::kvm::{self, Ask, KvmState};
 use super::network::{parse_resolvers, parse_routes};
@@ -54,6 +55,9 @@ pub struct Host {
     pub memo: Memo,
     qemus: Qemus,
     kvm: OnceLock<KvmState>,
+    /// Where firmware descriptors are looked for.
+    firmware_folders: Vec<PathBuf>,
+    firmwares: OnceLock<Firmwares>,
 }
 
 /// Programs other than the QEMUs, where they are installed; absolute.
@@ -62,6 +66,7 @@ pub struct Tools {
     pub qemu_img: Option<PathBuf>,
     pub ssh: Option<PathBuf>,
     pub ignition_validate: Option<PathBuf>,
+    pub swtpm: Option<PathBuf>,
 }
 
 /// Why the host cannot be used.
@@ -121,6 +126,10 @@ impl Host {
             .map_err(|source| HostError::CurrentFolder { source })?
             .ok_or(HostError::NoHome { uid: uid.as_raw() })?;
         let memo = Memo::new(folders.cache.join("facts"));
+        let config_home = environment
+            .config_home
+            .take()
+            .or_else(|| Some(environment.home.as_ref()?.join(".config")));
         let tool = |name| qemu::find(&environment.path, name);
         Ok(Host {
             uid: uid.as_raw(),
@@ -139,6 +148,7 @@ impl Host {
                 qemu_img: tool("qemu-img"),
                 ssh: tool("ssh"),
                 ignition_validate: tool("ignition-validate"),
+                swtpm: tool("swtpm"),
             },
             color: environment.color,
             // These three may be absent: a container has no routes, a chroot no names.
@@ -147,6 +157,8 @@ impl Host {
             distribution: Distribution::parse(&read("/etc/os-release").unwrap_or_default()),
             qemus: Qemus::new(environment.path.clone(), memo.clone()),
             kvm: OnceLock::new(),
+            firmware_folders: firmware::folders(config_home.as_deref()),
+            firmwares: OnceLock::new(),
             path: environment.path,
             home: environment.home,
             folders,
@@ -161,6 +173,12 @@ impl Host {
     /// The QEMU for guests of `arch`; looked for when first asked after.
     pub fn qemu(&self, arch: Arch) -> Result<&Qemu, &QemuError> {
         self.qemus.get(arch)
+    }
+
+    /// The UEFI firmwares that are installed; looked for when first asked after.
+    pub fn firmwares(&self) -> &Firmwares {
+        self.firmwares
+            .get_or_init(|| Firmwares::look(&self.firmware_folders))
     }
 
     /// What is known of KVM for guests of `arch`, without trying: it never waits.
@@ -256,6 +274,8 @@ impl Host {
             qemus: Qemus::example([qemu(Arch::X86_64), qemu(Arch::Aarch64)]),
             memo,
             kvm: OnceLock::from(kvm),
+            firmware_folders: Vec::new(),
+            firmwares: OnceLock::new(),
         }
     }
 }

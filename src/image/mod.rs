@@ -7,6 +7,7 @@
 
 pub mod base;
 mod digest;
+pub mod flash;
 pub mod overlay;
 pub mod qcow2;
 pub mod store;

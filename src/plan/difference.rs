@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use crate::state::record::{DiskRecord, KernelRecord, MachineRecord};
+use crate::state::record::{
+    DiskRecord, FirmwareKind, FirmwareRecord, KernelRecord, MachineRecord, TransportRecord,
+};
 
 /// One thing that changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,9 +41,12 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         qemu: _,
         cpus,
         memory_mib,
+        firmware,
+        tpm,
         kernel,
         disk,
         ignition: _,
+        ignition_transport,
         mac: _,
         ip: _,
         ports,
@@ -90,6 +95,25 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         "kernel",
         &kernel.as_ref().map_or(String::new(), kernel_text),
         &new.kernel.as_ref().map_or(String::new(), kernel_text),
+        Price::Restart,
+    );
+    found.add(
+        "firmware",
+        &firmware.as_ref().map_or(String::new(), firmware_text),
+        &new.firmware.as_ref().map_or(String::new(), firmware_text),
+        Price::Restart,
+    );
+    // Another program for the same TPM is no change to the machine.
+    found.add(
+        "tpm",
+        if tpm.is_some() { "swtpm" } else { "" },
+        if new.tpm.is_some() { "swtpm" } else { "" },
+        Price::Restart,
+    );
+    found.add(
+        "ignition transport",
+        transport_text(*ignition_transport),
+        transport_text(new.ignition_transport),
         Price::Restart,
     );
     found.add("image", image, &new.image, disk_price);
@@ -145,6 +169,22 @@ impl Found {
 
 fn disk_text(disk: &DiskRecord) -> String {
     format!("{} on {}", disk.size, disk.base.path.display())
+}
+
+fn firmware_text(firmware: &FirmwareRecord) -> String {
+    let kind = match firmware.kind {
+        FirmwareKind::Uefi => "UEFI",
+        FirmwareKind::UefiSecure => "UEFI with secure boot",
+    };
+    format!("{kind} of {}", firmware.code.display())
+}
+
+fn transport_text(transport: Option<TransportRecord>) -> &'static str {
+    match transport {
+        None => "the architecture's own",
+        Some(TransportRecord::FwCfg) => "fw_cfg",
+        Some(TransportRecord::VirtioBlk) => "virtio-blk",
+    }
 }
 
 fn kernel_text(kernel: &KernelRecord) -> String {

@@ -183,6 +183,20 @@ impl MachineFiles {
         self.folder.join("disk.qcow2")
     }
 
+    /// The machine's own UEFI variables.
+    pub fn uefi_vars(&self) -> PathBuf {
+        self.folder.join("uefi-vars.fd")
+    }
+
+    /// A folder of the TPM emulator's own, which belongs to the user that it runs as.
+    pub fn tpm(&self) -> PathBuf {
+        self.folder.join("tpm")
+    }
+
+    pub fn tpm_log(&self) -> PathBuf {
+        self.folder.join("swtpm.log")
+    }
+
     pub fn console_log(&self) -> PathBuf {
         self.folder.join("console.log")
     }

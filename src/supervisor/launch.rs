@@ -14,9 +14,9 @@ use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use kiln_arch::machine::{
-    Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Ignition, Image, Kernel,
-    Machine, MiB, Nic, NicBackend, Port, PortName, Run, Sandbox, Socket as QemuSocket, Source,
-    Uplink, UserNet,
+    Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Format, Ignition,
+    IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName, Run,
+    Sandbox, Socket as QemuSocket, Source, Uplink, UserNet,
 };
 use kiln_arch::{Arch, Unsupported};
 use kiln_netsetup::address::Subnet;
@@ -26,7 +26,10 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use crate::cluster::DiskFormat;
 use crate::image::base::Changed;
 use crate::state::layout::{MachineFiles, Socket};
-use crate::state::record::{AccelRecord, ClusterRecord, DiskRecord, MachineRecord};
+use crate::state::record::{
+    AccelRecord, ClusterRecord, DiskRecord, FirmwareKind, FirmwareRecord, MachineRecord,
+    TransportRecord,
+};
 
 /// One descriptor that a QEMU is handed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -141,19 +144,24 @@ pub fn supervised(
             serial: Some("root".to_owned()),
         })
         .collect();
-    let ignition = if record.ignition {
-        Ignition::Config(handles.source(Handle::Sealed(files.ignition())))
-    } else {
-        Ignition::None
-    };
+    let config = record
+        .ignition
+        .then(|| handles.source(Handle::Sealed(files.ignition())));
+    let firmware = firmware(record, |firmware| Pflash {
+        code: handles.source(Handle::Read(firmware.code.clone())),
+        code_format: flash_format(firmware.code_format),
+        vars: handles.source(Handle::ReadWrite(files.uefi_vars())),
+        vars_format: flash_format(firmware.vars_format),
+    });
     let machine = Machine {
+        firmware,
         monitors,
         console,
         ports: ports.into(),
         nics: vec![nic],
         kernel,
         drives,
-        ignition,
+        ignition: ignition(record, config),
         run: Run::Supervised,
         ..bare(cluster, record)?
     };
@@ -161,12 +169,12 @@ pub fn supervised(
 }
 
 /// The machine as a person starts it in a shell: console on the terminal, Ignition from
-/// `ignition` (a file that only its owner reads), the NIC on QEMU's user network.
+/// `config` (a file that only its owner reads), the NIC on QEMU's user network.
 pub fn alone(
     cluster: &ClusterRecord,
     record: &MachineRecord,
     files: &MachineFiles,
-    ignition: &Path,
+    config: &Path,
 ) -> Result<Machine, LaunchError> {
     let mut drives = Vec::new();
     if let Some(disk) = &record.disk {
@@ -190,11 +198,16 @@ pub fn alone(
             cmdline: kernel.cmdline.clone(),
         }),
         drives,
-        ignition: if record.ignition {
-            Ignition::Config(Source::Path(ignition.to_owned()))
-        } else {
-            Ignition::None
-        },
+        firmware: firmware(record, |firmware| Pflash {
+            code: Source::Path(firmware.code.clone()),
+            code_format: flash_format(firmware.code_format),
+            vars: Source::Path(files.uefi_vars()),
+            vars_format: flash_format(firmware.vars_format),
+        }),
+        ignition: ignition(
+            record,
+            record.ignition.then(|| Source::Path(config.to_owned())),
+        ),
         run: Run::Alone,
         // Not kiln's: the uuid by which kiln knows its own, and ends them, is not on it.
         uuid: None,
@@ -274,6 +287,38 @@ fn bare(cluster: &str, record: &MachineRecord) -> Result<Machine, LaunchError> {
         sandbox: Sandbox::Full,
         run: Run::Alone,
     })
+}
+
+/// The record's firmware, its flash chips as `flash` makes them.
+fn firmware(record: &MachineRecord, flash: impl FnOnce(&FirmwareRecord) -> Pflash) -> Firmware {
+    match &record.firmware {
+        None => Firmware::Board,
+        Some(firmware) => match firmware.kind {
+            FirmwareKind::Uefi => Firmware::Uefi(flash(firmware)),
+            FirmwareKind::UefiSecure => Firmware::UefiSecure(flash(firmware)),
+        },
+    }
+}
+
+fn flash_format(format: DiskFormat) -> Format {
+    match format {
+        DiskFormat::Raw => Format::Raw,
+        DiskFormat::Qcow2 => Format::Qcow2,
+    }
+}
+
+fn ignition(record: &MachineRecord, config: Option<Source>) -> Ignition {
+    match (config, record.ignition_transport) {
+        (None, _) => Ignition::None,
+        (Some(config), None) => Ignition::Config(config),
+        (Some(config), Some(transport)) => {
+            let transport = match transport {
+                TransportRecord::FwCfg => IgnitionTransport::FwCfg,
+                TransportRecord::VirtioBlk => IgnitionTransport::VirtioBlk,
+            };
+            Ignition::ConfigBy(transport, config)
+        }
+    }
 }
 
 fn parsed<T: std::str::FromStr>(
