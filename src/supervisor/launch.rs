@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use kiln_arch::machine::{
@@ -42,6 +42,8 @@ pub enum Handle {
     ReadWrite(PathBuf),
     /// Open for appending; made when it is not there.
     Append(PathBuf),
+    /// An end of a pair of sockets, the other for whoever emulates the TPM.
+    Tpm,
     /// A sealed memfd with the content of this file: no path, no secret in argv.
     Sealed(PathBuf),
 }
@@ -69,6 +71,8 @@ pub enum LaunchError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot make sockets for the TPM")]
+    Pair(#[source] io::Error),
     #[error("its disk cannot be used")]
     BaseChanged(#[source] Changed),
 }
@@ -153,8 +157,10 @@ pub fn supervised(
         vars: handles.source(Handle::ReadWrite(files.uefi_vars())),
         vars_format: flash_format(firmware.vars_format),
     });
+    let tpm = record.tpm.as_ref().map(|_| handles.add(Handle::Tpm));
     let machine = Machine {
         firmware,
+        tpm,
         monitors,
         console,
         ports: ports.into(),
@@ -343,46 +349,58 @@ fn base(disk: &DiskRecord, source: Source) -> Image {
     }
 }
 
-/// Opens the handles, in order, with the number that each will have in QEMU.
+/// What QEMU is handed, and the other end of what is between it and its TPM.
+#[derive(Debug)]
+pub struct Opened {
+    /// Each with the number that it will have in QEMU.
+    pub fds: Vec<(OwnedFd, RawFd)>,
+    pub tpm: Option<OwnedFd>,
+}
+
+/// Opens the handles, in order.
 ///
 /// # Errors
 /// [`LaunchError::Open`] and [`LaunchError::Listen`] name the path.
-pub fn open(handles: &[Handle]) -> Result<Vec<(OwnedFd, RawFd)>, LaunchError> {
-    let mut opened = Vec::with_capacity(handles.len());
+pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
+    let mut fds = Vec::with_capacity(handles.len());
+    let mut tpm = None;
     for (index, handle) in (0u16..).zip(handles) {
         let number = ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
-        opened.push((open_one(handle)?, number));
+        let fd = match handle {
+            Handle::Tpm => {
+                let (ours, other) = UnixStream::pair().map_err(LaunchError::Pair)?;
+                tpm = Some(other.into());
+                ours.into()
+            }
+            Handle::Listener(path) => listen(path)?.into(),
+            Handle::Read(path) => file(path, OpenOptions::new().read(true))?,
+            Handle::ReadWrite(path) => file(path, OpenOptions::new().read(true).write(true))?,
+            Handle::Append(path) => file(
+                path,
+                OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .custom_flags(libc::O_NOFOLLOW),
+            )?,
+            Handle::Sealed(path) => sealed(path).map_err(|source| LaunchError::Open {
+                path: path.clone(),
+                source,
+            })?,
+        };
+        fds.push((fd, number));
     }
-    Ok(opened)
+    Ok(Opened { fds, tpm })
 }
 
-fn open_one(handle: &Handle) -> Result<OwnedFd, LaunchError> {
-    let file = |path: &Path, options: &mut OpenOptions| {
-        options
-            .mode(0o600)
-            .open(path)
-            .map(OwnedFd::from)
-            .map_err(|source| LaunchError::Open {
-                path: path.to_owned(),
-                source,
-            })
-    };
-    match handle {
-        Handle::Listener(path) => listen(path).map(OwnedFd::from),
-        Handle::Read(path) => file(path, OpenOptions::new().read(true)),
-        Handle::ReadWrite(path) => file(path, OpenOptions::new().read(true).write(true)),
-        Handle::Append(path) => file(
-            path,
-            OpenOptions::new()
-                .append(true)
-                .create(true)
-                .custom_flags(libc::O_NOFOLLOW),
-        ),
-        Handle::Sealed(path) => sealed(path).map_err(|source| LaunchError::Open {
-            path: path.clone(),
+fn file(path: &Path, options: &mut OpenOptions) -> Result<OwnedFd, LaunchError> {
+    options
+        .mode(0o600)
+        .open(path)
+        .map(OwnedFd::from)
+        .map_err(|source| LaunchError::Open {
+            path: path.to_owned(),
             source,
-        }),
-    }
+        })
 }
 
 /// The content of `path` in a memfd that nobody can change any more.
@@ -425,7 +443,6 @@ pub fn listen(path: &Path) -> Result<UnixListener, LaunchError> {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
-    use std::os::unix::net::UnixStream;
 
     use super::*;
 
