@@ -16,6 +16,9 @@ use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_arch::machine::IgnitionTransport;
 
+/// The most machines that a group can have.
+pub const COUNT_LIMIT: u16 = 1000;
+
 /// One parsed `kiln.yaml`, its groups already expanded into machines.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Cluster {
@@ -27,6 +30,8 @@ pub struct Cluster {
     pub network: Network,
     /// Public keys that may log in besides the cluster's own: one OpenSSH line each.
     pub authorized_keys: Vec<String>,
+    /// The groups that `--scale` gave another count than the spec's.
+    pub scale: BTreeMap<MachineName, u16>,
     /// In the order of the spec; names are unique.
     pub machines: Vec<Machine>,
 }

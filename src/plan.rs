@@ -278,6 +278,11 @@ fn cluster_record(
             .iter()
             .map(|machine| machine.name.to_string())
             .collect(),
+        scale: cluster
+            .scale
+            .iter()
+            .map(|(group, count)| (group.to_string(), *count))
+            .collect(),
         ports: BTreeSet::new(),
         reservations,
     })

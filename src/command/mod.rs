@@ -8,6 +8,7 @@ mod explain;
 mod failure;
 mod gc;
 mod init;
+mod login;
 mod logs;
 mod power;
 mod render;
@@ -15,6 +16,7 @@ mod show;
 mod spec;
 mod ssh;
 mod supervise;
+mod tools;
 mod up;
 mod wait;
 
@@ -73,6 +75,9 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
         Verb::Logs(args) => logs::run(&session()?, args),
         Verb::Console(args) => console::run(&session()?, args),
         Verb::Ssh(args) => ssh::run(&session()?, args),
+        Verb::Cp(args) => ssh::copy(&session()?, args),
+        Verb::SshConfig(args) => tools::ssh_config(&session()?, args),
+        Verb::Inventory(args) => tools::inventory(&session()?, args),
         Verb::Proxy(args) => ssh::proxy(&session()?, args),
         Verb::Render(args) => render::run(&mut session()?, args),
         Verb::Explain(args) => explain::run(&mut session()?, args),

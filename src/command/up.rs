@@ -17,10 +17,10 @@ use crate::state::record::StateRecord;
 use crate::supervisor::protocol::Request;
 
 pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error> {
-    let cluster = spec::load(session)?;
+    let cluster = spec::load(session, &args.scale)?;
     let names = spec::names(&cluster, &args.machines.machines)?;
     if args.dry_run {
-        let (_, mut plan) = spec::planned(session)?;
+        let (_, mut plan) = spec::planned(session, &args.scale)?;
         plan.restrict(&names);
         return spec::show_plan(session, &plan);
     }

@@ -11,11 +11,13 @@ use super::error::{Fault, Place, Problem};
 use super::fields::{self, Fields, Keys};
 use super::files::{self, Folders};
 use super::image::{self, PlacedImage};
+use super::load::Scale;
 use super::port::{self, PlacedPort};
 use super::suggest;
 use super::warning::SpecWarning;
 use crate::cluster::{
-    AccelWish, FirmwareWish, IgnitionSource, Machine, MachineName, Profile, RestartPolicy, Size,
+    AccelWish, COUNT_LIMIT, FirmwareWish, IgnitionSource, Machine, MachineName, Profile,
+    RestartPolicy, Size,
 };
 
 const KEYS: Keys = Keys {
@@ -34,7 +36,6 @@ const KEYS: Keys = Keys {
 };
 
 /// Machines in one group at most; the cluster's subnet is the tighter limit.
-const COUNT_LIMIT: u16 = 1000;
 const CPUS_LIMIT: u16 = 255;
 const MEMORY_LEAST: Size = Size::from_mib(64);
 const MEMORY_MOST: Size = Size::from_bytes(16 << 40);
@@ -50,8 +51,16 @@ pub(super) struct Defaults<'a> {
     pub(super) image: Option<&'a PlacedImage>,
     pub(super) arch: Arch,
     pub(super) folders: Folders<'a>,
-    /// `--scale`: counts that replace the spec's.
-    pub(super) scale: &'a BTreeMap<MachineName, u16>,
+    pub(super) scale: Scale<'a>,
+}
+
+/// What a group comes to.
+#[derive(Debug)]
+pub(super) struct PlacedGroup {
+    pub(super) name: MachineName,
+    pub(super) machines: Vec<PlacedMachine>,
+    /// How many they are, where [`Scale`] says other than the spec.
+    pub(super) scaled: Option<u16>,
 }
 
 /// A machine, and where the spec names it and its published ports.
@@ -69,7 +78,7 @@ pub(super) fn group(
     mut node: Node,
     defaults: Defaults<'_>,
     warnings: &mut Vec<SpecWarning>,
-) -> Result<Vec<PlacedMachine>, Fault> {
+) -> Result<PlacedGroup, Fault> {
     let group = name(key.place, "machines", &key.text)?;
     let owner = format!("group `{group}`");
     if node.value == Value::Nothing {
@@ -84,7 +93,10 @@ pub(super) fn group(
     // A missing key is missing in the group, wherever its map begins.
     fields.place = key.place;
 
-    let names = names(key, &group, &mut fields, defaults.scale)?;
+    let Names {
+        machines: names,
+        scaled,
+    } = names(key, &group, &mut fields, defaults.scale, warnings)?;
     let PlacedImage { image, transport } = match fields.take_as("image", |node, key| {
         image::image(node, key, &owner, folders, warnings)
     })? {
@@ -182,14 +194,19 @@ pub(super) fn group(
         tpm,
         ignition_transport: transport.map(|(_, transport)| transport),
     };
-    Ok((1..)
+    let machines = (1..)
         .zip(names)
         .map(|(index, (place, name))| PlacedMachine {
             machine: machine(index, name),
             place,
             ports: ports.clone(),
         })
-        .collect())
+        .collect();
+    Ok(PlacedGroup {
+        machines,
+        scaled,
+        name: group,
+    })
 }
 
 fn name(place: Place, key: &str, text: &str) -> Result<MachineName, Fault> {
@@ -206,16 +223,24 @@ fn name(place: Place, key: &str, text: &str) -> Result<MachineName, Fault> {
     Ok(name)
 }
 
+/// Who is in a group.
+struct Names {
+    machines: Vec<(Place, MachineName)>,
+    /// How many they are, where [`Scale`] says other than the spec.
+    scaled: Option<u16>,
+}
+
 /// The names of the group's machines, by `count`, `names` or neither.
 fn names(
     key: &Key,
     group: &MachineName,
     fields: &mut Fields,
-    scale: &BTreeMap<MachineName, u16>,
-) -> Result<Vec<(Place, MachineName)>, Fault> {
+    scale: Scale<'_>,
+    warnings: &mut Vec<SpecWarning>,
+) -> Result<Names, Fault> {
     let count = fields.take("count");
     let names = fields.take("names");
-    let scaled = scale.get(group).copied();
+    let said = scale.said.get(group).copied();
     if let (Some(count), Some(_)) = (&count, &names) {
         return Err(Fault::bad_value(
             count.place,
@@ -223,7 +248,7 @@ fn names(
             "a group has `count` or `names`, not both",
         ));
     }
-    if scaled.is_some() && count.is_none() {
+    if said.is_some() && count.is_none() {
         return Err(Fault::bad_value(
             key.place,
             "machines",
@@ -232,25 +257,44 @@ fn names(
         .hint("write `count: 1` in the group"));
     }
     if let Some(node) = count {
-        let said = fields::integer(&node, "count", 0, COUNT_LIMIT)?;
-        return (1..=scaled.unwrap_or(said))
+        let place = node.place;
+        let count = fields::integer(&node, "count", 0, COUNT_LIMIT)?;
+        let remembered = scale.remembered.get(group).copied();
+        let scaled = said.or(remembered).filter(|scaled| *scaled != count);
+        if let (None, Some(scaled)) = (said, scaled) {
+            warnings.push(SpecWarning::Scaled {
+                place,
+                group: group.to_string(),
+                count,
+                scaled,
+            });
+        }
+        let machines = (1..=scaled.unwrap_or(count))
             .map(|index| {
                 let name = name(key.place, "machines", &format!("{group}-{index}"))?;
                 Ok((key.place, name))
             })
-            .collect();
+            .collect::<Result<_, Fault>>()?;
+        return Ok(Names { machines, scaled });
     }
     let Some(node) = names else {
-        return Ok(vec![(key.place, group.clone())]);
+        return Ok(Names {
+            machines: vec![(key.place, group.clone())],
+            scaled: None,
+        });
     };
-    fields::list(node, "names")?
+    let machines = fields::list(node, "names")?
         .into_iter()
         .map(|node| {
             let place = node.place;
             let name = name(place, "names", &fields::text(node, "names")?)?;
             Ok((place, name))
         })
-        .collect()
+        .collect::<Result<_, Fault>>()?;
+    Ok(Names {
+        machines,
+        scaled: None,
+    })
 }
 
 fn arch(node: Node, key: &str) -> Result<Arch, Fault> {

@@ -29,5 +29,5 @@ mod tests;
 pub use self::error::{Place, Problem, SpecError};
 pub use self::find::{FindError, SPEC_FILE_NAME, find};
 pub use self::init::init_template;
-pub use self::load::{Context, Loaded, cluster_name, load};
+pub use self::load::{Context, Loaded, Scale, cluster_name, load};
 pub use self::warning::SpecWarning;

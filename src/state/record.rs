@@ -36,6 +36,9 @@ pub struct ClusterRecord {
     pub qemu_gid: Option<u32>,
     /// Names in the order of the spec.
     pub machines: Vec<String>,
+    /// The groups that `up --scale` gave another count than the spec's.
+    #[serde(default)]
+    pub scale: BTreeMap<String, u16>,
     /// The host ports of all machines: recorded with the cluster, before there is any machine, so
     /// that no other cluster takes them.
     #[serde(default)]
