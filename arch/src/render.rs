@@ -36,6 +36,7 @@ pub(crate) fn machine(machine: &Machine) -> Result<QemuCommand, Unsupported> {
     render.board()?;
     render.monitors()?;
     render.console()?;
+    render.tpm()?;
     render.ports()?;
     render.always()?;
     render.nics()?;

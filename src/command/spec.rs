@@ -13,6 +13,7 @@ use crate::cli::args::{GroupCount, PlanArgs};
 use crate::cluster::{AccelWish, Cluster, Machine, MachineName};
 use crate::command::Session;
 use crate::error::{Error, Exit};
+use crate::host::firmware::Firmwares;
 use crate::host::kvm::{Ask, KvmState};
 use crate::ignition::validator::{self, Severity};
 use crate::ignition::{self, Facts, Peer};
@@ -136,6 +137,16 @@ pub(super) fn host_facts(
         arch,
         qemu,
         kvm,
+        firmwares: match cluster
+            .machines
+            .iter()
+            .any(|machine| machine.arch.has_uefi())
+        {
+            true => session.host.firmwares().clone(),
+            false => Firmwares::default(),
+        },
+        swtpm: session.host.tools.swtpm.clone(),
+        distribution: session.host.distribution,
         has_qemu_img: session.host.tools.qemu_img.is_some(),
         qemu_uid: session.host.is_root().then(|| own_uid(cluster)),
         qemu_gid: session.host.kvm_group().filter(|_| session.host.is_root()),
