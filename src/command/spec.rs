@@ -109,7 +109,7 @@ pub(super) fn host_facts(
     let wants_kvm = cluster
         .machines
         .iter()
-        .any(|machine| machine.arch == arch && machine.accel != AccelWish::Tcg);
+        .any(|machine| machine.arch.is_native_on(arch) && machine.accel != AccelWish::Tcg);
     let kvm = match (wants_kvm, try_kvm) {
         (true, true) => session.host.try_kvm(arch, Ask::Remembered),
         (true, false) => session.host.kvm(arch),

@@ -130,7 +130,7 @@ pub(super) fn group(
     let cpus = fields.take_as("cpus", |node, key| {
         fields::integer(&node, key, 1, CPUS_LIMIT)
     })?;
-    let memory = fields.take_as("memory", |node, key| memory(&node, key))?;
+    let memory = fields.take_as("memory", |node, key| memory(&node, key, arch))?;
     let disk = fields.take_as("disk", |node, key| {
         let place = node.place;
         if !image::has_disk(&image) {
@@ -369,7 +369,7 @@ fn refuse_transport(
     }
 }
 
-fn memory(node: &Node, key: &str) -> Result<Size, Fault> {
+fn memory(node: &Node, key: &str, arch: Arch) -> Result<Size, Fault> {
     let place = node.place;
     let size = fields::size(node, key, MEMORY_LEAST, MEMORY_MOST)?;
     if !size.bytes().is_multiple_of(Size::from_mib(1).bytes()) {
@@ -378,6 +378,14 @@ fn memory(node: &Node, key: &str) -> Result<Size, Fault> {
             key,
             format!("{size} is not a whole number of MiB"),
         ));
+    }
+    let step = Size::from_mib(arch.memory_step());
+    if !size.bytes().is_multiple_of(step.bytes()) {
+        let more = Size::from_bytes(size.bytes().next_multiple_of(step.bytes()));
+        return Err(
+            Fault::bad_value(place, key, format!("{arch} has memory in steps of {step}"))
+                .hint(format!("write `{more}`")),
+        );
     }
     Ok(size)
 }

@@ -49,6 +49,7 @@ fn sizes_have_units_and_limits() {
             "memory: 512M",
             "memory: 1MiB",
             "memory: 65537KiB",
+            "{arch: ppc64, memory: 640MiB}",
             "memory: 99999999999TiB",
             "disk: [1GiB]",
         ],
