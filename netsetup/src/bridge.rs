@@ -28,13 +28,13 @@ use tokio::task::JoinHandle;
 use crate::address::{Reservation, Subnet};
 use crate::dns;
 use crate::fabric::FabricEvent;
-use crate::link::{self, Port, Present, Wanted};
+use crate::link::{self, Port, Present, Step, Wanted};
 use crate::name::{IfName, IfNameError};
-use crate::namespace::{Inside, Namespace, NamespaceError};
+use crate::namespace::{Inside, Maker, Namespace, NamespaceError};
 use crate::nat;
 use crate::netlink::NetlinkError;
 use crate::netlink::nft::Rules;
-use crate::netlink::route::Route;
+use crate::netlink::route::{Route, Way};
 use crate::sniff::Sniffer;
 use crate::tap;
 use service::{Command, Service};
@@ -146,7 +146,8 @@ impl Bridge {
     pub fn start(
         config: BridgeConfig,
         namespace: Namespace,
-    ) -> Result<(Bridge, mpsc::UnboundedReceiver<FabricEvent>), BridgeError> {
+        events: mpsc::UnboundedSender<FabricEvent>,
+    ) -> Result<Bridge, BridgeError> {
         let wanted = [
             Inside::Route,
             Inside::Netfilter,
@@ -156,13 +157,7 @@ impl Bridge {
         let opened = namespace.open(&wanted).map_err(BridgeError::Namespace)?;
         let [route, rules, packet, names] = <[OwnedFd; 4]>::try_from(opened)
             .map_err(|_| BridgeError::Namespace(NamespaceError::Died))?;
-        let mut state = State {
-            route: Route::new(route).map_err(BridgeError::Netlink)?,
-            rules: Rules::new(rules).map_err(BridgeError::Netlink)?,
-            machines: config.machines.clone(),
-            tuns: Vec::new(),
-            sockets: Vec::new(),
-        };
+        let mut state = State::new(route, rules, config.machines.clone())?;
         // The rules first: no port is open for a moment without them.
         state.hold(&config)?;
         let links = state.set_up(&config)?;
@@ -179,17 +174,14 @@ impl Bridge {
             },
         )?;
         let (commands, inbox) = mpsc::unbounded_channel();
-        // Unbounded for the same reason as the fabric's: they are few, and none may be lost.
-        let (events, outbox) = mpsc::unbounded_channel();
         let service = Service::new(&config, &links, sniffer, names, inbox, events);
-        let bridge = Bridge {
+        Ok(Bridge {
             namespace,
             config,
             state: Mutex::new(state),
             commands,
             service: tokio::spawn(service.run()),
-        };
-        Ok((bridge, outbox))
+        })
     }
 
     /// The cluster's namespaces.
@@ -224,18 +216,7 @@ impl Bridge {
                 machine: name.to_owned(),
             });
         }
-        let tun = match state.tuns.pop() {
-            Some(tun) => tun,
-            None => {
-                // As many as there are machines to start, most often.
-                let count = state.machines.len().clamp(1, STOCK);
-                state.tuns = self.open(Inside::Tun, count)?;
-                state
-                    .tuns
-                    .pop()
-                    .ok_or(BridgeError::Namespace(NamespaceError::Died))?
-            }
-        };
+        let tun = self.tun(&mut state)?;
         let tap = IfName::tap(name);
         tap::make(&tun, &tap).map_err(|source| BridgeError::Tap {
             tap: tap.clone(),
@@ -248,6 +229,40 @@ impl Bridge {
                 index: link.index,
             });
         }
+        Ok(tun)
+    }
+
+    /// Makes the link to the world as a tap, for a user-mode network that takes `host` for its own address and lets
+    /// `own` out. It lives as long as the descriptor is open.
+    ///
+    /// # Errors
+    /// [`BridgeError`], as when there is one.
+    pub fn uplink(&self, own: Ipv4Net, host: Ipv4Addr) -> Result<OwnedFd, BridgeError> {
+        let mut state = self.lock();
+        let tun = self.tun(&mut state)?;
+        let tap = name(UPLINK)?;
+        tap::make(&tun, &tap).map_err(|source| BridgeError::Tap {
+            tap: tap.clone(),
+            source,
+        })?;
+        let steps = [
+            Step::Silence(tap.clone()),
+            Step::Address {
+                name: tap.clone(),
+                address: own,
+            },
+            Step::Up(tap.clone()),
+        ];
+        for step in &steps {
+            state.route.perform(step).map_err(BridgeError::Netlink)?;
+        }
+        let out = Way {
+            to: Ipv4Net::default(),
+            gateway: Some(host),
+            link: tap,
+            source: own.addr(),
+        };
+        state.route.route(&out).map_err(BridgeError::Netlink)?;
         Ok(tun)
     }
 
@@ -279,6 +294,17 @@ impl Bridge {
     /// [`BridgeError::Netlink`].
     pub fn links(&self) -> Result<Vec<Present>, BridgeError> {
         self.lock().route.links().map_err(BridgeError::Netlink)
+    }
+
+    /// A fresh `/dev/net/tun` of the namespace.
+    fn tun(&self, state: &mut State) -> Result<OwnedFd, BridgeError> {
+        if state.tuns.is_empty() {
+            // As many as there are machines to start, most often.
+            let count = state.machines.len().clamp(1, STOCK);
+            state.tuns = self.open(Inside::Tun, count)?;
+        }
+        let tun = state.tuns.pop();
+        tun.ok_or(BridgeError::Namespace(NamespaceError::Died))
     }
 
     fn socket(&self) -> Result<OwnedFd, BridgeError> {
@@ -313,6 +339,20 @@ impl Drop for Bridge {
 }
 
 impl State {
+    fn new(
+        route: OwnedFd,
+        rules: OwnedFd,
+        machines: Vec<Reservation>,
+    ) -> Result<State, BridgeError> {
+        Ok(State {
+            route: Route::new(route).map_err(BridgeError::Netlink)?,
+            rules: Rules::new(rules).map_err(BridgeError::Netlink)?,
+            machines,
+            tuns: Vec::new(),
+            sockets: Vec::new(),
+        })
+    }
+
     /// Puts the packet rules for the machines in place.
     fn hold(&mut self, config: &BridgeConfig) -> Result<(), BridgeError> {
         let (bridge, uplink) = (name(BRIDGE)?, name(UPLINK)?);
@@ -353,6 +393,29 @@ impl State {
         }
         self.route.links().map_err(BridgeError::Netlink)
     }
+}
+
+/// Finds out whether this mode works here, by doing it: a namespace with a bridge, its rules and a tap, which is gone
+/// again when this returns. Takes some milliseconds.
+///
+/// # Errors
+/// [`BridgeError`] says at what it failed.
+pub fn try_out(maker: Maker, config: &BridgeConfig) -> Result<(), BridgeError> {
+    let namespace = Namespace::create(maker).map_err(BridgeError::Namespace)?;
+    let wanted = [
+        Inside::Route,
+        Inside::Netfilter,
+        Inside::Tun,
+        Inside::Packet,
+    ];
+    let opened = namespace.open(&wanted).map_err(BridgeError::Namespace)?;
+    let [route, rules, tun, _packet] = <[OwnedFd; 4]>::try_from(opened)
+        .map_err(|_| BridgeError::Namespace(NamespaceError::Died))?;
+    let mut state = State::new(route, rules, config.machines.clone())?;
+    state.hold(config)?;
+    let tap = name(UPLINK)?;
+    tap::make(&tun, &tap).map_err(|source| BridgeError::Tap { tap, source })?;
+    state.set_up(config).map(drop)
 }
 
 fn name(text: &str) -> Result<IfName, BridgeError> {

@@ -37,7 +37,8 @@ pub fn inside(
     uplink: &IfName,
     masquerade: bool,
 ) -> Vec<Table> {
-    let mut chains: Vec<Chain> = machines.iter().map(port).collect();
+    let mut chains = common();
+    chains.extend(machines.iter().map(port));
     chains.push(Chain {
         name: "arriving".to_owned(),
         hook: Some(Hook::Arriving),
@@ -132,17 +133,13 @@ pub fn outside(name: &str, subnet: Subnet, link: &IfName) -> Table {
     }
 }
 
-/// What the machine may send.
+/// What the machine may send: its own chain knows its addresses, the rest is common to all.
 fn port(machine: &Reservation) -> Chain {
     let mac = machine.mac.as_bytes();
     let own = machine.ip.octets();
     let none = Ipv4Addr::UNSPECIFIED.octets();
     let is = |header, offset, bytes: &[u8]| Expression::Is(header, offset, bytes.to_vec());
-    // Of ARP between Ethernet and IPv4: the kinds of addresses and their lengths, then who it is from.
-    let arp = || is(Header::Network, 0, &[0, 1, 8, 0, 6, 4]);
-    let is_question = is(Header::Network, 6, &[0, 1]);
     let arp_from = |ip: [u8; 4]| is(Header::Network, 8, &[mac, &ip[..]].concat());
-    let udp = || Expression::Protocol(UDP);
     Chain {
         name: chain_of(machine),
         hook: None,
@@ -159,42 +156,77 @@ fn port(machine: &Reservation) -> Chain {
                 },
                 Expression::Drop,
             ],
-            vec![ethertype(ARP), arp(), arp_from(own), Expression::Accept],
-            vec![
-                ethertype(ARP),
-                arp(),
-                is_question,
-                arp_from(none),
-                Expression::Accept,
-            ],
-            vec![
-                ethertype(IPV4),
-                udp(),
-                port_is(0, dhcp::SERVER_PORT),
-                Expression::Drop,
-            ],
-            vec![
-                ethertype(IPV4),
-                udp(),
-                port_is(2, dhcp::CLIENT_PORT),
-                Expression::Drop,
-            ],
             vec![
                 ethertype(IPV4),
                 is(Header::Network, 12, &own),
-                Expression::Accept,
+                Expression::GoTo(OWN.to_owned()),
             ],
             vec![
-                ethertype(IPV4),
-                is(Header::Network, 12, &none),
-                udp(),
-                port_is(0, dhcp::CLIENT_PORT),
-                port_is(2, dhcp::SERVER_PORT),
-                Expression::Accept,
+                ethertype(ARP),
+                arp_from(own),
+                Expression::GoTo(TALK.to_owned()),
             ],
-            vec![Expression::Drop],
+            vec![
+                ethertype(ARP),
+                arp_from(none),
+                is(Header::Network, 6, &[0, 1]),
+                Expression::GoTo(TALK.to_owned()),
+            ],
+            vec![Expression::GoTo(NEWCOMER.to_owned())],
         ],
     }
+}
+
+/// Goes on with packets from a machine's own address.
+const OWN: &str = "own address";
+/// Goes on with ARP in a machine's own name.
+const TALK: &str = "arp";
+/// Goes on with all else: what is not DHCP of one that has no address yet ends there.
+const NEWCOMER: &str = "no address";
+
+/// The chains that all machines' chains go to.
+fn common() -> Vec<Chain> {
+    let udp = || Expression::Protocol(UDP);
+    let chain = |name: &str, rules| Chain {
+        name: name.to_owned(),
+        hook: None,
+        rules,
+    };
+    vec![
+        chain(
+            OWN,
+            vec![
+                vec![udp(), port_is(0, dhcp::SERVER_PORT), Expression::Drop],
+                vec![udp(), port_is(2, dhcp::CLIENT_PORT), Expression::Drop],
+                vec![Expression::Accept],
+            ],
+        ),
+        chain(
+            TALK,
+            // Between Ethernet and IPv4: the kinds of addresses, and their lengths.
+            vec![
+                vec![
+                    Expression::Is(Header::Network, 0, vec![0, 1, 8, 0, 6, 4]),
+                    Expression::Accept,
+                ],
+                vec![Expression::Drop],
+            ],
+        ),
+        chain(
+            NEWCOMER,
+            vec![
+                vec![
+                    ethertype(IPV4),
+                    Expression::Is(Header::Network, 12, vec![0; 4]),
+                    udp(),
+                    port_is(0, dhcp::CLIENT_PORT),
+                    port_is(2, dhcp::SERVER_PORT),
+                    Expression::Accept,
+                ],
+                vec![Expression::Drop],
+            ],
+        ),
+    ]
 }
 
 /// Chains are named like taps, which are distinct.

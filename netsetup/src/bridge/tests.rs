@@ -50,6 +50,11 @@ fn namespace() -> Namespace {
     .unwrap()
 }
 
+fn start(namespace: Namespace) -> (Bridge, mpsc::UnboundedReceiver<FabricEvent>) {
+    let (events, outbox) = mpsc::unbounded_channel();
+    (Bridge::start(config(), namespace, events).unwrap(), outbox)
+}
+
 /// A machine, as far as its wire goes.
 struct Guest {
     tap: AsyncFd<OwnedFd>,
@@ -155,7 +160,7 @@ fn payload(frame: &[u8]) -> Option<Vec<u8>> {
 
 #[tokio::test]
 async fn a_machine_gets_its_address_its_names_and_its_neighbors() {
-    let (bridge, mut events) = Bridge::start(config(), namespace()).unwrap();
+    let (bridge, mut events) = start(namespace());
     let [a, b, c] = ["a", "b", "c"]
         .into_iter()
         .zip(10..)
@@ -203,7 +208,7 @@ async fn a_machine_gets_its_address_its_names_and_its_neighbors() {
 
 #[tokio::test]
 async fn a_machine_is_held_to_its_own_addresses() {
-    let (bridge, _events) = Bridge::start(config(), namespace()).unwrap();
+    let (bridge, _events) = start(namespace());
     let a = Guest::new(&bridge, machine("a", 10));
     let b = Guest::new(&bridge, machine("b", 11));
     a.says(&b.machine, b"it works");
@@ -305,7 +310,7 @@ async fn whoever_comes_later_takes_it_up() {
         net: first.net.try_clone().unwrap(),
         user: Some(first.user.as_ref().unwrap().try_clone().unwrap()),
     };
-    let (bridge, events) = Bridge::start(config(), first).unwrap();
+    let (bridge, events) = start(first);
     let a = Guest::new(&bridge, machine("a", 10));
     let b = Guest::new(&bridge, machine("b", 11));
     drop((bridge, events));
@@ -313,7 +318,7 @@ async fn whoever_comes_later_takes_it_up() {
     a.says(&b.machine, b"alone");
     assert!(b.hears(b"alone").await);
 
-    let (bridge, mut events) = Bridge::start(config(), again).unwrap();
+    let (bridge, mut events) = start(again);
     assert_eq!(bridge.links().unwrap().len(), 4);
     assert!(a.finds(bridge.config.subnet.gateway()).await.is_some());
     assert!(matches!(
@@ -337,7 +342,7 @@ async fn whoever_comes_later_takes_it_up() {
 
 #[tokio::test]
 async fn connections_begin_at_the_gateway() {
-    let (bridge, _events) = Bridge::start(config(), namespace()).unwrap();
+    let (bridge, _events) = start(namespace());
     let a = Guest::new(&bridge, machine("a", 10));
     let deadline = Instant::now() + Duration::from_millis(300);
     let connecting = bridge.connect(a.machine.ip, 80, deadline);
@@ -370,6 +375,33 @@ fn what_a_process_inherited_can_be_had_from_it() {
     holder.wait().unwrap();
 }
 
+#[tokio::test]
+async fn a_large_network_takes_little() {
+    for count in [1, 10, 100] {
+        let mut config = config();
+        config.machines = (0..count)
+            .map(|number| machine(&format!("m{number}"), 100 + number))
+            .collect();
+        let machines = config.machines.clone();
+        let begun = Instant::now();
+        let (events, _outbox) = mpsc::unbounded_channel();
+        let bridge = Bridge::start(config, namespace(), events).unwrap();
+        let taps: Vec<OwnedFd> = machines
+            .iter()
+            .map(|machine| bridge.tap(&machine.name).unwrap())
+            .collect();
+        println!("{count} ports: {:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        drop(taps);
+    }
+}
+
+#[test]
+fn trying_it_out_leaves_nothing() {
+    let (uid, gid) = (Uid::effective().as_raw(), Gid::effective().as_raw());
+    try_out(Maker::User { uid, gid }, &config()).unwrap();
+}
+
 #[test]
 fn a_namespace_takes_milliseconds() {
     let begun = Instant::now();
@@ -378,5 +410,6 @@ fn a_namespace_takes_milliseconds() {
         namespace().open(&[Inside::Route]).unwrap();
     }
     let each = begun.elapsed() / rounds;
+    println!("a namespace, and a socket in it: {each:?}");
     assert!(each < Duration::from_millis(250), "{each:?}");
 }

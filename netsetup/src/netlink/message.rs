@@ -25,6 +25,13 @@ impl Message {
         Message(bytes)
     }
 
+    /// Sets a flag of `nlmsghdr` besides those that are set.
+    pub(super) fn flag(&mut self, flag: u16) {
+        for (to, from) in self.0[6..8].iter_mut().zip(flag.to_ne_bytes()) {
+            *to |= from;
+        }
+    }
+
     /// Appends the family's fixed part.
     pub(super) fn fixed(mut self, bytes: &[u8]) -> Message {
         self.0.extend(bytes);

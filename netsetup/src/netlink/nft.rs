@@ -1,7 +1,7 @@
 //! Tables of packet rules: nfnetlink's nftables part, in the few expressions that kiln's rules are made of.
 //!
-//! A whole table is put in place at once, in one transaction, instead of whatever was there under its name: either all
-//! of it holds or what held before. The numbers are those of the kernel's `linux/netfilter/nf_tables.h`.
+//! A table is put in place instead of whatever was there under its name, in one transaction: either all of it holds or
+//! what held before. (Only that of more than some fifty machines takes several.) The numbers are those of the kernel's `linux/netfilter/nf_tables.h`.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -41,6 +41,8 @@ const DATA_VALUE: u16 = 1;
 const DATA_VERDICT: u16 = 2;
 const VERDICT_CODE: u16 = 1;
 const VERDICT_CHAIN: u16 = 2;
+/// Messages of one transaction, which has to fit a socket's buffer (200 KiB) with some 300 bytes each.
+const MOST: usize = 500;
 /// The one register of sixteen bytes that all rules use, and that of verdicts.
 const REGISTER: u32 = 1;
 const REGISTER_VERDICT: u32 = 0;
@@ -157,10 +159,11 @@ impl Rules {
         Netlink::open(SockProtocol::NetlinkNetFilter).map(Rules)
     }
 
-    /// Puts the tables in place of those of their names, all at once.
+    /// Puts the tables in place of those of their names: all at once, or, where they are too large for that, their chains
+    /// and then their rules, a few hundred at a time and in order.
     ///
     /// # Errors
-    /// [`NetlinkError`]; what held before holds on.
+    /// [`NetlinkError`]; what held before holds on, if it was the first step that failed.
     pub fn replace(&mut self, tables: &[Table]) -> Result<(), NetlinkError> {
         let mut messages = Vec::new();
         for table in tables {
@@ -171,15 +174,18 @@ impl Rules {
                 new_table(table),
             ]);
             messages.extend(table.chains.iter().map(|chain| new_chain(table, chain)));
+        }
+        for table in tables {
             for chain in &table.chains {
                 messages.extend(chain.rules.iter().map(|rule| new_rule(table, chain, rule)));
             }
         }
         let names: Vec<&str> = tables.iter().map(|table| table.name.as_str()).collect();
-        self.transact(
-            || format!("put packet rules `{}` in place", names.join("`, `")),
-            messages,
-        )
+        let act = || format!("put packet rules `{}` in place", names.join("`, `"));
+        for part in messages.chunks(MOST) {
+            self.transact(act, part.to_vec())?;
+        }
+        Ok(())
     }
 
     /// Removes a table, if it is there.
@@ -199,10 +205,14 @@ impl Rules {
         act: impl FnOnce() -> String,
         mut messages: Vec<Message>,
     ) -> Result<(), NetlinkError> {
+        // The first is answered in any case, the others only where they are wrong: so many answers would find no room.
+        if let Some(first) = messages.first_mut() {
+            first.flag(NLM_F_ACK);
+        }
         messages.insert(0, batch(BATCH_BEGIN));
         messages.push(batch(BATCH_END));
         self.0.send(&messages)?;
-        // Each message is answered, in order, before `send` is back. The first error is the telling one.
+        // All answers are there, in order, before `send` is back. The first error is the telling one.
         let mut answered = 0;
         let socket = self.0.fd.as_raw_fd();
         loop {
@@ -241,7 +251,7 @@ fn message(kind: u16, flags: u16, family: Family) -> Message {
         Family::Ip => 2,
         Family::Bridge => 7,
     };
-    Message::new(kind, NLM_F_REQUEST | NLM_F_ACK | flags).fixed(&[family, 0, 0, 0])
+    Message::new(kind, NLM_F_REQUEST | flags).fixed(&[family, 0, 0, 0])
 }
 
 fn new_table(table: &Table) -> Message {
