@@ -71,6 +71,9 @@ pub struct Tools {
     pub scp: Option<PathBuf>,
     pub ignition_validate: Option<PathBuf>,
     pub swtpm: Option<PathBuf>,
+    /// These lead out of a network namespace without root.
+    pub pasta: Option<PathBuf>,
+    pub slirp4netns: Option<PathBuf>,
 }
 
 /// Why the host cannot be used.
@@ -154,6 +157,8 @@ impl Host {
                 scp: tool("scp"),
                 ignition_validate: tool("ignition-validate"),
                 swtpm: tool("swtpm"),
+                pasta: tool("pasta"),
+                slirp4netns: tool("slirp4netns"),
             },
             color: environment.color,
             // These three may be absent: a container has no routes, a chroot no names.

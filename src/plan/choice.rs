@@ -6,14 +6,17 @@ use std::path::PathBuf;
 use kiln_arch::machine::IgnitionTransport;
 use sha2::{Digest, Sha256};
 
-use crate::cluster::{AccelWish, FirmwareWish, Machine, Profile, RestartPolicy, Size};
+use crate::cluster::{
+    AccelWish, Cluster, FirmwareWish, Machine, NetworkMode, Profile, RestartPolicy, Size,
+};
 use crate::host::distribution::Piece;
 use crate::host::firmware::{Firmware, Uefi};
 use crate::host::kvm::KvmState;
 use crate::plan::{HostFacts, ImageFacts, Inventory, Known, PlanError};
+use crate::report::view::mode_word;
 use crate::state::record::{
-    AccelRecord, DiskRecord, FirmwareKind, FirmwareRecord, MachineRecord, PortRecord,
-    RestartRecord, TransportRecord,
+    AccelRecord, ClusterRecord, DiskRecord, FirmwareKind, FirmwareRecord, MachineRecord,
+    ModeRecord, PortRecord, RestartRecord, TransportRecord, WayOutRecord,
 };
 
 /// Free host ports are chosen from here: below the kernel's ephemeral range (from 32768).
@@ -162,6 +165,57 @@ pub(super) fn reports(profile: Profile) -> bool {
     match profile {
         Profile::Basic => true,
         Profile::None => false,
+    }
+}
+
+/// How the machines are joined, and why so: kept for the cluster's life.
+pub(super) fn mode(
+    cluster: &Cluster,
+    kept: Option<&ClusterRecord>,
+    host: &HostFacts,
+) -> Result<(ModeRecord, String), PlanError> {
+    let asked = match cluster.network.mode {
+        NetworkMode::Auto => None,
+        NetworkMode::Namespace => Some(ModeRecord::Namespace),
+        NetworkMode::Fabric => Some(ModeRecord::Fabric),
+    };
+    if let Some(record) = kept {
+        return match asked {
+            Some(asked) if asked != record.mode => Err(PlanError::ModeMoved {
+                cluster: record.name.clone(),
+                kept: mode_word(record.mode),
+                asked: mode_word(asked),
+            }),
+            Some(_) | None => Ok((record.mode, record.mode_reason.clone())),
+        };
+    }
+    match (asked, &host.namespace) {
+        (Some(ModeRecord::Fabric), _) => Ok((ModeRecord::Fabric, String::new())),
+        (Some(ModeRecord::Namespace), Some(Err(why))) => {
+            Err(PlanError::NoNamespace { why: why.clone() })
+        }
+        (Some(ModeRecord::Namespace), _) => Ok((ModeRecord::Namespace, String::new())),
+        (None, Some(Ok(()))) => Ok((ModeRecord::Namespace, "it works here".to_owned())),
+        (None, Some(Err(why))) => Ok((
+            ModeRecord::Fabric,
+            format!("`namespace` does not work here ({why})"),
+        )),
+        (None, None) => Ok((ModeRecord::Fabric, "`namespace` was not tried".to_owned())),
+    }
+}
+
+/// How the machines of a new cluster get out.
+pub(super) fn way_out(mode: ModeRecord, host: &HostFacts) -> WayOutRecord {
+    match mode {
+        ModeRecord::Fabric => WayOutRecord::Qemu,
+        // As root, whose QEMUs run as another user.
+        ModeRecord::Namespace if host.qemu_uid.is_some() => WayOutRecord::Host {
+            link: host.files.host_link(),
+        },
+        ModeRecord::Namespace => WayOutRecord::Helper {
+            pasta: host.pasta.clone(),
+            slirp4netns: host.slirp4netns.clone(),
+        },
     }
 }
 

@@ -11,6 +11,7 @@ pub mod dispatcher;
 pub mod launch;
 pub mod machine;
 mod message;
+mod network;
 mod ports;
 pub mod process;
 pub mod protocol;

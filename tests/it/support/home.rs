@@ -118,6 +118,8 @@ impl Home {
         let spec = serde_json::json!({
             "cluster": self.cluster.name(),
             "image": image,
+            // The tests leave the host's network alone.
+            "network": {"mode": "fabric"},
             "machines": machines,
         });
         self.write("kiln.yaml", spec.to_string());
