@@ -18,7 +18,7 @@ use crate::ignition::validator::{self, Severity};
 use crate::ignition::{self, Facts, Peer};
 use crate::inventory;
 use crate::keys::KeyPair;
-use crate::plan::{self, HostFacts, Inventory, Plan, QemuFacts};
+use crate::plan::{self, HostFacts, Inventory, Plan};
 use crate::spec::{self, Context};
 use crate::state::record::ClusterRecord;
 use crate::tool;
@@ -93,15 +93,11 @@ pub(super) fn host_facts(
         }
         match session.host.qemu(machine.arch) {
             Ok(found) => {
-                let facts = QemuFacts {
-                    program: found.program.clone(),
-                    board: found.board(machine.arch),
-                };
-                qemu.insert(machine.arch, facts);
+                qemu.insert(machine.arch, found.clone());
             }
             // The plan says which machine misses it.
             Err(crate::host::qemu::QemuError::Missing { .. }) => {}
-            Err(error) => return Err(Error::from_source(Exit::Host, error)),
+            Err(error) => return Err(error.clone().into()),
         }
     }
     Ok(HostFacts {

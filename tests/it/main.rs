@@ -4,6 +4,7 @@
 mod bad_input;
 mod boot;
 mod command_line;
+mod fake_board;
 mod fake_crash;
 mod fake_faults;
 mod fake_life;
