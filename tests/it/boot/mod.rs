@@ -11,3 +11,4 @@ mod fails;
 mod life;
 mod three;
 mod user;
+mod versions;

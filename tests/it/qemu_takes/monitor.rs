@@ -39,7 +39,12 @@ impl Monitor {
     /// The answer, or QEMU's words for why there is none.
     pub(crate) fn try_ask(&mut self, command: &str, arguments: &Value) -> Result<Value, String> {
         let question = json!({"execute": command, "arguments": arguments});
-        writeln!(self.lines.get_mut(), "{question}").map_err(|error| error.to_string())?;
+        // In one piece: QEMU obeys `quit` before it has read the end of the line.
+        let line = format!("{question}\n");
+        let stream = self.lines.get_mut();
+        stream
+            .write_all(line.as_bytes())
+            .map_err(|error| format!("{question}: {error}"))?;
         loop {
             let mut answer = self.next()?;
             if let Some(error) = answer.get("error") {

@@ -315,6 +315,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("QEMU said: {}", fs::read_to_string(&self.stderr).unwrap());
+        }
         // One that has ended already is no error.
         let _ = self.process.kill();
     }
