@@ -23,6 +23,7 @@ use std::str::FromStr;
 use command::QemuCommand;
 use machine::{Machine, Uplink};
 
+pub use render::drive_node;
 pub use unsupported::Unsupported;
 
 /// What a guest's processor is.

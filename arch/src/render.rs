@@ -9,6 +9,7 @@ mod network;
 mod storage;
 
 pub(crate) use character::{monitor, take_socket};
+pub use storage::drive_node;
 
 use crate::Unsupported;
 use crate::board::{Board, BoardFirmware, Bus};

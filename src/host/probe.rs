@@ -29,6 +29,8 @@ pub struct Host {
     pub uid: u32,
     pub gid: u32,
     pub home: Option<PathBuf>,
+    /// `KILN_HOME`, absolute, where it was set.
+    pub kiln_home: Option<PathBuf>,
     pub folders: Folders,
     /// `None` on a host whose own architecture kiln runs no guests of.
     pub arch: Option<Arch>,
@@ -61,6 +63,8 @@ pub struct Host {
 pub struct Tools {
     pub qemu_img: Option<PathBuf>,
     pub ssh: Option<PathBuf>,
+    /// Comes with ssh.
+    pub scp: Option<PathBuf>,
     pub ignition_validate: Option<PathBuf>,
 }
 
@@ -138,6 +142,7 @@ impl Host {
             tools: Tools {
                 qemu_img: tool("qemu-img"),
                 ssh: tool("ssh"),
+                scp: tool("scp"),
                 ignition_validate: tool("ignition-validate"),
             },
             color: environment.color,
@@ -149,6 +154,9 @@ impl Host {
             kvm: OnceLock::new(),
             path: environment.path,
             home: environment.home,
+            kiln_home: environment
+                .kiln_home
+                .map(|home| std::path::absolute(&home).unwrap_or(home)),
             folders,
             memo,
         })
@@ -244,6 +252,7 @@ impl Host {
             uid: 1000,
             gid: 1000,
             home: Some(PathBuf::from("/home/user")),
+            kiln_home: None,
             folders: Folders {
                 state: PathBuf::from("/home/user/.local/state/kiln"),
                 cache: PathBuf::from("/home/user/.cache/kiln"),

@@ -52,7 +52,7 @@ pub(super) fn accel(
 pub(super) fn board_that_is_there(step: &mut Step, qemu: &Qemu) {
     let starts = match step.action {
         Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
-        Action::Keep | Action::Remove => false,
+        Action::Keep | Action::Change | Action::Remove => false,
     };
     let Some(record) = step.record.as_mut().filter(|_| starts) else {
         return;
