@@ -20,6 +20,7 @@ use crate::cluster::{Cluster, Machine, NetworkMode, Size};
 use crate::host::distribution::Distribution;
 use crate::host::firmware::{Firmwares, Uefi};
 use crate::host::kvm::KvmState;
+use crate::host::qemu::Qemu;
 use crate::state::files::SCHEMA;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{
@@ -35,7 +36,7 @@ pub use view::{PlanView, StepView};
 pub struct HostFacts {
     pub arch: Arch,
     /// The emulators that are installed.
-    pub qemu: BTreeMap<Arch, QemuFacts>,
+    pub qemu: BTreeMap<Arch, Qemu>,
     /// For guests of the host's own architecture.
     pub kvm: KvmState,
     /// The UEFI firmwares that are installed; empty where no machine can want one.
@@ -52,13 +53,6 @@ pub struct HostFacts {
     pub qemu_gid: Option<u32>,
     /// The cluster's files; QEMU's uuids come from where they lie.
     pub files: ClusterFiles,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QemuFacts {
-    pub program: PathBuf,
-    /// The versioned board that it has for new machines; absent: only the alias is known.
-    pub board: Option<String>,
 }
 
 /// What is already there.
@@ -235,7 +229,11 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
         cluster_record
             .ports
             .extend(record.ports.iter().map(|port| port.host));
-        steps.push(step(machine, record, inventory)?);
+        let mut step = step(machine, record, inventory)?;
+        if let Some(qemu) = host.qemu.get(&machine.arch) {
+            choice::board_that_is_there(&mut step, qemu);
+        }
+        steps.push(step);
     }
     for (name, known) in &inventory.machines {
         if !cluster

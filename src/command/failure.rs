@@ -2,6 +2,7 @@
 
 use crate::client::ClientError;
 use crate::error::{Error, Exit};
+use crate::host::qemu::QemuError;
 use crate::image::base::Fault;
 use crate::image::overlay::OverlayError;
 use crate::image::store::StoreError;
@@ -130,6 +131,13 @@ impl From<PlanError> for Error {
             }
             PlanError::NoPort { .. } | PlanError::Address(_) | PlanError::NoImage { .. } => told,
         }
+    }
+}
+
+impl From<QemuError> for Error {
+    fn from(error: QemuError) -> Error {
+        Error::from_source(Exit::Host, &error)
+            .hint("`kiln doctor` says what is installed, and the command that installs a QEMU here")
     }
 }
 

@@ -19,7 +19,7 @@ use crate::ignition::validator::{self, Severity};
 use crate::ignition::{self, Facts, Peer};
 use crate::inventory;
 use crate::keys::KeyPair;
-use crate::plan::{self, HostFacts, Inventory, Plan, QemuFacts};
+use crate::plan::{self, HostFacts, Inventory, Plan};
 use crate::spec::{self, Context, Scale};
 use crate::state::files;
 use crate::state::record::ClusterRecord;
@@ -122,15 +122,11 @@ pub(super) fn host_facts(
         }
         match session.host.qemu(machine.arch) {
             Ok(found) => {
-                let facts = QemuFacts {
-                    program: found.program.clone(),
-                    board: found.board(machine.arch),
-                };
-                qemu.insert(machine.arch, facts);
+                qemu.insert(machine.arch, found.clone());
             }
             // The plan says which machine misses it.
             Err(crate::host::qemu::QemuError::Missing { .. }) => {}
-            Err(error) => return Err(Error::from_source(Exit::Host, error)),
+            Err(error) => return Err(error.clone().into()),
         }
     }
     Ok(HostFacts {
