@@ -17,6 +17,8 @@ use kiln_arch::Arch;
 use kiln_netsetup::address::{self, AddressError, Subnet};
 
 use crate::cluster::{Cluster, Machine, NetworkMode, Size};
+use crate::host::distribution::Distribution;
+use crate::host::firmware::{Firmwares, Uefi};
 use crate::host::kvm::KvmState;
 use crate::host::qemu::Qemu;
 use crate::state::files::SCHEMA;
@@ -37,6 +39,12 @@ pub struct HostFacts {
     pub qemu: BTreeMap<Arch, Qemu>,
     /// For guests of the host's own architecture.
     pub kvm: KvmState,
+    /// The UEFI firmwares that are installed; empty where no machine can want one.
+    pub firmwares: Firmwares,
+    /// The emulator of TPMs, where it is installed.
+    pub swtpm: Option<PathBuf>,
+    /// Whose commands install what is missing.
+    pub distribution: Distribution,
     /// Whether qemu-img is installed, which makes the machines' disks.
     pub has_qemu_img: bool,
     /// The uid that QEMUs are to run as, where kiln is root.
@@ -144,6 +152,23 @@ pub enum PlanError {
     NoQemu { machine: String, program: String },
     #[error("machine `{machine}` has a disk, and `qemu-img`, which makes it, is not installed")]
     NoQemuImg { machine: String },
+    #[error(
+        "machine `{machine}` needs {uefi} for {arch}, which is not installed{}",
+        rejected(faults)
+    )]
+    NoFirmware {
+        machine: String,
+        arch: Arch,
+        uefi: Uefi,
+        /// Descriptors that cannot be used, which may be why: which, and what is wrong.
+        faults: Vec<(PathBuf, String)>,
+        install: Option<String>,
+    },
+    #[error("machine `{machine}` asks for a TPM, and `swtpm`, which emulates it, is not installed")]
+    NoTpm {
+        machine: String,
+        install: Option<String>,
+    },
     #[error("machine `{machine}` asks for KVM, which does not work here: {why}")]
     NoKvm { machine: String, why: String },
     #[error(
@@ -359,6 +384,10 @@ fn machine_record(
     if makes_disk && !host.has_qemu_img {
         return Err(PlanError::NoQemuImg { machine: name });
     }
+    let board = old
+        .filter(|old| old.arch == machine.arch.to_string())
+        .and_then(|old| old.board.clone())
+        .or_else(|| qemu.board.clone());
     Ok(MachineRecord {
         schema: SCHEMA,
         group: machine.group.to_string(),
@@ -367,10 +396,9 @@ fn machine_record(
         accel,
         accel_reason,
         uuid: host.files.uuid(&name),
-        board: old
-            .filter(|old| old.arch == machine.arch.to_string())
-            .and_then(|old| old.board.clone())
-            .or_else(|| qemu.board.clone()),
+        firmware: choice::firmware(machine, image, board.as_deref(), host, old)?,
+        tpm: choice::tpm(machine, host)?,
+        board,
         qemu: qemu.program.clone(),
         cpus: machine.cpus.get(),
         memory_mib: choice::mebibytes(machine.memory),
@@ -378,6 +406,7 @@ fn machine_record(
         disk: choice::disk(machine, image, old)?,
         data_disks: disks::choose(machine, inventory)?,
         ignition: true,
+        ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),
         ip: reservation.ip,
         ports: ports.choose(machine, &host.files.uuid(&name), old)?,
@@ -387,6 +416,14 @@ fn machine_record(
         reports: choice::reports(machine.profile),
         name,
     })
+}
+
+/// What is wrong with descriptors that might have been what is missing.
+fn rejected(faults: &[(PathBuf, String)]) -> String {
+    faults
+        .iter()
+        .map(|(path, why)| format!("; `{}` {why}", path.display()))
+        .collect()
 }
 
 fn step(

@@ -83,6 +83,8 @@ impl From<PlanError> for Error {
         let exit = match &error {
             PlanError::NoQemu { .. }
             | PlanError::NoQemuImg { .. }
+            | PlanError::NoFirmware { .. }
+            | PlanError::NoTpm { .. }
             | PlanError::NoKvm { .. }
             | PlanError::PortTaken { .. }
             | PlanError::NoPort { .. }
@@ -100,6 +102,12 @@ impl From<PlanError> for Error {
         match &error {
             PlanError::NoQemu { .. } | PlanError::NoQemuImg { .. } => {
                 told.hint("`kiln doctor` says which command installs it here")
+            }
+            PlanError::NoFirmware { install, .. } | PlanError::NoTpm { install, .. } => {
+                told.hint(match install {
+                    Some(command) => format!("as root: {command}"),
+                    None => "`kiln doctor` says what is missing here".to_owned(),
+                })
             }
             PlanError::NoKvm { .. } => {
                 told.hint("write `accel: auto` or `accel: tcg` to run it emulated")
@@ -152,7 +160,9 @@ impl From<StageError> for Error {
                 };
                 Error::from_source(exit, &error)
             }
-            StageError::State(_)
+            StageError::Flash { .. }
+            | StageError::Tpm { .. }
+            | StageError::State(_)
             | StageError::Disks(_)
             | StageError::Folder(_)
             | StageError::Write(_)

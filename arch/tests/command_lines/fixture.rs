@@ -151,6 +151,7 @@ pub(crate) fn direct(arch: Arch) -> Machine {
         cpus: NonZeroU16::new(1).unwrap(),
         memory: mib(256),
         firmware: Firmware::Board,
+        tpm: None,
         monitors: vec![fds.socket(), fds.socket()],
         console: Console {
             backend: ConsoleBackend::Socket(fds.socket()),

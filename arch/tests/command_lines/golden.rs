@@ -3,7 +3,7 @@
 
 use expect_test::expect_file;
 use kiln_arch::command::QemuCommand;
-use kiln_arch::machine::{Accel, Machine};
+use kiln_arch::machine::{Accel, ChildFd, Machine};
 use kiln_arch::{Arch, render, render_uplink};
 
 use crate::fixture::{self, ways};
@@ -67,7 +67,7 @@ fn no_golden_file_is_left_over() {
         known.push(format!("{arch}-shell.sh"));
         known.push(format!("{arch}-direct.reasons"));
     }
-    known.extend(["uplink.args", "uplink.reasons"].map(str::to_owned));
+    known.extend(["tpm.args", "uplink.args", "uplink.reasons"].map(str::to_owned));
     known.sort();
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
     let mut found: Vec<String> = std::fs::read_dir(folder)
@@ -93,6 +93,23 @@ fn every_argument_says_why_it_is_there() {
         let command = render(&fixture::direct(arch)).unwrap();
         check(&format!("{arch}-direct.reasons"), &explained(&command));
     }
+}
+
+#[test]
+fn every_tpm_sits_where_its_board_has_it() {
+    let mut text = String::new();
+    for arch in Arch::ALL.into_iter().filter(|arch| arch.has_tpm()) {
+        let mut machine = fixture::direct(arch);
+        machine.tpm = ChildFd::nth(30);
+        let command = render(&machine).unwrap().to_string();
+        let lines = command.lines().filter(|line| line.contains("tpm"));
+        text.extend(
+            [arch.name(), "\n"]
+                .into_iter()
+                .chain(lines.flat_map(|line| [line, "\n"])),
+        );
+    }
+    check("tpm.args", text.trim_end());
 }
 
 #[test]

@@ -8,3 +8,4 @@ pub(crate) mod home;
 pub(crate) mod old_qemu;
 pub(crate) mod process;
 pub(crate) mod run;
+pub(crate) mod socket;
