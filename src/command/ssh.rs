@@ -34,7 +34,7 @@ pub(super) fn run(session: &Session<'_>, args: &SshArgs) -> Result<(), Error> {
             .hint("`kiln doctor` says which command installs it here"));
     };
     // Where no supervisor lives, this one adopts the machines; the proxy then finds it.
-    let status = Client::reach(&made.files)?.status()?;
+    let status = Client::look(&made.files)?.status()?;
     refuse_dead(&status, &made.record.name, name)?;
     let kiln = std::env::current_exe()
         .map_err(|error| Error::because(Exit::Failed, "cannot tell where kiln lies", &error))?;
@@ -121,7 +121,7 @@ pub(super) fn proxy(session: &Session<'_>, args: &ProxyArgs) -> Result<(), Error
     let made = session.made()?;
     let name = args.machine.as_str();
     made.known(name)?;
-    let client = Client::reach(&made.files)?;
+    let client = Client::look(&made.files)?;
     let stream = client.stream(name, args.port.get()).map_err(|error| {
         let refused = matches!(error, ClientError::Refused { .. });
         let told = Error::from_source(Exit::Failed, &error);

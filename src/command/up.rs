@@ -52,7 +52,7 @@ fn make(
 ) -> Result<(Made, Client, Prepared), Error> {
     let facts = spec::host_facts(session, cluster, true)?;
     // Held until the cluster is recorded, so that no other `up` takes the same subnet.
-    let reservations = Lock::take(&session.roots.reservations_lock())?;
+    let reservations = Lock::take(&session.roots.reservations_lock(), "kiln up")?;
     let inventory = spec::collect(session, cluster)?;
     spec::refuse_other_folder(cluster, inventory.cluster.as_ref())?;
     let mut plan = plan::plan(cluster, &facts, &inventory)?;
