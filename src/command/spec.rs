@@ -16,7 +16,7 @@ use crate::error::{Error, Exit};
 use crate::host::kvm::{Ask, KvmState};
 use crate::ignition::validator::{self, Severity};
 use crate::ignition::{self, Facts, Peer};
-use crate::inventory;
+use crate::inventory::{self, Images};
 use crate::keys::KeyPair;
 use crate::plan::{self, HostFacts, Inventory, Plan, QemuFacts};
 use crate::spec::{self, Context};
@@ -124,8 +124,8 @@ fn own_uid(cluster: &Cluster) -> u32 {
     61184 + hash % (65520 - 61184)
 }
 
-/// Collects what is there, and shows how far the hashing of images has come.
-pub(super) fn collect(session: &Session<'_>, cluster: &Cluster) -> Result<Inventory, Error> {
+/// Looks at the images, and shows how far their hashing has come.
+pub(super) fn images(session: &Session<'_>, cluster: &Cluster) -> Result<Images, Error> {
     let mut told = std::time::Instant::now();
     let mut hashing = |machine: &str, done: u64, all: u64| {
         if told.elapsed() > std::time::Duration::from_secs(1) && all > 0 {
@@ -136,11 +136,20 @@ pub(super) fn collect(session: &Session<'_>, cluster: &Cluster) -> Result<Invent
             ));
         }
     };
+    Ok(inventory::images(cluster, &session.host, &mut hashing)?)
+}
+
+/// Collects what is there besides.
+pub(super) fn collect(
+    session: &Session<'_>,
+    cluster: &Cluster,
+    images: Images,
+) -> Result<Inventory, Error> {
     Ok(inventory::collect(
         cluster,
         &session.host,
         &session.roots,
-        &mut hashing,
+        images,
     )?)
 }
 
@@ -173,7 +182,7 @@ struct Valid {
 /// `kiln validate`: the spec, the files that it names, and each machine's Ignition config.
 pub(super) fn validate(session: &mut Session<'_>) -> Result<(), Error> {
     let cluster = load(session)?;
-    let inventory = collect(session, &cluster)?;
+    let inventory = collect(session, &cluster, images(session, &cluster)?)?;
     let facts = host_facts(session, &cluster, false)?;
     let plan = plan::plan(
         &cluster,
@@ -329,7 +338,7 @@ fn unknown(name: &MachineName) -> Error {
 pub(super) fn planned(session: &mut Session<'_>) -> Result<(Cluster, Plan), Error> {
     let cluster = load(session)?;
     let facts = host_facts(session, &cluster, false)?;
-    let inventory = collect(session, &cluster)?;
+    let inventory = collect(session, &cluster, images(session, &cluster)?)?;
     refuse_other_folder(&cluster, inventory.cluster.as_ref())?;
     let plan = plan::plan(&cluster, &facts, &inventory)?;
     Ok((cluster, plan))

@@ -213,3 +213,30 @@ fn nobody_waits_for_a_lock_for_ever() {
     });
     assert!(!world.home().join("state/clusters/other").exists());
 }
+
+#[test]
+fn an_image_that_takes_long_to_read_keeps_no_other_cluster_waiting() {
+    let world = World::new();
+    let image = File::create(world.path("spec/large.raw")).unwrap();
+    image.set_len(6 << 30).unwrap();
+    let machines = "machines:\n  node: {accel: tcg, ignition: node.ign}\n";
+    let digest = "a".repeat(64);
+    world.write(
+        "spec/slow.yaml",
+        format!(
+            "cluster: slow\nimage: {{disk: large.raw, format: raw, sha256: {digest}}}\n{machines}"
+        ),
+    );
+    world.write(
+        "spec/quick.yaml",
+        format!("cluster: quick\nimage: {{kernel: vmlinuz}}\n{machines}"),
+    );
+    let mut slow = world.command(&["-f", "slow.yaml", "up"]).spawn().unwrap();
+    let begun = world.home().join("state/clusters/slow.lock");
+    wait_until("it has begun", || begun.exists());
+    world.ok(&["-f", "quick.yaml", "up"]);
+    assert!(slow.try_wait().unwrap().is_none(), "6 GiB in no time");
+    slow.kill().unwrap();
+    slow.wait().unwrap();
+    world.ok(&["-f", "quick.yaml", "down"]);
+}
