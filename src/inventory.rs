@@ -84,6 +84,7 @@ pub fn collect(
         };
         inventory.taken_networks.push(record.subnet);
         inventory.taken_ports.extend(record.ports);
+        inventory.taken_uids.extend(record.qemu_uid);
     }
     if let Some(record) = &record {
         // Also those that an `up` had struck off the record when it was killed, and not yet ended.

@@ -76,6 +76,7 @@ impl From<PlanError> for Error {
             | PlanError::NoKvm { .. }
             | PlanError::PortTaken { .. }
             | PlanError::NoPort { .. }
+            | PlanError::NoUid { .. }
             | PlanError::SubnetTaken { .. } => Exit::Host,
             PlanError::ForeignKvm { .. }
             | PlanError::Address(_)
@@ -107,7 +108,10 @@ impl From<PlanError> for Error {
             PlanError::Damaged { .. } | PlanError::Record { .. } => {
                 told.hint("`kiln down` removes the cluster; its disks are lost")
             }
-            PlanError::NoPort { .. } | PlanError::Address(_) | PlanError::NoImage { .. } => told,
+            PlanError::NoPort { .. }
+            | PlanError::NoUid { .. }
+            | PlanError::Address(_)
+            | PlanError::NoImage { .. } => told,
         }
     }
 }

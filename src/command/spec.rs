@@ -109,19 +109,10 @@ pub(super) fn host_facts(
         qemu,
         kvm,
         has_qemu_img: session.host.tools.qemu_img.is_some(),
-        qemu_uid: session.host.is_root().then(|| own_uid(cluster)),
+        is_root: session.host.is_root(),
         qemu_gid: session.host.kvm_group().filter(|_| session.host.is_root()),
         files: session.roots.cluster(cluster.name.as_str()),
     })
-}
-
-/// As root, QEMU runs under a uid of its own: from the range that systemd keeps for
-/// services without an account (61184 to 65519, systemd's UIDS-GIDS document).
-fn own_uid(cluster: &Cluster) -> u32 {
-    let hash = cluster.name.as_str().bytes().fold(0u32, |hash, byte| {
-        hash.wrapping_mul(31).wrapping_add(u32::from(byte))
-    });
-    61184 + hash % (65520 - 61184)
 }
 
 /// Looks at the images, and shows how far their hashing has come.
