@@ -30,7 +30,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 const DOUBT: Duration = Duration::from_secs(2);
 /// How long those who only want to see something wait for an answer.
 const GLANCE: Duration = Duration::from_millis(2500);
-/// How long a supervisor that dies may take to be gone, and one that lost its socket to bind another.
+/// How long a supervisor that lost its socket takes to bind another, as a rule.
+const REBINDING: Duration = Duration::from_millis(250);
+/// How long a supervisor that dies may take to be gone, and one that lost its socket at the longest.
 const DYING: Duration = Duration::from_secs(3);
 /// How many supervisors may die one after the other under someone who watches, and say nothing.
 const FRUITLESS: u32 = 3;
@@ -240,27 +242,33 @@ impl Client {
                 Err(error) => return Err(error),
             },
         }
-        match Lock::take_within(&self.files.supervisor_lock(), who, DYING) {
-            Ok(_) => {}
-            // It lives, and nobody gets to it: its socket is gone, and it has found no other.
-            Err(LockError::Held { .. }) => match self.status() {
-                Ok(_) => return Ok(self),
-                Err(error) if error.is_hangup() => {
-                    let unreachable = self.hung("its control socket is gone");
-                    match (unanswering, Lock::holder(&self.files.supervisor_lock())) {
-                        (Unanswering::Replace, Some(pid)) => self.bury(pid)?,
-                        (Unanswering::Replace | Unanswering::Leave, _) => return Err(unreachable),
-                    }
+        for patience in [REBINDING, DYING] {
+            match Lock::take_within(&self.files.supervisor_lock(), who, patience) {
+                Ok(lock) => {
+                    drop(lock);
+                    self.spawn()?;
+                    return Ok(self);
                 }
+                Err(LockError::Held { .. }) => {}
+                Err(source) => {
+                    return Err(ClientError::Lock {
+                        cluster: cluster(),
+                        source,
+                    });
+                }
+            }
+            // It lives, and its socket was lost; by now it may have bound another.
+            match self.status() {
+                Ok(_) => return Ok(self),
+                Err(error) if error.is_hangup() => {}
                 Err(error) => return Err(error),
-            },
-            Err(source) => {
-                return Err(ClientError::Lock {
-                    cluster: cluster(),
-                    source,
-                });
             }
         }
+        let holder = Lock::holder(&self.files.supervisor_lock());
+        let (Unanswering::Replace, Some(pid)) = (unanswering, holder) else {
+            return Err(self.hung("its control socket is gone"));
+        };
+        self.bury(pid)?;
         self.spawn()?;
         Ok(self)
     }

@@ -297,15 +297,32 @@ fn base(disk: &DiskRecord, source: Source) -> Image {
     }
 }
 
-/// Opens the handles, in order, with the number that each will have in QEMU.
+/// Opens the handles, in order, with the number that each will have in QEMU. After them come the
+/// names of its listeners, which QEMU knows nothing of: see [`crate::supervisor::regain`].
 ///
 /// # Errors
 /// [`LaunchError::Open`] and [`LaunchError::Listen`] name the path.
 pub fn open(handles: &[Handle]) -> Result<Vec<(OwnedFd, RawFd)>, LaunchError> {
-    let mut opened = Vec::with_capacity(handles.len());
-    for (index, handle) in (0u16..).zip(handles) {
-        let number = ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
-        opened.push((open_one(handle)?, number));
+    let mut opened = Vec::with_capacity(2 * handles.len());
+    let number = |index: u16| ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
+    let mut indices = 0u16..;
+    for (handle, index) in handles.iter().zip(indices.by_ref()) {
+        opened.push((open_one(handle)?, number(index)));
+    }
+    let names = handles.iter().filter_map(|handle| match handle {
+        Handle::Listener(path) => Some(path),
+        Handle::Read(_) | Handle::ReadWrite(_) | Handle::Append(_) | Handle::Sealed(_) => None,
+    });
+    for (path, index) in names.zip(indices) {
+        let name = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+            .open(path)
+            .map_err(|source| LaunchError::Open {
+                path: path.clone(),
+                source,
+            })?;
+        opened.push((name.into(), number(index)));
     }
     Ok(opened)
 }

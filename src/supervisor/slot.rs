@@ -29,6 +29,7 @@ use crate::supervisor::ports;
 use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn};
 use crate::supervisor::protocol::MachineStatus;
 use crate::supervisor::qmp::Qmp;
+use crate::supervisor::regain;
 use crate::supervisor::watch::{self, Origin, Teller};
 
 /// How long QEMU may take to answer a command of ours.
@@ -232,6 +233,7 @@ impl Slot {
         let Some(process) = self.found.take() else {
             return;
         };
+        mend(&process, &self.files);
         // Only what comes from now on: the verdicts of the past are in the record.
         consoles.add_at_end(&self.name, &self.files.console_log());
         if let Err(error) = self.publish(fabric) {
@@ -243,6 +245,14 @@ impl Slot {
         }
         self.adopting = true;
         self.attend(process, Origin::Found, inbox, fabric);
+    }
+
+    pub(super) fn mend_sockets(&self) {
+        if let Some(process) = &self.process
+            && self.machine.is_alive()
+        {
+            mend(process, &self.files);
+        }
     }
 
     pub(super) fn is_adopting(&self) -> bool {
@@ -513,5 +523,13 @@ impl Slot {
             report: self.machine.report().cloned(),
             started_at: self.started_at.clone(),
         }
+    }
+}
+
+/// Gives the sockets of a living QEMU their names back; one that has none of them may be gone.
+pub(super) fn mend(process: &Process, files: &MachineFiles) {
+    if let Err(error) = regain::mend(process.pid(), files) {
+        let sockets = files.sockets.display();
+        tracing::warn!(%error, "the sockets in {sockets} are not regained");
     }
 }

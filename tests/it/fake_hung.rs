@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
@@ -126,6 +127,66 @@ fn many_who_find_a_stopped_supervisor_replace_it_once() {
     });
     assert_eq!(world.supervisors().len(), 1);
     assert_eq!(world.pids(), pids);
+}
+
+#[test]
+fn a_supervisor_whose_sockets_lose_their_names_has_others() {
+    let world = World::new();
+    world.nodes(2, "");
+    world.ok(&["up"]);
+    world.settle(3);
+    let before = world.ps();
+    let supervisor = world.supervisors();
+    let run = world.home().join("run");
+    for _ in 0..3 {
+        // As at the end of a session: the folder, with all that is in it.
+        while fs::remove_dir_all(&run).is_err() {}
+        let ps = world.kiln(&["ps"]);
+        assert_eq!(ps.code, Some(0), "{}", ps.stderr);
+        assert!(ps.took < secs(2), "{:?}", ps.took);
+        assert_eq!(world.ps(), before);
+    }
+    assert_eq!(world.supervisors(), supervisor);
+    // Of a folder above that is moved the kernel tells nobody: another one takes over.
+    fs::rename(&run, world.home().join("moved")).unwrap();
+    world.ok(&["restart", "node-1"]);
+    assert_eq!(world.supervisors().len(), 1);
+    assert_eq!(world.pids()["node-2"], before["node-2"]["pid"]);
+    fs::remove_dir_all(world.home().join("moved")).unwrap();
+    world.ok(&["pause"]);
+    world.ok(&["resume"]);
+    world.ok(&["down"]);
+    world.assert_clean();
+}
+
+#[test]
+fn a_new_supervisor_regains_the_sockets_whose_names_are_lost() {
+    let world = World::new();
+    world.nodes(2, "");
+    world.ok(&["up"]);
+    world.settle(3);
+    let (before, qemus) = (world.ps(), world.qemus());
+    for _ in 0..2 {
+        world.supervisors()[0].kill();
+        wait_until("it is gone", || world.supervisors().is_empty());
+        fs::remove_dir_all(world.home().join("run")).unwrap();
+        assert_eq!(world.ps(), before);
+        wait_until("the uplink is met", || {
+            world.json(&["ps"])["network"]["uplink"] == ""
+        });
+        assert_eq!(world.qemus(), qemus);
+    }
+    // By the new names as by the old: QMP, and the console.
+    world.ok(&["pause", "node-1"]);
+    world.ok(&["resume", "node-1"]);
+    let inspected = world.json(&["inspect", "node-1"]);
+    let sockets = inspected["machines"][0]["sockets"].as_str().unwrap();
+    let sockets = world.path(sockets.strip_prefix("TMP/").unwrap());
+    UnixStream::connect(sockets.join("console.sock")).unwrap();
+    world.ok(&["stop"]);
+    world.ok(&["up"]);
+    world.ok(&["down"]);
+    world.assert_clean();
 }
 
 #[test]
