@@ -47,8 +47,8 @@ pub struct HostFacts {
     pub distribution: Distribution,
     /// Whether qemu-img is installed, which makes the machines' disks.
     pub has_qemu_img: bool,
-    /// The uid that QEMUs are to run as, where kiln is root.
-    pub qemu_uid: Option<u32>,
+    /// Whether kiln is root, and so has to give the QEMUs another uid.
+    pub is_root: bool,
     /// The group that KVM asks for.
     pub qemu_gid: Option<u32>,
     /// The cluster's files; QEMU's uuids come from where they lie.
@@ -62,6 +62,8 @@ pub struct Inventory {
     pub machines: BTreeMap<String, Known>,
     /// Networks that a new subnet must not overlap: the host's routes, other clusters.
     pub taken_networks: Vec<Ipv4Net>,
+    /// Uids that other clusters' QEMUs run as.
+    pub taken_uids: BTreeSet<u32>,
     /// TCP ports that someone listens on or another cluster has.
     pub taken_ports: BTreeSet<u16>,
     /// What each machine's image turned out to be, by machine.
@@ -193,6 +195,8 @@ pub enum PlanError {
     SubnetTaken { subnet: Ipv4Net, taken: Ipv4Net },
     #[error("host port {port} of machine `{machine}` is taken")]
     PortTaken { machine: String, port: u16 },
+    #[error("no free uid is left for the QEMUs of cluster `{cluster}`")]
+    NoUid { cluster: String },
     #[error("no free host port is left for machine `{machine}`")]
     NoPort { machine: String },
     #[error("the record of cluster `{cluster}` cannot be used: {why}")]
@@ -308,7 +312,11 @@ fn cluster_record(
         },
         subnet: subnet.net(),
         domain: format!("{name}.internal"),
-        qemu_uid: kept.map_or(host.qemu_uid, |record| record.qemu_uid),
+        qemu_uid: match kept {
+            Some(record) => record.qemu_uid,
+            None if host.is_root => Some(choice::uid(name, &inventory.taken_uids)?),
+            None => None,
+        },
         qemu_gid: host.qemu_gid,
         machines: cluster
             .machines

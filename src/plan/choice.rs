@@ -20,6 +20,24 @@ use crate::state::record::{
 /// Free host ports are chosen from here: below the kernel's ephemeral range (from 32768).
 const FREE_PORTS: std::ops::Range<u16> = 20000..30000;
 
+/// What systemd keeps for services without an account (61184 to 65519, its UIDS-GIDS document).
+const UIDS: std::ops::Range<u32> = 61184..65520;
+
+/// The uid of a new cluster's QEMUs where kiln is root: one that no other cluster has, so that who
+/// broke out of one cluster's guest gets no hold of another's.
+pub(super) fn uid(cluster: &str, taken: &BTreeSet<u32>) -> Result<u32, PlanError> {
+    let hash = cluster.bytes().fold(0u32, |hash, byte| {
+        hash.wrapping_mul(31).wrapping_add(u32::from(byte))
+    });
+    let first = UIDS.start + hash % (UIDS.end - UIDS.start);
+    (first..UIDS.end)
+        .chain(UIDS.start..first)
+        .find(|uid| !taken.contains(uid))
+        .ok_or_else(|| PlanError::NoUid {
+            cluster: cluster.to_owned(),
+        })
+}
+
 /// The accelerator, and why it is not what one would expect.
 pub(super) fn accel(
     machine: &Machine,
@@ -277,5 +295,23 @@ impl Ports {
             .ok_or_else(|| PlanError::NoPort {
                 machine: machine.to_owned(),
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_clusters_have_one_uid() {
+        let first = uid("demo", &BTreeSet::new()).unwrap();
+        assert!(UIDS.contains(&first));
+        assert_eq!(uid("demo", &BTreeSet::from([1, 2])).unwrap(), first);
+        let mut taken = BTreeSet::new();
+        for _ in UIDS {
+            assert!(taken.insert(uid("demo", &taken).unwrap()));
+        }
+        assert!(taken.iter().all(|uid| UIDS.contains(uid)));
+        assert!(matches!(uid("demo", &taken), Err(PlanError::NoUid { .. })));
     }
 }

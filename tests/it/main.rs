@@ -8,6 +8,7 @@ mod fake_board;
 mod fake_crash;
 mod fake_disks;
 mod fake_faults;
+mod fake_hung;
 mod fake_life;
 mod fake_secrets;
 mod fake_support;
