@@ -46,6 +46,7 @@ impl<'a> Asked<'a> {
         self.console(qemu);
         self.kernel(qemu);
         self.flash(qemu);
+        self.tpm(qemu);
         for (index, drive) in self.machine.drives.iter().enumerate() {
             self.drive(qemu, index, drive);
         }
@@ -259,6 +260,20 @@ impl<'a> Asked<'a> {
             assert_eq!(found["inserted"]["ro"], json!(read_only));
             assert_eq!(qemu.monitor.property(&path, "secure"), Some(json!(secure)));
         }
+    }
+
+    fn tpm(&self, qemu: &mut Running) {
+        let devices = qemu.monitor.children("/machine/peripheral-anon");
+        let kinds = devices.iter().map(|(_, kind)| kind.as_str());
+        let tpms: Vec<&str> = kinds.filter(|kind| kind.starts_with("tpm-")).collect();
+        let wanted = self.machine.tpm.map(|_| match self.machine.arch {
+            Arch::I386 => "tpm-tis",
+            Arch::X86_64 => "tpm-crb",
+            Arch::Aarch64 => "tpm-tis-device",
+            Arch::Ppc64le => "tpm-spapr",
+            Arch::S390x => panic!("QEMU has no TPM for it"),
+        });
+        assert_eq!(tpms, wanted.as_slice());
     }
 
     fn drive(&self, qemu: &mut Running, index: usize, drive: &Drive) {

@@ -2,18 +2,18 @@
 
 #![expect(unsafe_code, reason = "a tap is made by an ioctl")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use kiln::supervisor::process::{Exit, Identity, Launch, Process, spawn};
+use kiln::supervisor::process::{Companion, Exit, Identity, Launch, Process, spawn_both};
 use kiln_arch::Arch;
 use kiln_arch::command::QemuCommand;
 use kiln_arch::machine::{
@@ -37,6 +37,8 @@ pub(crate) struct Stage {
     name: String,
     folder: TempDir,
     fds: RefCell<Vec<(OwnedFd, RawFd)>>,
+    /// Our end of the TPM's control channel.
+    tpm: Cell<Option<OwnedFd>>,
     /// Where QMP is spoken, by the line's own words or by ours.
     monitor: PathBuf,
     pub(crate) has_tap: bool,
@@ -47,6 +49,8 @@ pub(crate) struct Running {
     pub(crate) monitor: Monitor,
     runtime: tokio::runtime::Runtime,
     process: Process,
+    /// Ends with QEMU.
+    tpm: Option<Process>,
     stderr: PathBuf,
 }
 
@@ -59,6 +63,7 @@ impl Stage {
             monitor: folder.path().join(monitor),
             folder,
             fds: RefCell::default(),
+            tpm: Cell::default(),
             has_tap: true,
         }
     }
@@ -91,6 +96,11 @@ impl Stage {
                 NicBackend::Tap(fd) => stage.tap(*fd),
                 NicBackend::User(_) => {}
             }
+        }
+        if let Some(fd) = machine.tpm {
+            let (theirs, ours) = UnixStream::pair().unwrap();
+            stage.hand(fd, theirs);
+            stage.tpm.set(Some(ours.into()));
         }
         match &machine.firmware {
             Firmware::Board => {}
@@ -226,6 +236,26 @@ impl Stage {
         }
     }
 
+    fn companion(&self) -> Option<Companion> {
+        let state = self.folder.path();
+        Some(Companion {
+            fds: vec![(self.tpm.take()?, 3)],
+            program: installed("swtpm"),
+            args: [
+                "socket",
+                "--tpm2",
+                "--terminate",
+                "--ctrl",
+                "type=unixio,clientfd=3",
+                "--tpmstate",
+                &format!("dir={}", state.display()),
+            ]
+            .map(OsString::from)
+            .into(),
+            output: File::create(state.join("tpm.log")).unwrap().into(),
+        })
+    }
+
     /// Starts QEMU as the supervisor does.
     #[track_caller]
     pub(crate) fn start(&self, program: &Path, mut args: Vec<OsString>) -> Running {
@@ -264,22 +294,23 @@ impl Stage {
             .build()
             .unwrap();
         let stderr = self.folder.path().join("stderr");
-        let process = {
+        let launch = Launch {
+            program,
+            args,
+            fds: self.fds.take(),
+            stderr: File::create(&stderr).unwrap().into(),
+            identity: Identity::Same,
+        };
+        let (process, tpm) = {
             let _inside = runtime.enter();
-            spawn(Launch {
-                program,
-                args,
-                fds: self.fds.take(),
-                stderr: File::create(&stderr).unwrap().into(),
-                identity: Identity::Same,
-            })
-            .unwrap()
+            spawn_both(launch, self.companion()).unwrap()
         };
         match Monitor::connect(&self.monitor) {
             Ok(monitor) => Running {
                 monitor,
                 runtime,
                 process,
+                tpm,
                 stderr,
             },
             Err(error) => {
@@ -309,6 +340,10 @@ impl Running {
         self.monitor.ask("quit");
         let exited = async { tokio::time::timeout(PROMPT, self.process.exited()).await };
         assert_eq!(self.runtime.block_on(exited).unwrap(), Exit::Code(0));
+        if let Some(tpm) = &self.tpm {
+            let exited = async { tokio::time::timeout(PROMPT, tpm.exited()).await };
+            assert_eq!(self.runtime.block_on(exited).unwrap(), Exit::Code(0));
+        }
         fs::read_to_string(&self.stderr).unwrap()
     }
 }
@@ -321,6 +356,15 @@ impl Drop for Running {
         // One that has ended already is no error.
         let _ = self.process.kill();
     }
+}
+
+/// Where the program of that name lies on this host.
+pub(crate) fn installed(program: &str) -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap();
+    std::env::split_paths(&path)
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
+        .unwrap_or_else(|| panic!("`{program}` is not installed; `./setup packages` does it"))
 }
 
 /// A kernel that QEMU's loader takes, with nothing in it to run.
