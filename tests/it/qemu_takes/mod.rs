@@ -13,6 +13,7 @@
 mod fixture;
 mod machine;
 mod monitor;
+mod props;
 mod stage;
 
 use std::path::{Path, PathBuf};
@@ -23,7 +24,8 @@ use kiln_arch::{Arch, render, render_uplink};
 
 use crate::support::old_qemu;
 use machine::Asked;
-use stage::{Stage, installed};
+use props::installed;
+use stage::Stage;
 
 /// More at a time would only wait for each other.
 const AT_A_TIME: usize = 2;
