@@ -6,6 +6,7 @@
 mod aarch64;
 mod alone;
 mod at_once;
+mod data;
 mod disk;
 mod fails;
 mod life;
