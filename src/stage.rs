@@ -374,6 +374,7 @@ fn make_machine(
     if let Some(disk) = &record.disk {
         let size = Size::from_bytes(disk.size);
         let made = if own.disk().exists() {
+            self::disks::judge(&step.name, &own.disk())?;
             overlay::grow(qemu_img, &own.disk(), size)
         } else {
             overlay::create(qemu_img, &disk.base, &own.disk(), Some(size)).map(drop)

@@ -52,6 +52,10 @@ pub enum ImageError {
     },
     #[error("image `{}` is neither a file nor a block device", path.display())]
     Kind { path: PathBuf },
+    #[error("`{}` is a block device", path.display())]
+    Device { path: PathBuf },
+    #[error("`{}` is not a block device", path.display())]
+    NotDevice { path: PathBuf },
     #[error("cannot read image `{}`", path.display())]
     Read {
         path: PathBuf,
@@ -109,9 +113,11 @@ pub enum Changed {
 impl ImageError {
     pub fn fault(&self) -> Fault {
         match self {
-            ImageError::Open { .. } | ImageError::Kind { .. } | ImageError::Empty { .. } => {
-                Fault::Spec
-            }
+            ImageError::Open { .. }
+            | ImageError::Kind { .. }
+            | ImageError::Device { .. }
+            | ImageError::NotDevice { .. }
+            | ImageError::Empty { .. } => Fault::Spec,
             ImageError::TooLarge { .. }
             | ImageError::Refused { .. }
             | ImageError::NotRaw { .. }
@@ -325,20 +331,20 @@ fn hash(file: &mut File, length: u64, progress: &mut dyn FnMut(u64, u64)) -> io:
 }
 
 /// A format by QEMU's name of its driver.
-pub(crate) mod format_name {
+mod format_name {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
 
     use crate::cluster::DiskFormat;
 
-    pub(crate) fn serialize<S: Serializer>(
+    pub(super) fn serialize<S: Serializer>(
         format: &DiskFormat,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(format.driver())
     }
 
-    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<DiskFormat, D::Error> {
         let name = String::deserialize(deserializer)?;
