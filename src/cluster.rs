@@ -14,6 +14,7 @@ use std::str::FromStr;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
+use kiln_arch::machine::IgnitionTransport;
 
 /// The most machines that a group can have.
 pub const COUNT_LIMIT: u16 = 1000;
@@ -77,6 +78,22 @@ pub struct Machine {
     pub profile: Profile,
     pub ports: Vec<Port>,
     pub restart: RestartPolicy,
+    pub firmware: FirmwareWish,
+    /// Whether it has a TPM 2.0.
+    pub tpm: bool,
+    /// How Ignition gets its config; absent: as the architecture has it.
+    pub ignition_transport: Option<IgnitionTransport>,
+}
+
+/// What the user said about the firmware; the plan decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirmwareWish {
+    /// Whatever boots the image on this architecture.
+    Auto,
+    Bios,
+    Uefi,
+    /// UEFI that boots only what its keys have signed.
+    UefiSecure,
 }
 
 /// What the user said about acceleration; the plan decides.

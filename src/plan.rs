@@ -17,7 +17,10 @@ use kiln_arch::Arch;
 use kiln_netsetup::address::{self, AddressError, Subnet};
 
 use crate::cluster::{Cluster, Machine, NetworkMode, Size};
+use crate::host::distribution::Distribution;
+use crate::host::firmware::{Firmwares, Uefi};
 use crate::host::kvm::KvmState;
+use crate::host::qemu::Qemu;
 use crate::state::files::SCHEMA;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{
@@ -33,9 +36,15 @@ pub use view::{PlanView, StepView};
 pub struct HostFacts {
     pub arch: Arch,
     /// The emulators that are installed.
-    pub qemu: BTreeMap<Arch, QemuFacts>,
+    pub qemu: BTreeMap<Arch, Qemu>,
     /// For guests of the host's own architecture.
     pub kvm: KvmState,
+    /// The UEFI firmwares that are installed; empty where no machine can want one.
+    pub firmwares: Firmwares,
+    /// The emulator of TPMs, where it is installed.
+    pub swtpm: Option<PathBuf>,
+    /// Whose commands install what is missing.
+    pub distribution: Distribution,
     /// Whether qemu-img is installed, which makes the machines' disks.
     pub has_qemu_img: bool,
     /// The uid that QEMUs are to run as, where kiln is root.
@@ -44,13 +53,6 @@ pub struct HostFacts {
     pub qemu_gid: Option<u32>,
     /// The cluster's files; QEMU's uuids come from where they lie.
     pub files: ClusterFiles,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QemuFacts {
-    pub program: PathBuf,
-    /// The versioned board that it has for new machines; absent: only the alias is known.
-    pub board: Option<String>,
 }
 
 /// What is already there.
@@ -150,6 +152,23 @@ pub enum PlanError {
     NoQemu { machine: String, program: String },
     #[error("machine `{machine}` has a disk, and `qemu-img`, which makes it, is not installed")]
     NoQemuImg { machine: String },
+    #[error(
+        "machine `{machine}` needs {uefi} for {arch}, which is not installed{}",
+        rejected(faults)
+    )]
+    NoFirmware {
+        machine: String,
+        arch: Arch,
+        uefi: Uefi,
+        /// Descriptors that cannot be used, which may be why: which, and what is wrong.
+        faults: Vec<(PathBuf, String)>,
+        install: Option<String>,
+    },
+    #[error("machine `{machine}` asks for a TPM, and `swtpm`, which emulates it, is not installed")]
+    NoTpm {
+        machine: String,
+        install: Option<String>,
+    },
     #[error("machine `{machine}` asks for KVM, which does not work here: {why}")]
     NoKvm { machine: String, why: String },
     #[error(
@@ -210,7 +229,11 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
         cluster_record
             .ports
             .extend(record.ports.iter().map(|port| port.host));
-        steps.push(step(machine, record, inventory)?);
+        let mut step = step(machine, record, inventory)?;
+        if let Some(qemu) = host.qemu.get(&machine.arch) {
+            choice::board_that_is_there(&mut step, qemu);
+        }
+        steps.push(step);
     }
     for (name, known) in &inventory.machines {
         if !cluster
@@ -361,6 +384,10 @@ fn machine_record(
     if makes_disk && !host.has_qemu_img {
         return Err(PlanError::NoQemuImg { machine: name });
     }
+    let board = old
+        .filter(|old| old.arch == machine.arch.to_string())
+        .and_then(|old| old.board.clone())
+        .or_else(|| qemu.board.clone());
     Ok(MachineRecord {
         schema: SCHEMA,
         group: machine.group.to_string(),
@@ -369,10 +396,9 @@ fn machine_record(
         accel,
         accel_reason,
         uuid: host.files.uuid(&name),
-        board: old
-            .filter(|old| old.arch == machine.arch.to_string())
-            .and_then(|old| old.board.clone())
-            .or_else(|| qemu.board.clone()),
+        firmware: choice::firmware(machine, image, board.as_deref(), host, old)?,
+        tpm: choice::tpm(machine, host)?,
+        board,
         qemu: qemu.program.clone(),
         cpus: machine.cpus.get(),
         memory_mib: choice::mebibytes(machine.memory),
@@ -380,6 +406,7 @@ fn machine_record(
         disk: choice::disk(machine, image, old)?,
         data_disks: disks::choose(machine, inventory)?,
         ignition: true,
+        ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),
         ip: reservation.ip,
         ports: ports.choose(machine, &host.files.uuid(&name), old)?,
@@ -389,6 +416,14 @@ fn machine_record(
         reports: choice::reports(machine.profile),
         name,
     })
+}
+
+/// What is wrong with descriptors that might have been what is missing.
+fn rejected(faults: &[(PathBuf, String)]) -> String {
+    faults
+        .iter()
+        .map(|(path, why)| format!("; `{}` {why}", path.display()))
+        .collect()
 }
 
 fn step(

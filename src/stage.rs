@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use crate::cluster::{Cluster, Machine, MachineName, Size};
 use crate::folder::{self, Batch, BatchError, FolderError};
 use crate::ignition::{self, Facts, IgnitionError, Peer};
+use crate::image::flash::{self, FlashError};
 use crate::image::overlay::{self, OverlayError};
 use crate::keys::{KeyError, KeyPair};
 use crate::plan::{Action, Plan, Step};
@@ -23,7 +24,7 @@ use crate::state::disks::DisksError;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{ClusterFiles, MachineFiles, Roots};
 use crate::state::ledger::{self, Entry, Ledger};
-use crate::state::record::{ClusterRecord, MachineRecord};
+use crate::state::record::{ClusterRecord, FirmwareRecord, MachineRecord};
 
 pub use self::disks::DataDiskError;
 
@@ -63,6 +64,18 @@ pub enum StageError {
         machine: String,
         #[source]
         source: OverlayError,
+    },
+    #[error("cannot make the UEFI variables of machine `{machine}`")]
+    Flash {
+        machine: String,
+        #[source]
+        source: FlashError,
+    },
+    #[error("cannot give the folder `{}` to the TPM's user", path.display())]
+    Tpm {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
     },
 }
 
@@ -259,6 +272,11 @@ fn prepare(
         .map(|machine| (machine.name.as_str(), machine))
         .collect();
     let peers = peers(plan, cluster);
+    let means = Means {
+        qemu_img,
+        uid: plan.cluster.qemu_uid,
+        gid: plan.cluster.qemu_gid.or(plan.cluster.qemu_uid),
+    };
     let mut host_keys = BTreeMap::new();
     for step in &plan.steps {
         let (Some(record), Some(machine)) = (&step.record, machines.get(step.name.as_str())) else {
@@ -283,8 +301,8 @@ fn prepare(
             authorized_keys: &authorized_keys,
             host_key,
         };
-        make_machine(step, record, machine, &facts, qemu_img, &own, &mut batch)?;
-        self::disks::make(record, qemu_img, &own)?;
+        make_machine(step, record, machine, &facts, &means, &own, &mut batch)?;
+        self::disks::make(record, means.qemu_img, &own)?;
     }
     if let Some(disks) = plan.disks_done() {
         state::disks::save(&files.disks(), &disks)?;
@@ -349,11 +367,20 @@ fn machine_key(step: &Step, own: &MachineFiles, batch: &mut Batch) -> Result<Key
         folder::make_private(&own.sockets)?;
     } else if step.action == Action::Recreate {
         // A new disk is a new machine to ssh's eyes as well.
-        for path in [own.host_key(), own.disk(), own.run()] {
+        for path in [own.host_key(), own.disk(), own.run(), own.uefi_vars()] {
             files::remove_file(&path)?;
         }
+        files::remove_folder(&own.tpm())?;
     }
     key_pair(&own.host_key(), None, &step.name, batch)
+}
+
+/// By what, and for whom, a machine's files are made.
+struct Means<'a> {
+    qemu_img: &'a Path,
+    /// Who QEMU and its like run as, where that is not kiln's own user.
+    uid: Option<u32>,
+    gid: Option<u32>,
 }
 
 fn make_machine(
@@ -361,7 +388,7 @@ fn make_machine(
     record: &MachineRecord,
     machine: &Machine,
     facts: &Facts<'_>,
-    qemu_img: &Path,
+    means: &Means<'_>,
     own: &MachineFiles,
     batch: &mut Batch,
 ) -> Result<(), StageError> {
@@ -375,16 +402,48 @@ fn make_machine(
         let size = Size::from_bytes(disk.size);
         let made = if own.disk().exists() {
             self::disks::judge(&step.name, &own.disk())?;
-            overlay::grow(qemu_img, &own.disk(), size)
+            overlay::grow(means.qemu_img, &own.disk(), size)
         } else {
-            overlay::create(qemu_img, &disk.base, &own.disk(), Some(size)).map(drop)
+            overlay::create(means.qemu_img, &disk.base, &own.disk(), Some(size)).map(drop)
         };
         made.map_err(|source| StageError::Overlay {
             machine: step.name.clone(),
             source,
         })?;
     }
+    if let Some(firmware) = &record.firmware {
+        make_vars(firmware, own).map_err(|source| StageError::Flash {
+            machine: step.name.clone(),
+            source,
+        })?;
+    }
+    if record.tpm.is_some() {
+        make_tpm_folder(&own.tpm(), means)?;
+    }
     save(&own.record(), record, batch)
+}
+
+/// The machine's UEFI variables: kept for as long as it has the firmware that wrote them.
+fn make_vars(firmware: &FirmwareRecord, own: &MachineFiles) -> Result<(), FlashError> {
+    let vars = own.uefi_vars();
+    let before = files::load::<MachineRecord>(&own.record()).ok().flatten();
+    let kept = before.and_then(|before| before.firmware);
+    if vars.exists() && kept.as_ref() == Some(firmware) {
+        return Ok(());
+    }
+    flash::make_vars(&firmware.template, &vars)
+}
+
+/// The TPM's state, which its emulator reads and writes by name, and so has to own.
+fn make_tpm_folder(path: &Path, means: &Means<'_>) -> Result<(), StageError> {
+    if path.exists() {
+        return Ok(());
+    }
+    folder::make_private(path)?;
+    std::os::unix::fs::chown(path, means.uid, means.gid).map_err(|source| StageError::Tpm {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The pair whose private key lies at `path`, made there when it does not.

@@ -2,6 +2,7 @@
 
 use crate::client::ClientError;
 use crate::error::{Error, Exit};
+use crate::host::qemu::QemuError;
 use crate::image::base::Fault;
 use crate::image::overlay::OverlayError;
 use crate::image::store::StoreError;
@@ -82,6 +83,8 @@ impl From<PlanError> for Error {
         let exit = match &error {
             PlanError::NoQemu { .. }
             | PlanError::NoQemuImg { .. }
+            | PlanError::NoFirmware { .. }
+            | PlanError::NoTpm { .. }
             | PlanError::NoKvm { .. }
             | PlanError::PortTaken { .. }
             | PlanError::NoPort { .. }
@@ -99,6 +102,12 @@ impl From<PlanError> for Error {
         match &error {
             PlanError::NoQemu { .. } | PlanError::NoQemuImg { .. } => {
                 told.hint("`kiln doctor` says which command installs it here")
+            }
+            PlanError::NoFirmware { install, .. } | PlanError::NoTpm { install, .. } => {
+                told.hint(match install {
+                    Some(command) => format!("as root: {command}"),
+                    None => "`kiln doctor` says what is missing here".to_owned(),
+                })
             }
             PlanError::NoKvm { .. } => {
                 told.hint("write `accel: auto` or `accel: tcg` to run it emulated")
@@ -125,6 +134,13 @@ impl From<PlanError> for Error {
     }
 }
 
+impl From<QemuError> for Error {
+    fn from(error: QemuError) -> Error {
+        Error::from_source(Exit::Host, &error)
+            .hint("`kiln doctor` says what is installed, and the command that installs a QEMU here")
+    }
+}
+
 impl From<StageError> for Error {
     fn from(error: StageError) -> Error {
         match &error {
@@ -144,7 +160,9 @@ impl From<StageError> for Error {
                 };
                 Error::from_source(exit, &error)
             }
-            StageError::State(_)
+            StageError::Flash { .. }
+            | StageError::Tpm { .. }
+            | StageError::State(_)
             | StageError::Disks(_)
             | StageError::Folder(_)
             | StageError::Write(_)

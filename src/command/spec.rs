@@ -13,12 +13,13 @@ use crate::cli::args::{GroupCount, PlanArgs};
 use crate::cluster::{AccelWish, Cluster, Machine, MachineName};
 use crate::command::Session;
 use crate::error::{Error, Exit};
+use crate::host::firmware::Firmwares;
 use crate::host::kvm::{Ask, KvmState};
 use crate::ignition::validator::{self, Severity};
 use crate::ignition::{self, Facts, Peer};
 use crate::inventory;
 use crate::keys::KeyPair;
-use crate::plan::{self, HostFacts, Inventory, Plan, QemuFacts};
+use crate::plan::{self, HostFacts, Inventory, Plan};
 use crate::spec::{self, Context, Scale};
 use crate::state::files;
 use crate::state::record::ClusterRecord;
@@ -108,7 +109,7 @@ pub(super) fn host_facts(
     let wants_kvm = cluster
         .machines
         .iter()
-        .any(|machine| machine.arch == arch && machine.accel != AccelWish::Tcg);
+        .any(|machine| machine.arch.is_native_on(arch) && machine.accel != AccelWish::Tcg);
     let kvm = match (wants_kvm, try_kvm) {
         (true, true) => session.host.try_kvm(arch, Ask::Remembered),
         (true, false) => session.host.kvm(arch),
@@ -121,21 +122,27 @@ pub(super) fn host_facts(
         }
         match session.host.qemu(machine.arch) {
             Ok(found) => {
-                let facts = QemuFacts {
-                    program: found.program.clone(),
-                    board: found.board(machine.arch),
-                };
-                qemu.insert(machine.arch, facts);
+                qemu.insert(machine.arch, found.clone());
             }
             // The plan says which machine misses it.
             Err(crate::host::qemu::QemuError::Missing { .. }) => {}
-            Err(error) => return Err(Error::from_source(Exit::Host, error)),
+            Err(error) => return Err(error.clone().into()),
         }
     }
     Ok(HostFacts {
         arch,
         qemu,
         kvm,
+        firmwares: match cluster
+            .machines
+            .iter()
+            .any(|machine| machine.arch.has_uefi())
+        {
+            true => session.host.firmwares().clone(),
+            false => Firmwares::default(),
+        },
+        swtpm: session.host.tools.swtpm.clone(),
+        distribution: session.host.distribution,
         has_qemu_img: session.host.tools.qemu_img.is_some(),
         qemu_uid: session.host.is_root().then(|| own_uid(cluster)),
         qemu_gid: session.host.kvm_group().filter(|_| session.host.is_root()),

@@ -15,6 +15,7 @@ use nix::unistd::{Uid, User, getegid, geteuid};
 
 use super::distribution::Distribution;
 use super::environment::Environment;
+use super::firmware::{self, Firmwares};
 use super::folders::Folders;
 use super::kvm::{self, Ask, KvmState};
 use super::network::{parse_resolvers, parse_routes};
@@ -56,6 +57,9 @@ pub struct Host {
     pub memo: Memo,
     qemus: Qemus,
     kvm: OnceLock<KvmState>,
+    /// Where firmware descriptors are looked for.
+    firmware_folders: Vec<PathBuf>,
+    firmwares: OnceLock<Firmwares>,
 }
 
 /// Programs other than the QEMUs, where they are installed; absolute.
@@ -66,6 +70,7 @@ pub struct Tools {
     /// Comes with ssh.
     pub scp: Option<PathBuf>,
     pub ignition_validate: Option<PathBuf>,
+    pub swtpm: Option<PathBuf>,
 }
 
 /// Why the host cannot be used.
@@ -125,6 +130,10 @@ impl Host {
             .map_err(|source| HostError::CurrentFolder { source })?
             .ok_or(HostError::NoHome { uid: uid.as_raw() })?;
         let memo = Memo::new(folders.cache.join("facts"));
+        let config_home = environment
+            .config_home
+            .take()
+            .or_else(|| Some(environment.home.as_ref()?.join(".config")));
         let tool = |name| qemu::find(&environment.path, name);
         Ok(Host {
             uid: uid.as_raw(),
@@ -144,6 +153,7 @@ impl Host {
                 ssh: tool("ssh"),
                 scp: tool("scp"),
                 ignition_validate: tool("ignition-validate"),
+                swtpm: tool("swtpm"),
             },
             color: environment.color,
             // These three may be absent: a container has no routes, a chroot no names.
@@ -152,6 +162,8 @@ impl Host {
             distribution: Distribution::parse(&read("/etc/os-release").unwrap_or_default()),
             qemus: Qemus::new(environment.path.clone(), memo.clone()),
             kvm: OnceLock::new(),
+            firmware_folders: firmware::folders(config_home.as_deref()),
+            firmwares: OnceLock::new(),
             path: environment.path,
             home: environment.home,
             kiln_home: environment
@@ -169,6 +181,17 @@ impl Host {
     /// The QEMU for guests of `arch`; looked for when first asked after.
     pub fn qemu(&self, arch: Arch) -> Result<&Qemu, &QemuError> {
         self.qemus.get(arch)
+    }
+
+    /// The UEFI firmwares that are installed; looked for when first asked after.
+    pub fn firmwares(&self) -> &Firmwares {
+        self.firmwares
+            .get_or_init(|| Firmwares::look(&self.firmware_folders))
+    }
+
+    /// The QEMU that a machine of `arch` was started with before: this very program.
+    pub fn qemu_at(&self, arch: Arch, program: &Path) -> Result<Qemu, QemuError> {
+        self.qemus.examine(arch, program.to_owned())
     }
 
     /// What is known of KVM for guests of `arch`, without trying: it never waits.
@@ -205,11 +228,10 @@ impl Host {
 
     /// The architecture and QEMU to try KVM with, for guests of `arch`. An error is the reason.
     fn kvm_host(&self, arch: Arch) -> Result<(Arch, &Qemu), String> {
-        let host = match (self.arch, arch) {
-            (Some(host), guest) if host == guest => host,
-            (Some(host @ Arch::X86_64), Arch::I386) => host,
-            _ => return Err("KVM runs only guests of the host's own architecture".to_owned()),
-        };
+        let host = self
+            .arch
+            .filter(|host| arch.is_native_on(*host))
+            .ok_or("KVM runs only guests of the host's own architecture")?;
         if self.is_root() {
             kvm::group()?;
         }
@@ -240,6 +262,8 @@ impl Host {
             program: Path::new("/usr/bin").join(arch.qemu_program()),
             version: qemu::Version(10, 0, 2),
             build: "example".to_owned(),
+            board: Some(arch.board_of(10, 0)),
+            boards: [arch.board_of(10, 0)].into(),
         };
         Host {
             uid: 1000,
@@ -265,6 +289,8 @@ impl Host {
             qemus: Qemus::example([qemu(Arch::X86_64), qemu(Arch::Aarch64)]),
             memo,
             kvm: OnceLock::from(kvm),
+            firmware_folders: Vec::new(),
+            firmwares: OnceLock::new(),
         }
     }
 }

@@ -60,6 +60,9 @@ fn machine(file: &str, text: &str) -> Machine {
         profile: Profile::Basic,
         ports: Vec::new(),
         restart: RestartPolicy::OnFailure,
+        firmware: crate::cluster::FirmwareWish::Auto,
+        tpm: false,
+        ignition_transport: None,
     }
 }
 

@@ -331,20 +331,20 @@ fn hash(file: &mut File, length: u64, progress: &mut dyn FnMut(u64, u64)) -> io:
 }
 
 /// A format by QEMU's name of its driver.
-mod format_name {
+pub(crate) mod format_name {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
 
     use crate::cluster::DiskFormat;
 
-    pub(super) fn serialize<S: Serializer>(
+    pub(crate) fn serialize<S: Serializer>(
         format: &DiskFormat,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(format.driver())
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<DiskFormat, D::Error> {
         let name = String::deserialize(deserializer)?;

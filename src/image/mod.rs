@@ -8,6 +8,7 @@
 pub mod base;
 pub mod data;
 mod digest;
+pub mod flash;
 pub mod overlay;
 pub mod qcow2;
 pub mod store;

@@ -5,7 +5,8 @@ use std::fmt;
 use super::Grown;
 use crate::cluster::{ROOT_SERIAL, Size};
 use crate::state::record::{
-    DataDiskRecord, DataSourceRecord, DiskRecord, KernelRecord, MachineRecord,
+    DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind, FirmwareRecord, KernelRecord,
+    MachineRecord, TransportRecord,
 };
 
 /// One thing that changed.
@@ -45,10 +46,13 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         qemu: _,
         cpus,
         memory_mib,
+        firmware,
+        tpm,
         kernel,
         disk,
         data_disks,
         ignition: _,
+        ignition_transport,
         mac: _,
         ip: _,
         ports,
@@ -98,6 +102,25 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         "kernel",
         &kernel.as_ref().map_or(String::new(), kernel_text),
         &new.kernel.as_ref().map_or(String::new(), kernel_text),
+        Price::Restart,
+    );
+    found.add(
+        "firmware",
+        &firmware.as_ref().map_or(String::new(), firmware_text),
+        &new.firmware.as_ref().map_or(String::new(), firmware_text),
+        Price::Restart,
+    );
+    // Another program for the same TPM is no change to the machine.
+    found.add(
+        "tpm",
+        if tpm.is_some() { "swtpm" } else { "" },
+        if new.tpm.is_some() { "swtpm" } else { "" },
+        Price::Restart,
+    );
+    found.add(
+        "ignition transport",
+        transport_text(*ignition_transport),
+        transport_text(new.ignition_transport),
         Price::Restart,
     );
     found.add("image", image, &new.image, disk_price);
@@ -243,6 +266,22 @@ fn source_text(disk: &DataDiskRecord) -> String {
             let readonly = if *readonly { ", read-only" } else { "" };
             format!("{} ({}{readonly})", path.display(), format.word())
         }
+    }
+}
+
+fn firmware_text(firmware: &FirmwareRecord) -> String {
+    let kind = match firmware.kind {
+        FirmwareKind::Uefi => "UEFI",
+        FirmwareKind::UefiSecure => "UEFI with secure boot",
+    };
+    format!("{kind} of {}", firmware.code.display())
+}
+
+fn transport_text(transport: Option<TransportRecord>) -> &'static str {
+    match transport {
+        None => "the architecture's own",
+        Some(TransportRecord::FwCfg) => "fw_cfg",
+        Some(TransportRecord::VirtioBlk) => "virtio-blk",
     }
 }
 

@@ -4,26 +4,27 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
 use kiln_arch::Arch;
+use kiln_arch::machine::IgnitionTransport;
 
 use super::disks;
 use super::document::{Key, Node, Value};
 use super::error::{Fault, Place, Problem};
 use super::fields::{self, Fields, Keys};
 use super::files::{self, Folders};
-use super::image;
+use super::image::{self, PlacedImage};
 use super::load::Scale;
 use super::port::{self, PlacedPort};
 use super::suggest;
 use super::warning::SpecWarning;
 use crate::cluster::{
-    AccelWish, COUNT_LIMIT, IgnitionSource, Image, Machine, MachineName, Profile, RestartPolicy,
-    Size,
+    AccelWish, COUNT_LIMIT, FirmwareWish, IgnitionSource, Machine, MachineName, Profile,
+    RestartPolicy, Size,
 };
 
 const KEYS: Keys = Keys {
     known: &[
         "count", "names", "image", "arch", "accel", "cpus", "memory", "disk", "disks", "ignition",
-        "template", "vars", "profile", "ports", "firmware", "graphics", "restart",
+        "template", "vars", "profile", "ports", "firmware", "graphics", "restart", "tpm",
     ],
     not_built: &[
         (
@@ -47,7 +48,7 @@ const IGNITION_LIMIT: Size = Size::from_mib(8);
 /// What a group inherits.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Defaults<'a> {
-    pub(super) image: Option<&'a Image>,
+    pub(super) image: Option<&'a PlacedImage>,
     pub(super) arch: Arch,
     pub(super) folders: Folders<'a>,
     pub(super) scale: Scale<'a>,
@@ -96,7 +97,7 @@ pub(super) fn group(
         machines: names,
         scaled,
     } = names(key, &group, &mut fields, defaults.scale, warnings)?;
-    let image = match fields.take_as("image", |node, key| {
+    let PlacedImage { image, transport } = match fields.take_as("image", |node, key| {
         image::image(node, key, &owner, folders, warnings)
     })? {
         Some(image) => image,
@@ -107,7 +108,17 @@ pub(super) fn group(
         })?,
     };
     let arch = fields.take_as("arch", arch)?.unwrap_or(defaults.arch);
-    refuse_firmware(&mut fields, arch)?;
+    refuse_transport(transport, arch)?;
+    let firmware = fields
+        .take_as("firmware", |node, key| firmware(node, key, arch))?
+        .unwrap_or(FirmwareWish::Auto);
+    let tpm = fields
+        .take_as("tpm", |node, key| tpm(&node, key, arch))?
+        .unwrap_or(false);
+    // It changes nothing yet: only its plain word is taken.
+    fields.take_as("graphics", |node, key| {
+        fields::choice(node, key, &[("none", ())], &["vnc", "spice"])
+    })?;
     let accel = fields.take_as("accel", |node, key| {
         let words = [
             ("auto", AccelWish::Auto),
@@ -119,7 +130,7 @@ pub(super) fn group(
     let cpus = fields.take_as("cpus", |node, key| {
         fields::integer(&node, key, 1, CPUS_LIMIT)
     })?;
-    let memory = fields.take_as("memory", |node, key| memory(&node, key))?;
+    let memory = fields.take_as("memory", |node, key| memory(&node, key, arch))?;
     let disk = fields.take_as("disk", |node, key| {
         let place = node.place;
         if !image::has_disk(&image) {
@@ -183,6 +194,9 @@ pub(super) fn group(
         profile: profile.unwrap_or(Profile::Basic),
         ports: ports.iter().map(|placed| placed.port).collect(),
         restart: restart.unwrap_or(RestartPolicy::OnFailure),
+        firmware,
+        tpm,
+        ignition_transport: transport.map(|(_, transport)| transport),
     };
     let machines = (1..)
         .zip(names)
@@ -305,31 +319,57 @@ fn arch(node: Node, key: &str) -> Result<Arch, Fault> {
     })
 }
 
-/// `firmware` and `graphics` change nothing yet: only their plain words are taken.
-fn refuse_firmware(fields: &mut Fields, arch: Arch) -> Result<(), Fault> {
-    if let Some(node) = fields.take("firmware") {
-        let place = node.place;
-        let bios = fields::choice(
-            node,
-            "firmware",
-            &[("auto", false), ("bios", true)],
-            &["uefi", "uefi-secure"],
-        )?;
-        if bios && !matches!(arch, Arch::X86_64 | Arch::I386) {
-            return Err(Fault::bad_value(
-                place,
-                "firmware",
-                "this architecture has no BIOS; write `auto`",
-            ));
-        }
+/// The firmware, which the architecture's board has to take.
+fn firmware(node: Node, key: &str, arch: Arch) -> Result<FirmwareWish, Fault> {
+    let place = node.place;
+    let words = [
+        ("auto", FirmwareWish::Auto),
+        ("bios", FirmwareWish::Bios),
+        ("uefi", FirmwareWish::Uefi),
+        ("uefi-secure", FirmwareWish::UefiSecure),
+    ];
+    let wish = fields::choice(node, key, &words, &[])?;
+    let (fits, what) = match wish {
+        FirmwareWish::Auto => (true, ""),
+        FirmwareWish::Bios => (arch.has_bios(), "BIOS"),
+        FirmwareWish::Uefi => (arch.has_uefi(), "UEFI"),
+        FirmwareWish::UefiSecure => (arch.has_secure_boot(), "UEFI with secure boot"),
+    };
+    if fits {
+        return Ok(wish);
     }
-    fields.take_as("graphics", |node, key| {
-        fields::choice(node, key, &[("none", ())], &["vnc", "spice"])
-    })?;
-    Ok(())
+    Err(
+        Fault::bad_value(place, key, format!("{arch} machines have no {what}"))
+            .hint("write `auto`, or leave it out"),
+    )
 }
 
-fn memory(node: &Node, key: &str) -> Result<Size, Fault> {
+fn tpm(node: &Node, key: &str, arch: Arch) -> Result<bool, Fault> {
+    let wanted = fields::boolean(node, key)?;
+    if wanted && !arch.has_tpm() {
+        let why = format!("QEMU has no TPM for {arch} machines");
+        return Err(Fault::bad_value(node.place, key, why).hint("leave it out"));
+    }
+    Ok(wanted)
+}
+
+/// Refuses a transport that the machine's board does not have.
+fn refuse_transport(
+    transport: Option<(Place, IgnitionTransport)>,
+    arch: Arch,
+) -> Result<(), Fault> {
+    match transport {
+        Some((place, IgnitionTransport::FwCfg)) if !arch.has_fw_cfg() => Err(Fault::bad_value(
+            place,
+            "ignition_transport",
+            format!("{arch} machines have no fw_cfg"),
+        )
+        .hint("leave it out: they get the config by virtio-blk")),
+        Some((_, IgnitionTransport::FwCfg | IgnitionTransport::VirtioBlk)) | None => Ok(()),
+    }
+}
+
+fn memory(node: &Node, key: &str, arch: Arch) -> Result<Size, Fault> {
     let place = node.place;
     let size = fields::size(node, key, MEMORY_LEAST, MEMORY_MOST)?;
     if !size.bytes().is_multiple_of(Size::from_mib(1).bytes()) {
@@ -338,6 +378,14 @@ fn memory(node: &Node, key: &str) -> Result<Size, Fault> {
             key,
             format!("{size} is not a whole number of MiB"),
         ));
+    }
+    let step = Size::from_mib(arch.memory_step());
+    if !size.bytes().is_multiple_of(step.bytes()) {
+        let more = Size::from_bytes(size.bytes().next_multiple_of(step.bytes()));
+        return Err(
+            Fault::bad_value(place, key, format!("{arch} has memory in steps of {step}"))
+                .hint(format!("write `{more}`")),
+        );
     }
     Ok(size)
 }

@@ -232,6 +232,20 @@ impl MachineFiles {
         data_disk(&self.disks, serial)
     }
 
+    /// The machine's own UEFI variables.
+    pub fn uefi_vars(&self) -> PathBuf {
+        self.folder.join("uefi-vars.fd")
+    }
+
+    /// A folder of the TPM emulator's own, which belongs to the user that it runs as.
+    pub fn tpm(&self) -> PathBuf {
+        self.folder.join("tpm")
+    }
+
+    pub fn tpm_log(&self) -> PathBuf {
+        self.folder.join("swtpm.log")
+    }
+
     pub fn console_log(&self) -> PathBuf {
         self.folder.join("console.log")
     }

@@ -12,8 +12,9 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::DataFormat;
+use crate::cluster::{DataFormat, DiskFormat};
 use crate::image::BaseFacts;
+use crate::image::base::format_name;
 
 /// The choices that hold for a whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,6 +77,12 @@ pub struct MachineRecord {
     pub qemu: PathBuf,
     pub cpus: u16,
     pub memory_mib: u32,
+    /// UEFI; absent: what the board has of its own.
+    #[serde(default)]
+    pub firmware: Option<FirmwareRecord>,
+    /// The program that emulates its TPM, where it has one.
+    #[serde(default)]
+    pub tpm: Option<PathBuf>,
     pub kernel: Option<KernelRecord>,
     pub disk: Option<DiskRecord>,
     /// In the order in which the guest sees them, after the root disk.
@@ -83,6 +90,9 @@ pub struct MachineRecord {
     pub data_disks: Vec<DataDiskRecord>,
     /// Whether `config.ign` is handed to the guest.
     pub ignition: bool,
+    /// How, where it is not as the architecture has it.
+    #[serde(default)]
+    pub ignition_transport: Option<TransportRecord>,
     pub mac: String,
     pub ip: Ipv4Addr,
     pub ports: Vec<PortRecord>,
@@ -108,6 +118,35 @@ pub enum RestartRecord {
     No,
     OnFailure,
     Always,
+}
+
+/// A build of UEFI and the machine's copy of its variables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirmwareRecord {
+    pub kind: FirmwareKind,
+    /// The host's, shared and read-only.
+    pub code: PathBuf,
+    #[serde(with = "format_name")]
+    pub code_format: DiskFormat,
+    /// What the variables began as; they have its format.
+    pub template: PathBuf,
+    #[serde(with = "format_name")]
+    pub vars_format: DiskFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirmwareKind {
+    Uefi,
+    UefiSecure,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TransportRecord {
+    #[serde(rename = "fw_cfg")]
+    FwCfg,
+    VirtioBlk,
 }
 
 /// Direct kernel boot; both files lie in the cache, by digest.

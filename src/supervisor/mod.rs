@@ -16,5 +16,6 @@ pub mod process;
 pub mod protocol;
 pub mod qmp;
 mod slot;
+mod tpm;
 mod uplink;
 mod watch;

@@ -18,10 +18,13 @@ fn record(name: &str, last: u8) -> MachineRecord {
         qemu: PathBuf::from("/usr/bin/qemu-system-x86_64"),
         cpus: 1,
         memory_mib: 512,
+        firmware: None,
+        tpm: None,
         kernel: None,
         disk: None,
         data_disks: Vec::new(),
         ignition: true,
+        ignition_transport: None,
         mac: format!("52:54:00:00:00:{last:02x}"),
         ip: Ipv4Addr::new(10, 80, 1, last),
         ports: vec![PortRecord {

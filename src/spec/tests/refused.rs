@@ -49,6 +49,7 @@ fn sizes_have_units_and_limits() {
             "memory: 512M",
             "memory: 1MiB",
             "memory: 65537KiB",
+            "{arch: ppc64, memory: 640MiB}",
             "memory: 99999999999TiB",
             "disk: [1GiB]",
         ],
@@ -97,7 +98,6 @@ fn what_is_not_built_is_said() {
             "ignition: node.bu",
             "shares: []",
             "profile: etcd",
-            "firmware: uefi",
             "graphics: vnc",
             "ports: [\"53:53/udp\"]",
             "ports: [\"[::1]:80:80\"]",
@@ -210,7 +210,17 @@ fn ignition_files() {
 fn firmware_fits_the_architecture() {
     refused(
         with_group,
-        &["{arch: aarch64, firmware: bios}"],
+        &[
+            "{arch: aarch64, firmware: bios}",
+            "{arch: aarch64, firmware: uefi-secure}",
+            "{arch: s390x, firmware: uefi}",
+            "{arch: ppc64le, firmware: bios}",
+            "{arch: i386, firmware: uefi}",
+            "firmware: ovmf",
+            "{arch: s390x, tpm: true}",
+            "tpm: 2.0",
+            "{arch: ppc64le, image: {disk: disk.qcow2, ignition_transport: fw_cfg}}",
+        ],
         &expect_file!["../golden/firmware_fits_the_architecture.txt"],
     );
 }
@@ -240,7 +250,7 @@ fn images_that_cannot_be() {
             "{disk: disk.raw, format: vmdk}",
             "{kernel: vmlinuz, disk: {disk: disk.raw}, format: raw}",
             "{kernel: vmlinuz, disk: {kernel: vmlinuz}}",
-            "{disk: disk.qcow2, ignition_transport: fw_cfg}",
+            "{disk: disk.qcow2, ignition_transport: network}",
             "{kernal: vmlinuz}",
         ],
         &expect_file!["../golden/images_that_cannot_be.txt"],
