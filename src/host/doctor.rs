@@ -6,6 +6,7 @@
 use kiln_arch::Arch;
 
 use super::distribution::{Distribution, Piece};
+use super::firmware::{Firmwares, Uefi};
 use super::kvm::{Ask, KvmState};
 use super::probe::Host;
 use super::qemu::{Qemu, QemuError};
@@ -42,6 +43,13 @@ pub fn examine(host: &mut Host) -> Vec<Check> {
     for arch in Arch::ALL {
         checks.push(qemu(arch, host.arch, host.qemu(arch), host.distribution));
     }
+    let firmwares = host.firmwares();
+    for arch in Arch::ALL.into_iter().filter(|arch| arch.has_uefi()) {
+        checks.push(uefi(arch, Uefi::Open, firmwares, host.distribution));
+        if arch.has_secure_boot() {
+            checks.push(uefi(arch, Uefi::Secure, firmwares, host.distribution));
+        }
+    }
     if let Some(arch) = host.arch {
         checks.push(kvm(&host.try_kvm(arch, Ask::Again)));
     }
@@ -63,6 +71,12 @@ pub fn examine(host: &mut Host) -> Vec<Check> {
             "ignition-validate",
             &host.tools.ignition_validate,
             "a second opinion on Ignition configs",
+        ),
+        (
+            Piece::Swtpm,
+            "swtpm",
+            &host.tools.swtpm,
+            "machines with `tpm: true`",
         ),
     ] {
         let found = path.as_ref().map(|path| path.display().to_string());
@@ -103,6 +117,32 @@ fn qemu(
             },
             found: in_one_line(error),
             remedy: distribution.install(Piece::Qemu(arch)),
+        },
+    }
+}
+
+fn uefi(arch: Arch, uefi: Uefi, firmwares: &Firmwares, distribution: Distribution) -> Check {
+    let name = match uefi {
+        Uefi::Open => format!("uefi {arch}"),
+        Uefi::Secure => format!("uefi-secure {arch}"),
+    };
+    match firmwares.choose(arch, &arch.board_of(0, 0), uefi) {
+        Some(firmware) => Check {
+            name,
+            status: Status::Ok,
+            found: firmware.code.path.display().to_string(),
+            remedy: None,
+        },
+        None => Check {
+            name,
+            status: Status::Warn,
+            found: match (uefi, arch.needs_uefi()) {
+                (Uefi::Secure, _) => "not installed; it is for `firmware: uefi-secure`",
+                (Uefi::Open, true) => "not installed; without it machines boot no disk",
+                (Uefi::Open, false) => "not installed; it is for `firmware: uefi`",
+            }
+            .to_owned(),
+            remedy: distribution.install(Piece::Uefi(arch)),
         },
     }
 }
@@ -233,9 +273,9 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let checks = examine(&mut Host::at_home_in(home.path()));
         let mut names: Vec<&str> = checks.iter().map(|check| check.name.as_str()).collect();
-        assert_eq!(names.len(), 13);
+        assert_eq!(names.len(), 17);
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), 13);
+        assert_eq!(names.len(), 17);
     }
 }

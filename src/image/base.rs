@@ -64,7 +64,7 @@ pub enum ImageError {
     Empty { path: PathBuf },
     #[error("image `{}` is of {size} bytes; at most {LARGEST_DISK} (64 TiB) are allowed", path.display())]
     TooLarge { path: PathBuf, size: u64 },
-    #[error("refused to boot from `{}` as qcow2", path.display())]
+    #[error("refused to use `{}` as qcow2", path.display())]
     Refused {
         path: PathBuf,
         #[source]
@@ -234,6 +234,11 @@ impl FileFacts {
 /// Opens a file or block device for reading. Nothing else is ever opened: a FIFO would wait, and
 /// opening some devices does something.
 pub(super) fn open(path: &Path) -> Result<File, ImageError> {
+    open_with(path, OpenOptions::new().read(true))
+}
+
+/// As [`open`], with these `options`.
+pub(super) fn open_with(path: &Path, options: &mut OpenOptions) -> Result<File, ImageError> {
     let fail = |source| ImageError::Open {
         path: path.to_owned(),
         source,
@@ -248,8 +253,7 @@ pub(super) fn open(path: &Path) -> Result<File, ImageError> {
         }
     };
     kind(&fs::metadata(path).map_err(fail)?)?;
-    let file = OpenOptions::new()
-        .read(true)
+    let file = options
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
         .map_err(fail)?;
@@ -258,7 +262,7 @@ pub(super) fn open(path: &Path) -> Result<File, ImageError> {
     Ok(file)
 }
 
-fn length(mut file: &File, metadata: &Metadata) -> io::Result<u64> {
+pub(super) fn length(mut file: &File, metadata: &Metadata) -> io::Result<u64> {
     if metadata.is_file() {
         return Ok(metadata.len());
     }
@@ -335,20 +339,20 @@ fn hash(file: &mut File, length: u64, progress: &mut dyn FnMut(u64, u64)) -> io:
 }
 
 /// A format by QEMU's name of its driver.
-mod format_name {
+pub(crate) mod format_name {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
 
     use crate::cluster::DiskFormat;
 
-    pub(super) fn serialize<S: Serializer>(
+    pub(crate) fn serialize<S: Serializer>(
         format: &DiskFormat,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(format.driver())
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<DiskFormat, D::Error> {
         let name = String::deserialize(deserializer)?;

@@ -1,13 +1,20 @@
 //! The small choices of a plan, each a function of what it depends on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
+use kiln_arch::machine::IgnitionTransport;
 use sha2::{Digest, Sha256};
 
-use crate::cluster::{AccelWish, Machine, Profile, RestartPolicy, Size};
+use crate::cluster::{AccelWish, FirmwareWish, Machine, Profile, RestartPolicy, Size};
+use crate::host::distribution::Piece;
+use crate::host::firmware::{Firmware, Uefi};
 use crate::host::kvm::KvmState;
 use crate::plan::{HostFacts, ImageFacts, Inventory, Known, PlanError};
-use crate::state::record::{AccelRecord, DiskRecord, MachineRecord, PortRecord, RestartRecord};
+use crate::state::record::{
+    AccelRecord, DiskRecord, FirmwareKind, FirmwareRecord, MachineRecord, PortRecord,
+    RestartRecord, TransportRecord,
+};
 
 /// Free host ports are chosen from here: below the kernel's ephemeral range (from 32768).
 const FREE_PORTS: std::ops::Range<u16> = 20000..30000;
@@ -35,7 +42,7 @@ pub(super) fn accel(
     machine: &Machine,
     host: &HostFacts,
 ) -> Result<(AccelRecord, String), PlanError> {
-    let native = machine.arch == host.arch;
+    let native = machine.arch.is_native_on(host.arch);
     match (machine.accel, &host.kvm) {
         (AccelWish::Tcg, _) => Ok((AccelRecord::Tcg, String::new())),
         (AccelWish::Kvm, _) if !native => Err(PlanError::ForeignKvm {
@@ -59,6 +66,72 @@ pub(super) fn accel(
             AccelRecord::Tcg,
             "KVM was not tried yet; `kiln up` tries it".to_owned(),
         )),
+    }
+}
+
+/// The machine's UEFI, or none where the board's own firmware boots it.
+///
+/// The build that it has is kept for as long as it is installed: its variables belong to it.
+pub(super) fn firmware(
+    machine: &Machine,
+    image: &ImageFacts,
+    board: Option<&str>,
+    host: &HostFacts,
+    old: Option<&MachineRecord>,
+) -> Result<Option<FirmwareRecord>, PlanError> {
+    let arch = machine.arch;
+    let (uefi, kind) = match machine.firmware {
+        FirmwareWish::Auto if arch.needs_uefi() && image.kernel.is_none() => {
+            (Uefi::Open, FirmwareKind::Uefi)
+        }
+        FirmwareWish::Auto | FirmwareWish::Bios => return Ok(None),
+        FirmwareWish::Uefi => (Uefi::Open, FirmwareKind::Uefi),
+        FirmwareWish::UefiSecure => (Uefi::Secure, FirmwareKind::UefiSecure),
+    };
+    // One that has no version by its own name is of the same family.
+    let board = board.map_or_else(|| arch.board_of(0, 0), str::to_owned);
+    let record = |firmware: &Firmware| FirmwareRecord {
+        kind,
+        code: firmware.code.path.clone(),
+        code_format: firmware.code.format,
+        template: firmware.template.path.clone(),
+        vars_format: firmware.template.format,
+    };
+    let kept = old.and_then(|old| old.firmware.as_ref()).filter(|kept| {
+        let mut usable = host.firmwares.usable.iter();
+        usable.any(|it| it.fits(arch, &board, uefi) && record(it) == **kept)
+    });
+    match kept {
+        Some(kept) => Ok(Some(kept.clone())),
+        None => match host.firmwares.choose(arch, &board, uefi) {
+            Some(firmware) => Ok(Some(record(firmware))),
+            None => Err(PlanError::NoFirmware {
+                machine: machine.name.to_string(),
+                arch,
+                uefi,
+                faults: host.firmwares.faults.clone(),
+                install: host.distribution.install(Piece::Uefi(arch)),
+            }),
+        },
+    }
+}
+
+/// The program that emulates the machine's TPM, where it wants one.
+pub(super) fn tpm(machine: &Machine, host: &HostFacts) -> Result<Option<PathBuf>, PlanError> {
+    match &host.swtpm {
+        _ if !machine.tpm => Ok(None),
+        Some(program) => Ok(Some(program.clone())),
+        None => Err(PlanError::NoTpm {
+            machine: machine.name.to_string(),
+            install: host.distribution.install(Piece::Swtpm),
+        }),
+    }
+}
+
+pub(super) fn transport(transport: IgnitionTransport) -> TransportRecord {
+    match transport {
+        IgnitionTransport::FwCfg => TransportRecord::FwCfg,
+        IgnitionTransport::VirtioBlk => TransportRecord::VirtioBlk,
     }
 }
 

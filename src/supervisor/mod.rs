@@ -18,5 +18,6 @@ pub mod protocol;
 pub mod qmp;
 mod regain;
 mod slot;
+mod tpm;
 mod uplink;
 mod watch;

@@ -158,7 +158,8 @@ impl Uplink {
             .map_err(|error| in_one_line(&error))?;
         let command = kiln_arch::render_uplink(&uplink).map_err(|error| in_one_line(&error))?;
         folder::make_private(&self.files.sockets).map_err(|error| in_one_line(&error))?;
-        let fds = launch::open(&handles).map_err(|error| in_one_line(&error))?;
+        let launch::Opened { fds, .. } =
+            launch::open(&handles).map_err(|error| in_one_line(&error))?;
         let stderr = OpenOptions::new()
             .write(true)
             .create(true)

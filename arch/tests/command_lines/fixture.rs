@@ -52,6 +52,7 @@ pub(crate) fn direct(arch: Arch) -> Machine {
         cpus: NonZeroU16::new(1).unwrap(),
         memory: mib(256),
         firmware: Firmware::Board,
+        tpm: None,
         monitors: vec![fds.socket(), fds.socket()],
         console: Console {
             backend: ConsoleBackend::Socket(fds.socket()),
@@ -196,6 +197,19 @@ pub(crate) fn shell(arch: Arch) -> Machine {
         sandbox: Sandbox::Absent,
         ..direct(arch)
     }
+}
+
+/// A machine that boots its disk by UEFI and has a TPM, under TCG.
+pub(crate) fn uefi(arch: Arch) -> Machine {
+    let mut machine = disk(arch);
+    let mut fds = Fds(20);
+    machine.accel = Accel::Tcg;
+    machine.firmware = Firmware::Uefi(Pflash {
+        vars_format: Format::Raw,
+        ..flash(&mut fds)
+    });
+    machine.tpm = Some(fds.next());
+    machine
 }
 
 /// Firmware that verifies what it boots, and an image that looks for its config on a disk.

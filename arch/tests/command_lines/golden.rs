@@ -3,6 +3,7 @@
 
 use expect_test::expect_file;
 use kiln_arch::command::QemuCommand;
+use kiln_arch::machine::ChildFd;
 use kiln_arch::{Arch, render, render_uplink};
 
 use crate::fixture;
@@ -53,6 +54,31 @@ fn every_argument_says_why_it_is_there() {
         let command = render(&fixture::direct(arch)).unwrap();
         check(&format!("{arch}-direct.reasons"), &explained(&command));
     }
+}
+
+#[test]
+fn boards_that_take_uefi_boot_by_it_and_have_a_tpm() {
+    for arch in [Arch::X86_64, Arch::Aarch64] {
+        let command = render(&fixture::uefi(arch)).unwrap();
+        check(&format!("{arch}-uefi.args"), &command.to_string());
+    }
+}
+
+#[test]
+fn every_tpm_sits_where_its_board_has_it() {
+    let mut text = String::new();
+    for arch in Arch::ALL.into_iter().filter(|arch| arch.has_tpm()) {
+        let mut machine = fixture::direct(arch);
+        machine.tpm = ChildFd::nth(30);
+        let command = render(&machine).unwrap().to_string();
+        let lines = command.lines().filter(|line| line.contains("tpm"));
+        text.extend(
+            [arch.name(), "\n"]
+                .into_iter()
+                .chain(lines.flat_map(|line| [line, "\n"])),
+        );
+    }
+    check("tpm.args", text.trim_end());
 }
 
 #[test]

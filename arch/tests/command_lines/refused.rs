@@ -62,6 +62,13 @@ fn boards_without_uefi_refuse_it() {
 }
 
 #[test]
+fn a_tpm_where_there_is_none() {
+    let mut machine = direct(Arch::S390x);
+    machine.tpm = ChildFd::nth(30);
+    check(&machine, &expect!["s390x machines have no TPM"]);
+}
+
+#[test]
 fn fw_cfg_where_there_is_none() {
     for arch in [Arch::S390x, Arch::Ppc64le] {
         let mut machine = direct(arch);
