@@ -149,11 +149,13 @@ impl Slot {
             }
             (Some(run), None) => match run.state {
                 StateRecord::Stopped => Machine::stopped(restart, reports, run.reason.clone()),
-                StateRecord::Crashed => {
-                    // Its supervisor is gone, and with it the plan to start it again.
-                    let why = run.reason.strip_suffix(AGAIN).unwrap_or(&run.reason);
-                    Machine::crashed(restart, reports, why.to_owned())
-                }
+                StateRecord::Crashed => match run.reason.strip_suffix(AGAIN) {
+                    Some(why) => {
+                        let (why, now) = (why.to_owned(), Instant::now());
+                        Machine::crashed_for_now(restart, reports, why, run.restarts, now)
+                    }
+                    None => Machine::crashed(restart, reports, run.reason.clone()),
+                },
                 StateRecord::Stopping => Machine::stopped(restart, reports, String::new()),
                 StateRecord::Starting
                 | StateRecord::Running
@@ -522,6 +524,7 @@ impl Slot {
             report: self.machine.report().cloned(),
             seen: self.seen.clone(),
             started_at: self.started_at.clone(),
+            restarts: self.machine.restarts(),
         };
         if self.saved.as_ref() == Some(&run) {
             return;

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::fake_support::{Ended, World, wait_until, walk};
+use crate::fake_support::{Ended, World, holds, wait_until, walk};
 
 /// The command's error, without the lines of progress before it.
 fn error(ended: &Ended) -> &str {
@@ -291,6 +291,23 @@ fn a_machine_that_keeps_dying_is_started_after_longer_and_longer_pauses() {
     let down = world.kiln(&["down"]);
     assert_eq!(down.code, Some(0), "{}", down.stderr);
     world.assert_clean();
+}
+
+#[test]
+fn a_machine_that_waits_for_its_restart_gets_it_from_the_next_supervisor() {
+    let world = World::new();
+    world.nodes(2, "");
+    world.ok(&["up"]);
+    let pids = world.pids();
+    kill(Pid::from_raw(pids["node-1"]), Signal::SIGKILL).unwrap();
+    let record = world.machine("demo", "node-1").join("run.json");
+    wait_until("its restart is due", || {
+        holds(&record, "will be started again")
+    });
+    world.supervisors()[0].kill();
+    becomes(&world, "node-1: ready", Duration::from_secs(10));
+    assert_ne!(world.pids()["node-1"], pids["node-1"]);
+    assert_eq!(world.pids()["node-2"], pids["node-2"]);
 }
 
 #[test]
