@@ -428,7 +428,7 @@ pub struct Opened {
     pub tpm: Option<OwnedFd>,
 }
 
-/// Opens the handles, in order. After them come the names of the listeners, which QEMU knows
+/// Opens the handles, in order. After them come the names of its listeners, which QEMU knows
 /// nothing of: see [`crate::supervisor::regain`].
 ///
 /// # Errors
@@ -436,7 +436,8 @@ pub struct Opened {
 pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
     let mut fds = Vec::with_capacity(2 * handles.len());
     let mut tpm = None;
-    let number = |index: u16| ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
+    let number = |index| ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
+    let mut names = Vec::new();
     let mut indices = 0u16..;
     for (handle, index) in handles.iter().zip(indices.by_ref()) {
         let fd = match handle {
@@ -445,7 +446,15 @@ pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
                 tpm = Some(other.into());
                 ours.into()
             }
-            Handle::Listener(path) => listen(path)?.into(),
+            Handle::Listener(path) => {
+                let listener = listen(path)?.into();
+                let flags = libc::O_PATH | libc::O_NOFOLLOW;
+                names.push(file(
+                    path,
+                    OpenOptions::new().read(true).custom_flags(flags),
+                )?);
+                listener
+            }
             Handle::Read(path) => file(path, OpenOptions::new().read(true))?,
             Handle::ReadWrite(path) => file(path, OpenOptions::new().read(true).write(true))?,
             Handle::Overlay(path) => {
@@ -480,21 +489,8 @@ pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
         };
         fds.push((fd, number(index)));
     }
-    let names = handles.iter().filter_map(|handle| match handle {
-        Handle::Listener(path) => Some(path),
-        Handle::Read(_)
-        | Handle::ReadWrite(_)
-        | Handle::Append(_)
-        | Handle::Disk { .. }
-        | Handle::Tpm
-        | Handle::Sealed(_) => None,
-    });
-    for (path, index) in names.zip(indices) {
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW);
-        fds.push((file(path, &mut options)?, number(index)));
+    for (name, index) in names.into_iter().zip(indices) {
+        fds.push((name, number(index)));
     }
     Ok(Opened { fds, tpm })
 }
