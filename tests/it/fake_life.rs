@@ -1,11 +1,13 @@
 //! The life of a cluster: each verb through the real binary, on machines that behave.
 
 use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
 
 use expect_test::expect;
 use serde_json::{Value, json};
 
-use crate::fake_support::{EMPTY_CONFIG, World, wait_until};
+use crate::fake_support::{EMPTY_CONFIG, World, holds, wait_until};
 
 /// `pid` becomes `PID` where a machine has one, times become `TIME`.
 fn masked(mut value: Value) -> Value {
@@ -532,4 +534,34 @@ fn ten_rounds_leave_nothing() {
         world.ok(&["down", "--timeout", "0s"]);
         world.assert_clean();
     }
+}
+
+#[test]
+fn a_console_ends_with_its_input_and_has_room_for_one() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.ok(&["up"]);
+    // Standard input is /dev/null.
+    let alone = world.kiln(&["console", "node-1"]);
+    assert_eq!(alone.code, Some(0), "{}", alone.stderr);
+    assert!(alone.took < Duration::from_secs(3), "{:?}", alone.took);
+    let mut first = world
+        .command(&["console", "node-1"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lock = world.machine("demo", "node-1").join("console.lock");
+    wait_until("it is at it", || holds(&lock, "kiln console"));
+    let second = world.kiln(&["console", "node-1"]);
+    assert_eq!(second.code, Some(8), "{}", second.stderr);
+    let who = format!(
+        "error: another kiln (pid {}: kiln console) is at it",
+        first.id()
+    );
+    assert!(second.stderr.starts_with(&who), "{}", second.stderr);
+    assert!(second.took < Duration::from_secs(3), "{:?}", second.took);
+    drop(first.stdin.take());
+    assert!(first.wait().unwrap().success());
+    assert!(!lock.exists());
+    world.ok(&["console", "node-1"]);
 }

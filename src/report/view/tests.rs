@@ -49,6 +49,7 @@ fn status(name: &str, state: StateRecord, reason: &str) -> MachineStatus {
         addresses: Vec::new(),
         report: None,
         started_at: None,
+        notes: Vec::new(),
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod alone;
 mod at_once;
+mod data;
 mod disk;
 mod fails;
 mod five;

@@ -297,15 +297,16 @@ impl<'a> Asked<'a> {
 
     /// The layers of an image: their formats, their files, and that only the top may be written.
     fn chain(&self, qemu: &mut Running, found: &Value, image: &Image, read_only: bool) {
-        let (source, format, backing) = match image {
-            Image::Raw(source) => (source, "raw", None),
-            Image::Qcow2 { source, backing } => (source, "qcow2", backing.as_deref()),
+        let (source, format, protocol, backing) = match image {
+            Image::Raw(source) => (source, "raw", "file", None),
+            Image::Device(source) => (source, "raw", "host_device", None),
+            Image::Qcow2 { source, backing } => (source, "qcow2", "file", backing.as_deref()),
         };
         assert_eq!(found["format"], format);
         let nodes = qemu.monitor.ask("query-named-block-nodes");
         let file = self.stage.filename(source);
         let mut nodes = nodes.as_array().unwrap().iter();
-        let node = nodes.find(|node| node["drv"] == "file" && node["file"] == json!(file));
+        let node = nodes.find(|node| node["drv"] == protocol && node["file"] == json!(file));
         assert_eq!(node.unwrap()["ro"], json!(read_only), "{file}");
         let below = found.get("backing-image");
         match (backing, below) {

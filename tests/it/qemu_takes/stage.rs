@@ -202,6 +202,8 @@ impl Stage {
     fn image(&self, image: &Image, access: Access) {
         match image {
             Image::Raw(source) => self.blank(source, Format::Raw, access, DISK_SIZE),
+            // Only root has block devices to give away.
+            Image::Device(_) => panic!("{}: no stage has a block device", self.name),
             Image::Qcow2 { source, backing } => {
                 self.blank(source, Format::Qcow2, access, DISK_SIZE);
                 if let Some(backing) = backing {
