@@ -16,6 +16,7 @@ use kiln_arch::Arch;
 use kiln_netsetup::address::{self, AddressError, Subnet};
 
 use crate::cluster::{Cluster, Machine, NetworkMode, Size};
+use crate::host::distribution::{Distribution, Piece};
 use crate::host::kvm::KvmState;
 use crate::state::files::SCHEMA;
 use crate::state::layout::ClusterFiles;
@@ -34,6 +35,8 @@ pub struct HostFacts {
     pub qemu: BTreeMap<Arch, QemuFacts>,
     /// For guests of the host's own architecture.
     pub kvm: KvmState,
+    /// For the command that installs what is missing.
+    pub distribution: Distribution,
     /// Whether qemu-img is installed, which makes the machines' disks.
     pub has_qemu_img: bool,
     /// The uid that QEMUs are to run as, where kiln is root.
@@ -127,9 +130,16 @@ pub enum Action {
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     #[error("machine `{machine}` needs `{program}`, which is not installed")]
-    NoQemu { machine: String, program: String },
+    NoQemu {
+        machine: String,
+        program: String,
+        install: Option<String>,
+    },
     #[error("machine `{machine}` has a disk, and `qemu-img`, which makes it, is not installed")]
-    NoQemuImg { machine: String },
+    NoQemuImg {
+        machine: String,
+        install: Option<String>,
+    },
     #[error("machine `{machine}` asks for KVM, which does not work here: {why}")]
     NoKvm { machine: String, why: String },
     #[error(
@@ -311,10 +321,14 @@ fn machine_record(
         .ok_or_else(|| PlanError::NoQemu {
             machine: name.clone(),
             program: machine.arch.qemu_program().to_owned(),
+            install: host.distribution.install(Piece::Qemu(machine.arch)),
         })?;
     let (accel, accel_reason) = choice::accel(machine, host)?;
     if image.disk.is_some() && old.is_none() && !host.has_qemu_img {
-        return Err(PlanError::NoQemuImg { machine: name });
+        return Err(PlanError::NoQemuImg {
+            machine: name,
+            install: host.distribution.install(Piece::QemuImg),
+        });
     }
     Ok(MachineRecord {
         schema: SCHEMA,

@@ -336,7 +336,7 @@ fn make_machine(
         machine: step.name.clone(),
         source: Box::new(source),
     })?;
-    batch.add(&own.ignition(), rendered.config.as_bytes())?;
+    batch.add(&own.ignition(), &in_sectors(rendered.config))?;
     if let Some(disk) = &record.disk {
         let size = Size::from_bytes(disk.size);
         let made = if own.disk().exists() {
@@ -350,6 +350,14 @@ fn make_machine(
         })?;
     }
     save(&own.record(), record, batch)
+}
+
+/// The config as it may lie on a disk: JSON does not mind white space at its end.
+fn in_sectors(config: String) -> Vec<u8> {
+    const SECTOR: usize = 512;
+    let mut bytes = config.into_bytes();
+    bytes.resize(bytes.len().next_multiple_of(SECTOR), b'\n');
+    bytes
 }
 
 /// The pair whose private key lies at `path`, made there when it does not.
