@@ -36,6 +36,8 @@ pub(crate) struct Board {
     /// The device by which a guest's kernel says that it panicked; absent where the board itself
     /// tells.
     pub(crate) panic_device: Option<&'static str>,
+    /// The device behind which a TPM 2.0 sits; absent where QEMU has none for the board.
+    pub(crate) tpm: Option<&'static str>,
     /// Memory comes in steps of this many MiB.
     pub(crate) memory_step: u32,
 }

@@ -20,9 +20,11 @@ mod uplink;
 use std::fmt;
 use std::str::FromStr;
 
+use board::BoardFirmware;
 use command::QemuCommand;
-use machine::{Machine, Uplink};
+use machine::{IgnitionTransport, Machine, Uplink};
 
+pub use render::drive_node;
 pub use unsupported::Unsupported;
 
 /// What a guest's processor is.
@@ -85,6 +87,40 @@ impl Arch {
     /// hardware.
     pub fn board_alias(self) -> &'static str {
         self.board().machine
+    }
+
+    /// Whether the board has a BIOS of its own that boots disks: SeaBIOS.
+    pub fn has_bios(self) -> bool {
+        matches!(self, Arch::I386 | Arch::X86_64)
+    }
+
+    /// Whether the board takes UEFI.
+    pub fn has_uefi(self) -> bool {
+        match self.board().firmware {
+            BoardFirmware::OwnOrUefi | BoardFirmware::UefiOnly => true,
+            BoardFirmware::Own => false,
+        }
+    }
+
+    /// Whether the board can keep a guest from the variables that say what may boot.
+    pub fn has_secure_boot(self) -> bool {
+        self.board().firmware == BoardFirmware::OwnOrUefi
+    }
+
+    /// Whether without UEFI nothing but a kernel boots.
+    pub fn needs_uefi(self) -> bool {
+        self.board().firmware == BoardFirmware::UefiOnly
+    }
+
+    /// Whether the board can have a TPM.
+    pub fn has_tpm(self) -> bool {
+        self.board().tpm.is_some()
+    }
+
+    /// Whether Ignition finds its config by fw_cfg, unless told otherwise; else on a disk, the
+    /// only way that the board has.
+    pub fn has_fw_cfg(self) -> bool {
+        self.board().ignition == IgnitionTransport::FwCfg
     }
 
     /// What QEMU `major.minor` as its authors release it calls its newest board.

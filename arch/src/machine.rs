@@ -31,6 +31,9 @@ pub struct Machine {
     pub cpus: NonZeroU16,
     pub memory: MiB,
     pub firmware: Firmware,
+    /// A connected socket at whose other end a TPM 2.0 is emulated (swtpm's control channel);
+    /// absent: the machine has no TPM.
+    pub tpm: Option<ChildFd>,
     /// Boots this kernel itself; absent: the firmware boots the first of [`Machine::drives`].
     pub kernel: Option<Kernel>,
     /// In the order in which the guest sees them.

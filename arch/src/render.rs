@@ -9,6 +9,7 @@ mod network;
 mod storage;
 
 pub(crate) use character::{monitor, take_socket};
+pub use storage::drive_node;
 
 use crate::Unsupported;
 use crate::board::{Board, BoardFirmware, Bus};
@@ -35,6 +36,7 @@ pub(crate) fn machine(machine: &Machine) -> Result<QemuCommand, Unsupported> {
     render.board()?;
     render.monitors()?;
     render.console()?;
+    render.tpm()?;
     render.ports()?;
     render.always()?;
     render.nics()?;

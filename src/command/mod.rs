@@ -8,6 +8,7 @@ mod explain;
 mod failure;
 mod gc;
 mod init;
+mod login;
 mod logs;
 mod power;
 mod render;
@@ -15,9 +16,11 @@ mod show;
 mod spec;
 mod ssh;
 mod supervise;
+mod tools;
 mod up;
 mod wait;
 
+use std::path::Path;
 use std::time::Instant;
 
 use crate::cli::documents;
@@ -73,6 +76,9 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
         Verb::Logs(args) => logs::run(&session()?, args),
         Verb::Console(args) => console::run(&session()?, args),
         Verb::Ssh(args) => ssh::run(&session()?, args),
+        Verb::Cp(args) => ssh::copy(&session()?, args),
+        Verb::SshConfig(args) => tools::ssh_config(&session()?, args),
+        Verb::Inventory(args) => tools::inventory(&session()?, args),
         Verb::Proxy(args) => ssh::proxy(&session()?, args),
         Verb::Render(args) => render::run(&mut session()?, args),
         Verb::Explain(args) => explain::run(&mut session()?, args),
@@ -142,26 +148,29 @@ impl<'a> Session<'a> {
 
     /// A spec may work only on the cluster that was made from it.
     fn refuse_foreign(&self, record: &ClusterRecord) -> Result<(), Error> {
+        self.refuse_foreign_spec(&record.name, &record.spec)
+    }
+
+    /// As [`Session::refuse_foreign`], for what the cluster `name` of the spec `made_from` left.
+    fn refuse_foreign_spec(&self, name: &str, made_from: &Path) -> Result<(), Error> {
         if self.global.cluster.is_some() {
             return Ok(());
         }
         let spec = spec::find(self)?;
         let spec = std::fs::canonicalize(&spec).unwrap_or(spec);
-        if spec == record.spec {
+        if spec == made_from {
             return Ok(());
         }
         Err(Error::new(
             Exit::Unsafe,
             format!(
-                "cluster `{}` was made from `{}`, not from `{}`",
-                record.name,
-                record.spec.display(),
+                "cluster `{name}` was made from `{}`, not from `{}`",
+                made_from.display(),
                 spec.display()
             ),
         )
         .hint(format!(
-            "give this cluster another name, or say `-c {}` if you mean that one",
-            record.name
+            "give this cluster another name, or say `-c {name}` if you mean that one"
         )))
     }
 }

@@ -9,7 +9,8 @@ use crate::command::wait::{default_timeout, goal, until};
 use crate::command::{Made, Session, down, power, show, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
-use crate::plan::{self, Action, Plan};
+use crate::inventory::Images;
+use crate::plan::{self, Action, HostFacts, Inventory, Plan};
 use crate::stage::{self, Prepared, Undo};
 use crate::state::layout::ClusterFiles;
 use crate::state::lock::Lock;
@@ -17,10 +18,10 @@ use crate::state::record::StateRecord;
 use crate::supervisor::protocol::Request;
 
 pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error> {
-    let cluster = spec::load(session)?;
+    let cluster = spec::load(session, &args.scale)?;
     let names = spec::names(&cluster, &args.machines.machines)?;
     if args.dry_run {
-        let (_, mut plan) = spec::planned(session)?;
+        let (_, mut plan) = spec::planned(session, &args.scale)?;
         plan.restrict(&names);
         return spec::show_plan(session, &plan);
     }
@@ -52,19 +53,24 @@ fn make(
     files: &ClusterFiles,
 ) -> Result<(Made, Client, Prepared), Error> {
     let facts = spec::host_facts(session, cluster, true)?;
-    // Held until the cluster is recorded, so that no other `up` takes the same subnet.
-    let reservations = Lock::take(&session.roots.reservations_lock())?;
-    let inventory = spec::collect(session, cluster)?;
-    spec::refuse_other_folder(cluster, inventory.cluster.as_ref())?;
-    let mut plan = plan::plan(cluster, &facts, &inventory)?;
-    plan.restrict(names);
-    refuse_loss(&plan, args.replace)?;
+    // What takes time is done before others have to wait for it: reading images, checking configs.
+    let images = spec::images(session, cluster)?;
+    let draft = decide(session, args, cluster, names, &facts, &images)?.0;
     // A config that is wrong is found before anything is made.
-    spec::check_ignition(session, cluster, &plan)?;
+    spec::check_ignition(session, cluster, &draft)?;
+    // Held until the cluster is recorded, so that no other `up` takes the same subnet.
+    let reservations = Lock::take(&session.roots.reservations_lock(), "kiln up")?;
+    let (plan, inventory) = decide(session, args, cluster, names, &facts, &images)?;
+    if plan.cluster.reservations != draft.cluster.reservations {
+        // Another cluster was faster: the configs have other addresses in them.
+        spec::check_ignition(session, cluster, &plan)?;
+    }
     let running = inventory.alive();
     let reserved = stage::reserve(plan, inventory.cluster, files, &session.roots)?;
     drop(reservations);
-    if let Err(error) = stop_first(session, files, reserved.plan(), &running) {
+    let changed = stop_first(session, files, reserved.plan(), &running)
+        .and_then(|()| change(files, reserved.plan()));
+    if let Err(error) = changed {
         reserved.give_up();
         return Err(error);
     }
@@ -84,10 +90,30 @@ fn make(
     }
 }
 
+/// Plans by what is there now.
+fn decide(
+    session: &Session<'_>,
+    args: &UpArgs,
+    cluster: &Cluster,
+    names: &[String],
+    facts: &HostFacts,
+    images: &Images,
+) -> Result<(Plan, Inventory), Error> {
+    let inventory = spec::collect(session, cluster, images.clone())?;
+    spec::refuse_other_folder(cluster, &inventory)?;
+    let mut plan = plan::plan(cluster, facts, &inventory)?;
+    plan.restrict(names);
+    refuse_loss(&plan, args.replace)?;
+    Ok((plan, inventory))
+}
+
 /// Takes back what this `up` made, machines that run included. The cluster's lock is held.
 fn take_back(session: &Session<'_>, files: &ClusterFiles, undo: &Undo) -> Result<(), Error> {
     if undo.is_whole_cluster() {
-        return super::down::take_down(session, files, Some(Duration::ZERO));
+        return down::take_down(session, files, Some(Duration::ZERO), || {
+            undo.remove_disks();
+            Ok(())
+        });
     }
     if let Some(client) = Client::find(files) {
         power::kill_and_forget(&client, undo.created())?;
@@ -157,6 +183,25 @@ fn stop_first(
     Ok(())
 }
 
+/// Changes what can be changed while the machines run: their disks grow.
+fn change(files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
+    let mut changing = plan.steps.iter().filter(|it| it.action == Action::Change);
+    let Some(first) = changing.next() else {
+        return Ok(());
+    };
+    let client = Client::reach(files)?;
+    for step in std::iter::once(first).chain(changing) {
+        for disk in &step.grown {
+            client.ask(&Request::Grow {
+                machine: step.name.clone(),
+                serial: disk.serial.clone(),
+                size: disk.size.next_multiple_of(512),
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// Hands the machines over to the supervisor.
 fn start(files: &ClusterFiles, plan: &Plan) -> Result<Client, Error> {
     let machines = plan
@@ -164,7 +209,7 @@ fn start(files: &ClusterFiles, plan: &Plan) -> Result<Client, Error> {
         .iter()
         .filter(|step| match step.action {
             Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
-            Action::Keep | Action::Remove => false,
+            Action::Keep | Action::Change | Action::Remove => false,
         })
         .map(|step| step.name.clone())
         .collect();

@@ -22,6 +22,9 @@ pub enum Distribution {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Piece {
     Qemu(Arch),
+    /// UEFI for guests of the architecture.
+    Uefi(Arch),
+    Swtpm,
     QemuImg,
     Ssh,
     IgnitionValidate,
@@ -74,6 +77,9 @@ fn debian(piece: Piece) -> &'static str {
         Piece::Qemu(Arch::Aarch64) => "qemu-system-arm",
         Piece::Qemu(Arch::S390x) => "qemu-system-s390x",
         Piece::Qemu(Arch::Ppc64le) => "qemu-system-ppc",
+        Piece::Uefi(Arch::Aarch64) => "qemu-efi-aarch64",
+        Piece::Uefi(_) => "ovmf",
+        Piece::Swtpm => "swtpm",
         Piece::QemuImg => "qemu-utils",
         Piece::Ssh => "openssh-client",
         // The package of the whole of Ignition has it, at least in Debian 12.
@@ -87,6 +93,9 @@ fn fedora(piece: Piece) -> &'static str {
         Piece::Qemu(Arch::Aarch64) => "qemu-system-aarch64-core",
         Piece::Qemu(Arch::S390x) => "qemu-system-s390x-core",
         Piece::Qemu(Arch::Ppc64le) => "qemu-system-ppc-core",
+        Piece::Uefi(Arch::Aarch64) => "edk2-aarch64",
+        Piece::Uefi(_) => "edk2-ovmf",
+        Piece::Swtpm => "swtpm",
         Piece::QemuImg => "qemu-img",
         Piece::Ssh => "openssh-clients",
         Piece::IgnitionValidate => "ignition-validate",

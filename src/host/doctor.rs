@@ -8,6 +8,7 @@ use std::time::Duration;
 use kiln_arch::Arch;
 
 use super::distribution::{Distribution, Piece};
+use super::firmware::{Firmwares, Uefi};
 use super::kvm::{Ask, KvmState};
 use super::probe::Host;
 use super::qemu::{Qemu, QemuError};
@@ -46,6 +47,13 @@ pub fn examine(host: &mut Host) -> Vec<Check> {
     for arch in Arch::ALL {
         checks.push(qemu(arch, host.arch, host.qemu(arch), installer));
     }
+    let firmwares = host.firmwares();
+    for arch in Arch::ALL.into_iter().filter(|arch| arch.has_uefi()) {
+        checks.push(uefi(arch, Uefi::Open, firmwares, host.distribution));
+        if arch.has_secure_boot() {
+            checks.push(uefi(arch, Uefi::Secure, firmwares, host.distribution));
+        }
+    }
     if let Some(arch) = host.arch {
         checks.push(kvm(&host.try_kvm(arch, Ask::Again)));
     }
@@ -69,6 +77,12 @@ pub fn examine(host: &mut Host) -> Vec<Check> {
             "ignition-validate",
             &host.tools.ignition_validate,
             "a second opinion on Ignition configs",
+        ),
+        (
+            Piece::Swtpm,
+            "swtpm",
+            &host.tools.swtpm,
+            "machines with `tpm: true`",
         ),
     ] {
         let found = path.as_ref().map(|path| path.display().to_string());
@@ -97,7 +111,12 @@ fn qemu(
         Ok(qemu) => Check {
             name,
             status: Status::Ok,
-            found: format!("{} {}", qemu.program.display(), qemu.version),
+            found: format!(
+                "{} {}, board {}",
+                qemu.program.display(),
+                qemu.version,
+                qemu.board.as_deref().unwrap_or(arch.board_alias())
+            ),
             remedy: None,
         },
         Err(error) => Check {
@@ -109,6 +128,32 @@ fn qemu(
             },
             found: format!("{}; it is for {arch} machines", in_one_line(error)),
             remedy: distribution.install(Piece::Qemu(arch)),
+        },
+    }
+}
+
+fn uefi(arch: Arch, uefi: Uefi, firmwares: &Firmwares, distribution: Distribution) -> Check {
+    let name = match uefi {
+        Uefi::Open => format!("uefi {arch}"),
+        Uefi::Secure => format!("uefi-secure {arch}"),
+    };
+    match firmwares.choose(arch, &arch.board_of(0, 0), uefi) {
+        Some(firmware) => Check {
+            name,
+            status: Status::Ok,
+            found: firmware.code.path.display().to_string(),
+            remedy: None,
+        },
+        None => Check {
+            name,
+            status: Status::Warn,
+            found: match (uefi, arch.needs_uefi()) {
+                (Uefi::Secure, _) => "not installed; it is for `firmware: uefi-secure`",
+                (Uefi::Open, true) => "not installed; without it machines boot no disk",
+                (Uefi::Open, false) => "not installed; it is for `firmware: uefi`",
+            }
+            .to_owned(),
+            remedy: distribution.install(Piece::Uefi(arch)),
         },
     }
 }
@@ -229,10 +274,15 @@ mod tests {
             program: "/usr/bin/qemu-system-x86_64".into(),
             version: Version(10, 0, 2),
             build: String::new(),
+            board: Some("pc-q35-10.0".to_owned()),
+            boards: ["pc-q35-10.0".to_owned()].into(),
         };
         let check = qemu(Arch::X86_64, None, Ok(&found), Distribution::Other);
         assert_eq!(check.status, Status::Ok);
-        assert_eq!(check.found, "/usr/bin/qemu-system-x86_64 10.0.2");
+        assert_eq!(
+            check.found,
+            "/usr/bin/qemu-system-x86_64 10.0.2, board pc-q35-10.0"
+        );
     }
 
     #[test]
@@ -259,9 +309,9 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let checks = examine(&mut Host::at_home_in(home.path()));
         let mut names: Vec<&str> = checks.iter().map(|check| check.name.as_str()).collect();
-        assert_eq!(names.len(), 14);
+        assert_eq!(names.len(), 18);
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), 14);
+        assert_eq!(names.len(), 18);
     }
 }

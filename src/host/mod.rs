@@ -7,6 +7,7 @@
 pub mod distribution;
 pub mod doctor;
 mod environment;
+pub mod firmware;
 pub mod folders;
 pub mod kvm;
 mod network;

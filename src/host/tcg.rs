@@ -51,12 +51,24 @@ fn subject(qemu: &Qemu) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use tempfile::tempdir;
 
     use super::*;
-    use crate::host::qemu::Version;
-    use crate::host::{Host, qemu};
+    use crate::host::Host;
+    use crate::host::qemu::OLDEST;
     use crate::tool;
+
+    fn fake(program: PathBuf) -> Qemu {
+        Qemu {
+            program,
+            version: OLDEST,
+            build: "one".to_owned(),
+            board: None,
+            boards: [].into(),
+        }
+    }
 
     #[test]
     fn the_guests_that_count_come_to_an_end() {
@@ -78,11 +90,7 @@ mod tests {
         // It ends as the guest does, and only the first time.
         let program = home.path().join("qemu");
         tool::write_script(&program, "rm \"$0\"; exit 99");
-        let qemu = Qemu {
-            program,
-            version: Version(10, 0, 2),
-            build: "one".to_owned(),
-        };
+        let qemu = fake(program);
         assert_eq!(remembered(&memo, "boot", &qemu), None);
         let took = time(&memo, "boot", Arch::X86_64, &qemu).unwrap();
         let millis = |time: Duration| time.as_millis();
@@ -100,11 +108,7 @@ mod tests {
         let memo = Memo::new(home.path().join("facts"));
         let program = home.path().join("qemu");
         tool::write_script(&program, "exec sleep 60");
-        let qemu = Qemu {
-            program,
-            version: qemu::OLDEST,
-            build: String::new(),
-        };
+        let qemu = fake(program);
         assert_eq!(time(&memo, "boot", Arch::X86_64, &qemu), Some(DEADLINE));
         assert_eq!(remembered(&memo, "boot", &qemu), Some(DEADLINE));
     }

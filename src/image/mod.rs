@@ -6,7 +6,9 @@
 //! ever followed to another file.
 
 pub mod base;
+pub mod data;
 mod digest;
+pub mod flash;
 pub mod overlay;
 pub mod qcow2;
 pub mod store;

@@ -5,6 +5,8 @@
 
 use std::path::Path;
 
+use kiln_arch::machine::IgnitionTransport;
+
 use super::document::{Node, Value};
 use super::error::{Fault, Place};
 use super::fields::{self, Fields, Keys};
@@ -22,18 +24,28 @@ const STREAMS: &[&str] = &["fedora-coreos", "fcos", "flatcar", "rhcos"];
 
 const DISK_KEYS: Keys = Keys {
     known: &["disk", "format", "sha256", "insecure"],
-    not_built: NOT_BUILT,
+    not_built: &[],
 };
 const IMAGE_KEYS: Keys = Keys {
     known: &[
-        "disk", "format", "sha256", "insecure", "kernel", "initrd", "cmdline",
+        "disk",
+        "format",
+        "sha256",
+        "insecure",
+        "kernel",
+        "initrd",
+        "cmdline",
+        "ignition_transport",
     ],
-    not_built: NOT_BUILT,
+    not_built: &[],
 };
-const NOT_BUILT: &[(&str, &str)] = &[(
-    "ignition_transport",
-    "leave it out: each architecture's usual transport is used",
-)];
+
+/// An `image:` with what it says of Ignition, which has to fit each machine's architecture.
+#[derive(Debug, Clone)]
+pub(super) struct PlacedImage {
+    pub(super) image: Image,
+    pub(super) transport: Option<(Place, IgnitionTransport)>,
+}
 
 /// Reads an `image:` and looks whether its files are there.
 pub(super) fn image(
@@ -42,11 +54,35 @@ pub(super) fn image(
     owner: &str,
     folders: Folders<'_>,
     warnings: &mut Vec<SpecWarning>,
-) -> Result<Image, Fault> {
+) -> Result<PlacedImage, Fault> {
     if !matches!(node.value, Value::Map(_)) {
-        return disk(node, key, owner, folders, warnings).map(Image::Disk);
+        return Ok(PlacedImage {
+            image: Image::Disk(disk(node, key, owner, folders, warnings)?),
+            transport: None,
+        });
     }
     let mut fields = Fields::new(node, format!("`image` of {owner}"), IMAGE_KEYS)?;
+    let transport = fields.take_as("ignition_transport", |node, key| {
+        let words = [
+            ("fw_cfg", IgnitionTransport::FwCfg),
+            ("virtio-blk", IgnitionTransport::VirtioBlk),
+        ];
+        let place = node.place;
+        fields::choice(node, key, &words, &[]).map(|transport| (place, transport))
+    })?;
+    Ok(PlacedImage {
+        image: described(fields, key, folders, warnings)?,
+        transport,
+    })
+}
+
+/// The image that a map describes.
+fn described(
+    mut fields: Fields,
+    key: &str,
+    folders: Folders<'_>,
+    warnings: &mut Vec<SpecWarning>,
+) -> Result<Image, Fault> {
     let initrd = fields.take("initrd");
     let cmdline = fields.take("cmdline");
     let Some(kernel) = fields.take("kernel") else {
@@ -189,7 +225,7 @@ fn local(node: Node, key: &str) -> Result<String, Fault> {
         .hint("use a local file: `image: ./disk.qcow2`, or `image: {kernel: …, initrd: …}`"))
 }
 
-fn known_format(
+pub(super) fn known_format(
     place: Place,
     key: &str,
     path: &Path,
@@ -205,7 +241,7 @@ fn known_format(
         Some("xz" | "gz" | "zst" | "bz2") => {
             Err(
                 Fault::bad_value(place, key, format!("`{}` is compressed", path.display()))
-                    .hint("unpack it first; kiln boots qcow2 and raw images"),
+                    .hint("unpack it first; kiln takes qcow2 and raw images"),
             )
         }
         _ => Err(Fault::bad_value(
@@ -217,7 +253,7 @@ fn known_format(
                 suggest::list(&[".qcow2", ".raw", ".img"])
             ),
         )
-        .hint("say the format: `image: {disk: …, format: qcow2}` or `format: raw`")),
+        .hint("say the format beside it: `format: qcow2` or `format: raw`")),
     }
 }
 

@@ -24,11 +24,13 @@ use crate::supervisor::console::ConsoleWatch;
 use crate::supervisor::dispatcher::phase_text;
 use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::machine::{AGAIN, Machine, Restart};
-use crate::supervisor::message::{Message, News};
+use crate::supervisor::message::{Message, News, Reply};
 use crate::supervisor::ports;
-use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn};
-use crate::supervisor::protocol::MachineStatus;
+use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn_both};
+use crate::supervisor::protocol::{Answer, MachineStatus};
 use crate::supervisor::qmp::Qmp;
+use crate::supervisor::regain;
+use crate::supervisor::tpm::{self, Tpm, TpmError};
 use crate::supervisor::watch::{self, Origin, Teller};
 
 /// How long QEMU may take to answer a command of ours.
@@ -44,6 +46,8 @@ pub(super) enum StartError {
     Damaged,
     #[error("it cannot be launched")]
     Launch(#[from] LaunchError),
+    #[error("its TPM cannot be started")]
+    Tpm(#[from] TpmError),
     #[error("QEMU cannot be started")]
     Spawn(#[from] SpawnError),
     #[error("its log `{}` cannot be opened", path.display())]
@@ -232,6 +236,7 @@ impl Slot {
         let Some(process) = self.found.take() else {
             return;
         };
+        mend(&process, &self.files);
         // Only what comes from now on: the verdicts of the past are in the record.
         consoles.add_at_end(&self.name, &self.files.console_log());
         if let Err(error) = self.publish(fabric) {
@@ -242,7 +247,16 @@ impl Slot {
             );
         }
         self.adopting = true;
-        self.attend(process, Origin::Found, inbox, fabric);
+        // Its TPM, if it has one, is no child of ours; it ends with its QEMU.
+        self.attend(process, None, Origin::Found, inbox, fabric);
+    }
+
+    pub(super) fn mend_sockets(&self) {
+        if let Some(process) = &self.process
+            && self.machine.is_alive()
+        {
+            mend(process, &self.files);
+        }
     }
 
     pub(super) fn is_adopting(&self) -> bool {
@@ -280,7 +294,11 @@ impl Slot {
         let (machine, handles) = launch::supervised(cluster, record, &self.files)?;
         let command = kiln_arch::render(&machine).map_err(LaunchError::Unsupported)?;
         folder::make_private(&self.files.sockets)?;
-        let fds = launch::open(&handles)?;
+        let launch::Opened { fds, tpm } = launch::open(&handles)?;
+        let companion = match (&record.tpm, tpm) {
+            (Some(program), Some(control)) => Some(tpm::companion(program, &self.files, control)?),
+            (None, _) | (_, None) => None,
+        };
         let log_path = self.files.qemu_log();
         let stderr = OpenOptions::new()
             .write(true)
@@ -295,15 +313,15 @@ impl Slot {
             })?;
         let program = record.qemu.clone();
         self.publish(fabric)?;
-        let spawned = spawn(Launch {
+        let launch = Launch {
             program,
             args: command.argv().collect(),
             fds,
             stderr: stderr.into(),
             identity,
-        });
-        let process = match spawned {
-            Ok(process) => process,
+        };
+        let (process, companion) = match spawn_both(launch, companion) {
+            Ok(spawned) => spawned,
             Err(error) => {
                 self.drop_tasks();
                 return Err(error.into());
@@ -311,7 +329,11 @@ impl Slot {
         };
         self.started_at = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         consoles.add_at_end(&self.name, &self.files.console_log());
-        self.attend(process, Origin::Started, inbox, fabric);
+        let tpm = companion.map(|process| Tpm {
+            process,
+            log: self.files.tpm_log(),
+        });
+        self.attend(process, tpm, Origin::Started, inbox, fabric);
         Ok(())
     }
 
@@ -328,6 +350,7 @@ impl Slot {
     fn attend(
         &mut self,
         process: Process,
+        tpm: Option<Tpm>,
         origin: Origin,
         inbox: &mpsc::Sender<Message>,
         fabric: &Arc<Fabric>,
@@ -349,7 +372,7 @@ impl Slot {
             self.files.socket(Socket::Report),
         ));
         // Not in `tasks`: it has to outlive them, to reap the process.
-        drop(watch::process(teller, process, self.files.qemu_log()));
+        drop(watch::process(teller, process, self.files.qemu_log(), tpm));
         self.plugged = 0;
         self.plug_in(fabric);
     }
@@ -397,6 +420,36 @@ impl Slot {
 
     pub(super) fn send_resume(&self) {
         self.send(qmp::cont {});
+    }
+
+    /// Has QEMU make a disk larger, and answers with what came of it.
+    pub(super) fn send_grow(&self, serial: &str, size: u64, replies: mpsc::Sender<Reply>) {
+        let refused = |why: String| Reply::Line(Answer::Refused { why });
+        let node = self
+            .record
+            .as_ref()
+            .and_then(|record| launch::node_name(record, serial));
+        let (Some(qmp), Some(node), Ok(size)) = (self.qmp.clone(), node, i64::try_from(size))
+        else {
+            let name = &self.name;
+            let why = format!("machine `{name}` has no disk `{serial}` that could grow now");
+            let _ = replies.try_send(refused(why));
+            return;
+        };
+        let what = format!("disk `{serial}` of machine `{}`", self.name);
+        tokio::spawn(async move {
+            let deadline = Instant::now() + COMMAND_DEADLINE;
+            let resize = qmp::block_resize {
+                device: None,
+                node_name: Some(node),
+                size,
+            };
+            let answer = match qmp.execute(resize, deadline.into()).await {
+                Ok(_) => Reply::Line(Answer::Done),
+                Err(error) => refused(format!("{what} did not grow: {}", in_one_line(&error))),
+            };
+            let _ = replies.try_send(answer);
+        });
     }
 
     /// Asks QEMU to end; one that cannot be asked yet is killed.
@@ -513,5 +566,13 @@ impl Slot {
             report: self.machine.report().cloned(),
             started_at: self.started_at.clone(),
         }
+    }
+}
+
+/// Gives the sockets of a living QEMU their names back; one that has none of them may be gone.
+pub(super) fn mend(process: &Process, files: &MachineFiles) {
+    if let Err(error) = regain::mend(process.pid(), files) {
+        let sockets = files.sockets.display();
+        tracing::warn!(%error, "the sockets in {sockets} are not regained");
     }
 }

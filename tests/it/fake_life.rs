@@ -127,6 +127,7 @@ fn ps_tells_programs_all_that_is_documented() {
     expect![[r#"
         {
           "cluster": "demo",
+          "kept_disks": [],
           "machines": [
             {
               "accel": "tcg",
@@ -138,6 +139,7 @@ fn ps_tells_programs_all_that_is_documented() {
                 }
               ],
               "arch": "x86_64",
+              "disks": [],
               "image": "vmlinuz",
               "mac": "b2:6b:c6:e2:b7:b3",
               "name": "node-1",
@@ -300,7 +302,7 @@ fn a_plan_says_what_up_would_do_and_makes_nothing() {
     "#]]
     .assert_eq(&world.ok(&["plan"]));
     expect![[r#"
-        {"schema":1,"ok":true,"result":{"cluster":"demo","subnet":"10.213.7.0/24","changes":true,"machines":[{"name":"node-1","action":"create","why":[]},{"name":"node-2","action":"create","why":[]}]}}
+        {"schema":1,"ok":true,"result":{"cluster":"demo","subnet":"10.213.7.0/24","changes":true,"machines":[{"name":"node-1","action":"create","why":[],"arch":"x86_64","ip":"10.213.7.41","mac":"b2:6b:c6:e2:b7:b3"},{"name":"node-2","action":"create","why":[],"arch":"x86_64","ip":"10.213.7.93","mac":"b2:6b:b6:43:01:e0"}]}}
     "#]].assert_eq(&world.ok(&["plan", "--json"]));
     assert_eq!(world.ok(&["up", "--dry-run"]), world.ok(&["plan"]));
     let made: Vec<String> = world.tree();
@@ -422,6 +424,54 @@ fn scaling_down_takes_only_the_last() {
         assert_eq!(after[&name]["reserved_ip"], machine["reserved_ip"]);
         assert_eq!(after[&name]["mac"], machine["mac"]);
     }
+    world.ok(&["down"]);
+    world.assert_clean();
+}
+
+#[test]
+fn a_scale_is_remembered() {
+    let world = World::new();
+    world.nodes(3, "");
+    world.ok(&["up"]);
+    let three = world.pids();
+    world.ok(&["up", "--scale", "node=5"]);
+    let five = world.pids();
+    assert_eq!(five.len(), 5);
+    assert!(three.iter().all(|(name, pid)| five[name] == *pid));
+
+    // No word of it is needed again, and each command says that it holds.
+    let plan = world.kiln(&["plan"]);
+    assert!(plan.stdout.ends_with("nothing to do\n"), "{plan:?}");
+    let note = "group `node` is of 5 by an earlier `--scale`, not of 3 as the spec says";
+    assert!(plan.stderr.contains(note), "{plan:?}");
+    world.ok(&["up"]);
+    assert_eq!(world.pids(), five);
+
+    let less = world.ok(&["plan", "--scale", "node=2"]);
+    for name in ["node-3", "node-4", "node-5"] {
+        assert!(less.contains(&format!("remove    {name}")), "{less}");
+    }
+    world.ok(&["up", "--scale", "node=2"]);
+    let two = world.pids();
+    assert_eq!(two.len(), 2);
+    assert!(two.iter().all(|(name, pid)| five[name] == *pid));
+
+    // The spec's own number ends it.
+    world.ok(&["up", "--scale", "node=3"]);
+    let plan = world.kiln(&["plan"]);
+    assert!(plan.stdout.ends_with("nothing to do\n"), "{plan:?}");
+    assert_eq!(plan.stderr, "");
+    assert_eq!(world.pids().len(), 3);
+
+    assert_eq!(world.kiln(&["up", "--scale", "nod=4"]).code, Some(3));
+    for wrong in ["node", "node=x", "node=1001", "node=-1", "=3"] {
+        assert_eq!(
+            world.kiln(&["up", "--scale", wrong]).code,
+            Some(2),
+            "{wrong}"
+        );
+    }
+    assert_eq!(world.pids().len(), 3);
     world.ok(&["down"]);
     world.assert_clean();
 }

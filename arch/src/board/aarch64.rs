@@ -18,5 +18,6 @@ pub(super) const BOARD: Board = Board {
     ignition: IgnitionTransport::FwCfg,
     firmware: BoardFirmware::UefiOnly,
     panic_device: Some("pvpanic-pci"),
+    tpm: Some("tpm-tis-device"),
     memory_step: 1,
 };

@@ -19,5 +19,6 @@ pub(super) const BOARD: Board = Board {
     ignition: IgnitionTransport::FwCfg,
     firmware: BoardFirmware::Own,
     panic_device: Some("pvpanic-pci"),
+    tpm: Some("tpm-tis"),
     memory_step: 1,
 };

@@ -28,5 +28,6 @@ pub(super) const BOARD: Board = Board {
     ignition: IgnitionTransport::VirtioBlk,
     firmware: BoardFirmware::Own,
     panic_device: None,
+    tpm: Some("tpm-spapr"),
     memory_step: 256,
 };

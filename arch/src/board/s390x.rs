@@ -18,5 +18,6 @@ pub(super) const BOARD: Board = Board {
     ignition: IgnitionTransport::VirtioBlk,
     firmware: BoardFirmware::Own,
     panic_device: None,
+    tpm: None,
     memory_step: 1,
 };

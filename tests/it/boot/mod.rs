@@ -12,3 +12,4 @@ mod five;
 mod life;
 mod three;
 mod user;
+mod versions;
