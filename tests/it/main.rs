@@ -6,6 +6,7 @@ mod boot;
 mod command_line;
 mod fake_crash;
 mod fake_faults;
+mod fake_firmware;
 mod fake_life;
 mod fake_secrets;
 mod fake_support;
