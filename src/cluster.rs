@@ -70,6 +70,8 @@ pub struct Machine {
     pub image: Image,
     /// The root overlay grows to this; never shrinks.
     pub disk: Option<Size>,
+    /// Beside the root disk, in the order in which the guest sees them; serials are unique.
+    pub disks: Vec<DataDisk>,
     pub ignition: Option<IgnitionSource>,
     /// Template variables of the spec, as JSON values.
     pub vars: BTreeMap<String, serde_json::Value>,
@@ -131,6 +133,35 @@ pub enum DiskFormat {
     Qcow2,
     Raw,
 }
+
+/// A disk beside the root disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataDisk {
+    pub serial: Serial,
+    pub source: DataSource,
+}
+
+/// Where a data disk's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DataSource {
+    /// kiln makes it, empty; it belongs to the machine's name and the serial.
+    Made {
+        size: Size,
+        /// Whether it outlives `down`.
+        keep: bool,
+    },
+    /// A file or block device of the user's, used in place and never removed.
+    File {
+        path: PathBuf,
+        format: DiskFormat,
+        readonly: bool,
+    },
+}
+
+/// What a guest reads as a disk's serial: 1 to 20 bytes (virtio 1.2, section 5.2.6) of `A-Z`,
+/// `a-z`, `0-9`, `.`, `_` and `-`, the first one a letter or digit.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Serial(String);
 
 /// Where the user's Ignition config is, read and known to be UTF-8 at parse time.
 ///
@@ -195,6 +226,19 @@ pub enum NameError {
     Character { name: String },
 }
 
+/// Why a text is not a data disk's serial.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SerialError {
+    #[error("a serial of {length} bytes is not between 1 and {SERIAL_LIMIT}")]
+    Length { length: usize },
+    #[error(
+        "`{serial}` is not a serial: use letters, digits, `.`, `_` and `-`, beginning with a letter or digit"
+    )]
+    Character { serial: String },
+    #[error("the serial `{serial}` is kiln's own")]
+    Reserved { serial: String },
+}
+
 /// Why a text is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
@@ -206,6 +250,12 @@ pub enum SizeError {
 
 const CLUSTER_NAME_LIMIT: usize = 40;
 const MACHINE_NAME_LIMIT: usize = 63;
+const SERIAL_LIMIT: usize = 20;
+
+/// The serial of the root disk.
+pub const ROOT_SERIAL: &str = "root";
+/// Besides the root disk's, that of the disk which carries the Ignition config.
+const RESERVED_SERIALS: [&str; 2] = [ROOT_SERIAL, "ignition"];
 
 fn parse_label(name: &str, limit: usize) -> Result<String, NameError> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -242,6 +292,36 @@ impl FromStr for MachineName {
     }
 }
 
+impl FromStr for Serial {
+    type Err = SerialError;
+
+    fn from_str(serial: &str) -> Result<Serial, SerialError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if serial.is_empty() || serial.len() > SERIAL_LIMIT {
+            return Err(SerialError::Length {
+                length: serial.len(),
+            });
+        }
+        if !serial.as_bytes()[0].is_ascii_alphanumeric() || !serial.bytes().all(allowed) {
+            return Err(SerialError::Character {
+                serial: serial.to_owned(),
+            });
+        }
+        if RESERVED_SERIALS.contains(&serial) {
+            return Err(SerialError::Reserved {
+                serial: serial.to_owned(),
+            });
+        }
+        Ok(Serial(serial.to_owned()))
+    }
+}
+
+impl Serial {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 impl ClusterName {
     pub fn as_str(&self) -> &str {
         &self.0
@@ -261,6 +341,12 @@ impl fmt::Display for ClusterName {
 }
 
 impl fmt::Display for MachineName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Display for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
@@ -367,6 +453,30 @@ mod tests {
             "99999999999TiB".parse::<Size>(),
             Err(SizeError::TooLarge { .. })
         ));
+    }
+
+    #[test]
+    fn serials_are_what_qemu_and_a_file_name_take() {
+        for text in ["data", "DATA_1.a-b", "0", "a2345678901234567890"] {
+            assert_eq!(text.parse::<Serial>().unwrap().as_str(), text);
+        }
+        let refused = [
+            "",
+            "a23456789012345678901",
+            "-a",
+            ".",
+            "..",
+            "a/b",
+            "a,b",
+            "a b",
+            "a\n",
+            "ä",
+            "root",
+            "ignition",
+        ];
+        for text in refused {
+            assert!(text.parse::<Serial>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -4,15 +4,16 @@
 //! nothing but the cache's remembered facts.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::cluster::{Cluster, DiskImage, Image, Machine};
+use crate::cluster::{Cluster, DataSource, DiskImage, Image, Machine};
 use crate::host::Host;
 use crate::image::store::{Store, StoreError};
 use crate::image::{self, ImageError};
 use crate::plan::{ImageFacts, Inventory, Known};
+use crate::state::disks;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{ClusterFiles, Roots};
 use crate::state::record::{
@@ -28,6 +29,19 @@ pub enum InventoryError {
         cluster: String,
         #[source]
         source: StateError,
+    },
+    #[error("cannot use the list of data disks of cluster `{cluster}`")]
+    Disks {
+        cluster: String,
+        #[source]
+        source: StateError,
+    },
+    #[error("cannot use disk `{serial}` of machine `{machine}`")]
+    DataFile {
+        machine: String,
+        serial: String,
+        #[source]
+        source: ImageError,
     },
     #[error("cannot use the image of machine `{machine}`")]
     Image {
@@ -93,7 +107,38 @@ pub fn collect(
     }
     inventory.cluster = record;
     inventory.images = images(cluster, host, hashing)?;
+    inventory.disks = disks::load(&ours.disks()).map_err(|source| InventoryError::Disks {
+        cluster: name.to_owned(),
+        source,
+    })?;
+    inventory.data_files = data_files(cluster)?;
     Ok(inventory)
+}
+
+/// The user's own data disks, each looked at as it is before each start.
+fn data_files(cluster: &Cluster) -> Result<BTreeMap<PathBuf, u64>, InventoryError> {
+    let mut sizes = BTreeMap::new();
+    for machine in &cluster.machines {
+        for disk in &machine.disks {
+            let DataSource::File {
+                path,
+                format,
+                readonly,
+            } = &disk.source
+            else {
+                continue;
+            };
+            let (_, size) = image::data::open(path, *format, *readonly).map_err(|source| {
+                InventoryError::DataFile {
+                    machine: machine.name.to_string(),
+                    serial: disk.serial.to_string(),
+                    source,
+                }
+            })?;
+            sizes.insert(path.clone(), size);
+        }
+    }
+    Ok(sizes)
 }
 
 /// The names of all clusters that have a ledger: those that anything was made for.

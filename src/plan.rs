@@ -6,6 +6,7 @@
 
 mod choice;
 mod difference;
+mod disks;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +23,8 @@ use crate::host::kvm::KvmState;
 use crate::state::files::SCHEMA;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{
-    ClusterRecord, MachineRecord, ModeRecord, ReservationRecord, RunRecord, StateRecord,
+    ClusterRecord, DisksRecord, MachineRecord, ModeRecord, ReservationRecord, RunRecord,
+    StateRecord,
 };
 
 pub use difference::{Difference, Price};
@@ -70,6 +72,10 @@ pub struct Inventory {
     pub taken_ports: BTreeSet<u16>,
     /// What each machine's image turned out to be, by machine.
     pub images: BTreeMap<String, ImageFacts>,
+    /// The data disks that were made for machines of this cluster's name.
+    pub disks: Option<DisksRecord>,
+    /// The sizes, in bytes, of the user's own files that are data disks.
+    pub data_files: BTreeMap<PathBuf, u64>,
 }
 
 /// A machine that was made before.
@@ -103,6 +109,8 @@ pub struct Plan {
     /// Whether nothing of this cluster is there yet.
     pub is_new: bool,
     pub steps: Vec<Step>,
+    /// The list of data disks as it was found.
+    pub disks_before: Option<DisksRecord>,
 }
 
 /// What is to become of one machine.
@@ -114,12 +122,24 @@ pub struct Step {
     pub why: Vec<String>,
     /// What it is to be; absent for [`Action::Remove`].
     pub record: Option<MachineRecord>,
+    /// For [`Action::Change`]: the disks that grow.
+    pub grown: Vec<Grown>,
+}
+
+/// A disk that grows under a machine that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grown {
+    pub serial: String,
+    /// In bytes.
+    pub size: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// It is up and as the spec says.
     Keep,
+    /// What changed takes effect while it runs.
+    Change,
     /// It is there, and is started.
     Start,
     /// It is stopped and started with its changed record; its disk stays.
@@ -191,6 +211,13 @@ pub enum PlanError {
         want: Size,
         least: Size,
     },
+    #[error("disk `{serial}` of machine `{machine}` is of {least}, and the spec asks for {want}")]
+    DataDiskShrinks {
+        machine: String,
+        serial: String,
+        want: Size,
+        least: Size,
+    },
     #[error("nothing is known of the image of machine `{machine}`")]
     NoImage { machine: String },
 }
@@ -210,25 +237,37 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
             .extend(record.ports.iter().map(|port| port.host));
         steps.push(step(machine, record, inventory)?);
     }
-    for name in inventory.machines.keys() {
+    for (name, known) in &inventory.machines {
         if !cluster
             .machines
             .iter()
             .any(|machine| machine.name.as_str() == name)
         {
-            steps.push(Step {
-                name: name.clone(),
-                action: Action::Remove,
-                why: vec!["the spec has no such machine any more".to_owned()],
-                record: None,
-            });
+            steps.push(removal(name, known, inventory));
         }
     }
     Ok(Plan {
         cluster: cluster_record,
         is_new: inventory.cluster.is_none(),
         steps,
+        disks_before: inventory.disks.clone(),
     })
+}
+
+fn removal(name: &str, known: &Known, inventory: &Inventory) -> Step {
+    let has_root = match known {
+        Known::Whole { record, .. } => record.disk.is_some(),
+        Known::Damaged { .. } => true,
+    };
+    let mut why = vec!["the spec has no such machine any more".to_owned()];
+    why.extend(disks::on_removal(name, has_root, inventory.disks.as_ref()));
+    Step {
+        name: name.to_owned(),
+        action: Action::Remove,
+        why,
+        record: None,
+        grown: Vec::new(),
+    }
 }
 
 fn cluster_record(
@@ -343,7 +382,8 @@ fn machine_record(
             program: machine.arch.qemu_program().to_owned(),
         })?;
     let (accel, accel_reason) = choice::accel(machine, host)?;
-    if image.disk.is_some() && old.is_none() && !host.has_qemu_img {
+    let makes_disk = image.disk.is_some() && old.is_none() || disks::any_new(machine, inventory);
+    if makes_disk && !host.has_qemu_img {
         return Err(PlanError::NoQemuImg { machine: name });
     }
     let board = old
@@ -366,6 +406,7 @@ fn machine_record(
         memory_mib: choice::mebibytes(machine.memory),
         kernel: image.kernel.clone(),
         disk: choice::disk(machine, image, old)?,
+        data_disks: disks::choose(machine, inventory)?,
         ignition: true,
         ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),
@@ -393,6 +434,7 @@ fn step(
     inventory: &Inventory,
 ) -> Result<Step, PlanError> {
     let name = machine.name.to_string();
+    let mut grown = Vec::new();
     let (action, why) = match inventory.machines.get(&name) {
         None => (Action::Create, Vec::new()),
         Some(Known::Damaged { why }) => {
@@ -405,12 +447,26 @@ fn step(
             record: old, state, ..
         }) => {
             let differences = difference::between(old, &record);
+            grown = difference::grown(old, &record);
             let price = differences.iter().map(|difference| difference.price).max();
             let why = differences.iter().map(ToString::to_string).collect();
             match (price, state) {
                 (Some(Price::Disk), _) => (Action::Recreate, why),
                 (_, StateRecord::Stopped | StateRecord::Crashed) => (Action::Start, why),
                 (Some(Price::Restart), _) => (Action::Restart, why),
+                (
+                    Some(Price::Live),
+                    StateRecord::Running | StateRecord::Ready | StateRecord::Paused,
+                ) => (Action::Change, why),
+                // Its QEMU cannot be asked now.
+                (
+                    Some(Price::Live),
+                    StateRecord::Starting
+                    | StateRecord::Stopping
+                    | StateRecord::Failed
+                    | StateRecord::Unresponsive
+                    | StateRecord::Damaged,
+                ) => (Action::Restart, why),
                 (None | Some(Price::Nothing), StateRecord::Failed) => {
                     (Action::Restart, vec!["its guest has given up".to_owned()])
                 }
@@ -432,6 +488,7 @@ fn step(
         action,
         why,
         record: Some(record),
+        grown,
     })
 }
 
@@ -477,6 +534,7 @@ impl Action {
     pub fn word(self) -> &'static str {
         match self {
             Action::Keep => "keep",
+            Action::Change => "change",
             Action::Start => "start",
             Action::Restart => "restart",
             Action::Recreate => "recreate",

@@ -7,7 +7,9 @@
 //! keys, disks and Ignition configs. Nothing is chosen here. When a stage fails,
 //! what this `up` had made goes by the same way down that `down` takes.
 
-use std::collections::BTreeMap;
+mod disks;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::cluster::{Cluster, Machine, MachineName, Size};
@@ -17,10 +19,14 @@ use crate::image::flash::{self, FlashError};
 use crate::image::overlay::{self, OverlayError};
 use crate::keys::{KeyError, KeyPair};
 use crate::plan::{Action, Plan, Step};
+use crate::state;
+use crate::state::disks::DisksError;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{ClusterFiles, MachineFiles, Roots};
 use crate::state::ledger::{self, Entry, Ledger};
 use crate::state::record::{ClusterRecord, FirmwareRecord, MachineRecord};
+
+pub use self::disks::DataDiskError;
 
 /// Why a stage could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +55,10 @@ pub enum StageError {
         #[source]
         source: Box<IgnitionError>,
     },
+    #[error("cannot keep the list of data disks")]
+    Disks(#[from] DisksError),
+    #[error(transparent)]
+    DataDisk(#[from] Box<DataDiskError>),
     #[error("cannot make the disk of machine `{machine}`")]
     Overlay {
         machine: String,
@@ -91,6 +101,8 @@ pub struct Undo {
     roots: Roots,
     before: Option<ClusterRecord>,
     created: Vec<String>,
+    /// Data disks that there were none of before: machine and serial.
+    new_disks: BTreeSet<(String, String)>,
 }
 
 /// Begins the ledger, makes the folders, and records the cluster.
@@ -111,6 +123,7 @@ pub fn reserve(
         roots: roots.clone(),
         before,
         created,
+        new_disks: plan.new_disks(),
     };
     match begin(&plan, files, &undo) {
         Ok(()) => Ok(Reserved {
@@ -147,6 +160,11 @@ fn begin(plan: &Plan, files: &ClusterFiles, undo: &Undo) -> Result<(), StageErro
     folder::make_private(&uplink.folder)?;
     folder::make_private(&uplink.sockets)?;
     files::save(&files.record(), &plan.cluster)?;
+    // After the record: disks that stand in no cluster's way are not listed for a cluster that
+    // there is none of.
+    if let Some(disks) = plan.disks_begun() {
+        state::disks::save(&files.disks(), &disks)?;
+    }
     Ok(())
 }
 
@@ -154,6 +172,7 @@ impl Undo {
     /// Takes down what this `up` made; errors are told in the log, the first one matters more.
     pub fn run(&self) {
         let Some(before) = &self.before else {
+            self.remove_disks();
             for error in ledger::take_down(&self.files.ledger(), &self.roots)
                 .err()
                 .into_iter()
@@ -166,6 +185,7 @@ impl Undo {
         for name in &self.created {
             remove_machine(&self.files.machine(name));
         }
+        self.remove_disks();
         // One that the spec has no more may be gone already.
         let mut before = before.clone();
         before
@@ -173,6 +193,16 @@ impl Undo {
             .retain(|name| self.files.machine(name).folder.exists());
         if let Err(error) = files::save(&self.files.record(), &before) {
             tracing::error!(%error, "the cluster's record is not put back");
+        }
+    }
+
+    /// Removes the data disks that this `up` made and that no machine which is left has. Those
+    /// machines are down.
+    pub fn remove_disks(&self) {
+        // Without a record before, no machine stays.
+        let may_stay = !self.is_whole_cluster();
+        if let Err(error) = self::disks::take_back(&self.files, &self.new_disks, may_stay) {
+            tracing::error!(%error, "disks are not removed");
         }
     }
 
@@ -272,6 +302,10 @@ fn prepare(
             host_key,
         };
         make_machine(step, record, machine, &facts, &means, &own, &mut batch)?;
+        self::disks::make(record, means.qemu_img, &own)?;
+    }
+    if let Some(disks) = plan.disks_done() {
+        state::disks::save(&files.disks(), &disks)?;
     }
     let known_hosts = known_hosts(plan, files, &host_keys)?;
     batch.add(&files.known_hosts(), known_hosts.as_bytes())?;
@@ -303,7 +337,7 @@ fn known_hosts(
 fn is_made(action: Action) -> bool {
     match action {
         Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
-        Action::Keep | Action::Remove => false,
+        Action::Keep | Action::Change | Action::Remove => false,
     }
 }
 

@@ -25,6 +25,8 @@ pub(crate) struct Board {
     pub(crate) options: &'static [(&'static str, &'static str)],
     /// Board options that are only right under TCG.
     pub(crate) tcg_options: &'static [(&'static str, &'static str)],
+    /// Board options that are only right under TCG for a kernel that QEMU loads.
+    pub(crate) tcg_kernel_options: &'static [(&'static str, &'static str)],
     pub(crate) bus: Bus,
     pub(crate) console: ConsoleDevice,
     /// What Linux calls that console.

@@ -24,6 +24,7 @@ use board::BoardFirmware;
 use command::QemuCommand;
 use machine::{IgnitionTransport, Machine, Uplink};
 
+pub use render::drive_node;
 pub use unsupported::Unsupported;
 
 /// What a guest's processor is.
@@ -67,6 +68,16 @@ impl Arch {
     /// What a Linux guest calls the console that kiln reads: the `X` of `console=X`.
     pub fn console_tty(self) -> &'static str {
         self.board().tty
+    }
+
+    /// A machine's memory is a multiple of this many MiB.
+    pub fn memory_step(self) -> u32 {
+        self.board().memory_step
+    }
+
+    /// Whether a processor of `host` runs guests of this architecture itself, under KVM.
+    pub fn is_native_on(self, host: Arch) -> bool {
+        self == host || (self, host) == (Arch::I386, Arch::X86_64)
     }
 
     /// The `-machine` alias that stands for the newest version of the board.
@@ -192,6 +203,16 @@ mod tests {
         ] {
             assert_eq!(alias.parse(), Ok(arch), "{alias}");
         }
+    }
+
+    #[test]
+    fn a_64_bit_pc_runs_32_bit_guests_and_not_the_other_way() {
+        for arch in Arch::ALL {
+            assert!(arch.is_native_on(arch));
+        }
+        assert!(Arch::I386.is_native_on(Arch::X86_64));
+        assert!(!Arch::X86_64.is_native_on(Arch::I386));
+        assert!(!Arch::S390x.is_native_on(Arch::X86_64));
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod network;
 mod storage;
 
 pub(crate) use character::{monitor, take_socket};
+pub use storage::drive_node;
 
 use crate::Unsupported;
 use crate::board::{Board, BoardFirmware, Bus};
@@ -160,7 +161,11 @@ impl Render<'_> {
             opt = opt.key(key, value);
         }
         if *accel == Accel::Tcg {
-            for (key, value) in self.board.tcg_options {
+            let for_kernels = match self.machine.kernel {
+                Some(_) => self.board.tcg_kernel_options,
+                None => &[],
+            };
+            for (key, value) in self.board.tcg_options.iter().chain(for_kernels) {
                 opt = opt.key(key, value);
             }
         }

@@ -112,6 +112,12 @@ pub struct DownArgs {
     /// How long guests may take to shut down before they are ended, such as `30s` [default: 1m]
     #[arg(long, value_name = "DURATION", value_parser = duration, alias = "grace")]
     pub timeout: Option<Duration>,
+    /// Keep all data disks; the next `up` attaches them again
+    #[arg(long)]
+    pub keep_disks: bool,
+    /// Remove all data disks, those that are to be kept or were kept before included
+    #[arg(long, conflicts_with = "keep_disks")]
+    pub remove_disks: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]

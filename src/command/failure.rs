@@ -3,11 +3,12 @@
 use crate::client::ClientError;
 use crate::error::{Error, Exit};
 use crate::image::base::Fault;
+use crate::image::overlay::OverlayError;
 use crate::image::store::StoreError;
 use crate::inventory::InventoryError;
 use crate::plan::PlanError;
 use crate::spec::SpecError;
-use crate::stage::StageError;
+use crate::stage::{DataDiskError, StageError};
 use crate::state::files::StateError;
 use crate::state::lock::LockError;
 
@@ -52,7 +53,15 @@ impl From<InventoryError> for Error {
                 let hint = format!("`kiln -c {cluster} down` removes the cluster");
                 return Error::from_source(Exit::Failed, &error).hint(hint);
             }
-            InventoryError::Image { source, .. } => source.fault(),
+            InventoryError::Disks { cluster, .. } => {
+                let hint = format!(
+                    "`kiln -c {cluster} down --remove-disks` removes all of the cluster's disks"
+                );
+                return Error::from_source(Exit::Failed, &error).hint(hint);
+            }
+            InventoryError::Image { source, .. } | InventoryError::DataFile { source, .. } => {
+                source.fault()
+            }
             InventoryError::Kernel {
                 source: StoreError::Source { source },
                 ..
@@ -81,7 +90,8 @@ impl From<PlanError> for Error {
             | PlanError::SubnetTaken { .. } => Exit::Host,
             PlanError::ForeignKvm { .. }
             | PlanError::Address(_)
-            | PlanError::DiskShrinks { .. } => Exit::Spec,
+            | PlanError::DiskShrinks { .. }
+            | PlanError::DataDiskShrinks { .. } => Exit::Spec,
             PlanError::SubnetMoved { .. } => Exit::Unsafe,
             PlanError::Record { .. } | PlanError::Damaged { .. } | PlanError::NoImage { .. } => {
                 Exit::Failed
@@ -108,6 +118,9 @@ impl From<PlanError> for Error {
             PlanError::DiskShrinks { .. } => {
                 told.hint("a disk never shrinks: leave `disk` out, or ask for more")
             }
+            PlanError::DataDiskShrinks { .. } => told.hint(
+                "a disk never shrinks: ask for as much or more, or for a new disk by another `serial`",
+            ),
             PlanError::SubnetMoved { .. } => told.hint("`kiln down` first, then `kiln up`"),
             PlanError::SubnetTaken { .. } => {
                 told.hint("leave `network.subnet` out, and a free one is chosen")
@@ -131,14 +144,34 @@ impl From<StageError> for Error {
                     None => told,
                 }
             }
-            StageError::Overlay { .. } => Error::from_source(Exit::Spec, &error),
+            StageError::Overlay { source, .. } => Error::from_source(of_overlay(source), &error),
+            StageError::DataDisk(source) => {
+                let exit = match &**source {
+                    DataDiskError::Make { source, .. } => of_overlay(source),
+                    DataDiskError::Judge { .. } => Exit::Unsafe,
+                };
+                Error::from_source(exit, &error)
+            }
             StageError::Flash { .. }
             | StageError::Tpm { .. }
             | StageError::State(_)
+            | StageError::Disks(_)
             | StageError::Folder(_)
             | StageError::Write(_)
             | StageError::ReadKey { .. }
             | StageError::Key { .. } => Error::from_source(Exit::Failed, &error),
+        }
+    }
+}
+
+fn of_overlay(error: &OverlayError) -> Exit {
+    match error {
+        OverlayError::Shrinks { .. }
+        | OverlayError::TooLarge { .. }
+        | OverlayError::LongName { .. }
+        | OverlayError::Relative { .. } => Exit::Spec,
+        OverlayError::Write { .. } | OverlayError::Tool { .. } | OverlayError::Refused { .. } => {
+            Exit::Failed
         }
     }
 }

@@ -20,6 +20,7 @@ mod tools;
 mod up;
 mod wait;
 
+use std::path::Path;
 use std::time::Instant;
 
 use crate::cli::documents;
@@ -147,26 +148,29 @@ impl<'a> Session<'a> {
 
     /// A spec may work only on the cluster that was made from it.
     fn refuse_foreign(&self, record: &ClusterRecord) -> Result<(), Error> {
+        self.refuse_foreign_spec(&record.name, &record.spec)
+    }
+
+    /// As [`Session::refuse_foreign`], for what the cluster `name` of the spec `made_from` left.
+    fn refuse_foreign_spec(&self, name: &str, made_from: &Path) -> Result<(), Error> {
         if self.global.cluster.is_some() {
             return Ok(());
         }
         let spec = spec::find(self)?;
         let spec = std::fs::canonicalize(&spec).unwrap_or(spec);
-        if spec == record.spec {
+        if spec == made_from {
             return Ok(());
         }
         Err(Error::new(
             Exit::Unsafe,
             format!(
-                "cluster `{}` was made from `{}`, not from `{}`",
-                record.name,
-                record.spec.display(),
+                "cluster `{name}` was made from `{}`, not from `{}`",
+                made_from.display(),
                 spec.display()
             ),
         )
         .hint(format!(
-            "give this cluster another name, or say `-c {}` if you mean that one",
-            record.name
+            "give this cluster another name, or say `-c {name}` if you mean that one"
         )))
     }
 }

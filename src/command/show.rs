@@ -11,9 +11,11 @@ use crate::error::{Error, Exit};
 use crate::inventory::{self};
 use crate::plan::Known;
 use crate::report::view::{
-    ClusterView, ListedView, MachineView, NetworkView, SupervisorView, ls_table,
+    ClusterView, KeptDiskView, ListedView, MachineView, NetworkView, SupervisorView, ls_table,
 };
+use crate::state::disks;
 use crate::state::files;
+use crate::state::layout::ClusterFiles;
 use crate::state::record::{ClusterRecord, MachineRecord, StateRecord};
 use crate::supervisor::protocol::ClusterStatus;
 
@@ -29,7 +31,7 @@ pub(super) fn view_of(made: &Made, status: &ClusterStatus) -> ClusterView {
         .iter()
         .map(|machine| {
             let record = made.machine(&machine.name).ok();
-            MachineView::new(record.as_ref(), machine)
+            MachineView::new(record.as_ref(), machine, &made.files.machine(&machine.name))
         })
         .collect();
     ClusterView {
@@ -40,7 +42,29 @@ pub(super) fn view_of(made: &Made, status: &ClusterStatus) -> ClusterView {
             pid: Some(status.pid),
         },
         machines,
+        kept_disks: kept_disks(&made.files),
     }
+}
+
+/// The data disks that no machine has now: those of machines that are gone, or detached. None
+/// where the list cannot be read; `up` and `down` say so.
+fn kept_disks(files: &ClusterFiles) -> Vec<KeptDiskView> {
+    let disks = files.disks();
+    let Ok(Some(record)) = disks::load(&disks) else {
+        return Vec::new();
+    };
+    let has = |disk: &KeptDiskView| {
+        let record = files::load::<MachineRecord>(&files.machine(&disk.machine).record());
+        record.is_ok_and(|record| {
+            record.is_some_and(|record| {
+                let mut serials = record.data_disks.iter().map(|disk| &disk.serial);
+                serials.any(|serial| *serial == disk.serial)
+            })
+        })
+    };
+    let mut kept = KeptDiskView::all(&record, &disks);
+    kept.retain(|disk| disk.path.exists() && !has(disk));
+    kept
 }
 
 pub(super) fn ps(session: &Session<'_>) -> Result<(), Error> {
@@ -53,10 +77,11 @@ pub(super) fn ps(session: &Session<'_>) -> Result<(), Error> {
 }
 
 pub(super) fn ls(session: &Session<'_>) -> Result<(), Error> {
-    let clusters: Vec<ListedView> = inventory::cluster_names(&session.roots)
-        .iter()
-        .map(|name| listed(session, name))
-        .collect();
+    let mut names = inventory::cluster_names(&session.roots);
+    names.extend(disks::cluster_names(&session.roots));
+    names.sort();
+    names.dedup();
+    let clusters: Vec<ListedView> = names.iter().map(|name| listed(session, name)).collect();
     session.report.result(
         &Clusters {
             clusters: &clusters,
@@ -72,6 +97,9 @@ struct Clusters<'a> {
 
 fn listed(session: &Session<'_>, name: &str) -> ListedView {
     let files = session.roots.cluster(name);
+    if !files.ledger().exists() {
+        return left(&files);
+    }
     let client = Client::find(&files);
     let status = client.and_then(|client| client.status().ok());
     let supervisor = SupervisorView {
@@ -92,6 +120,7 @@ fn listed(session: &Session<'_>, name: &str) -> ListedView {
                 subnet: None,
                 supervisor,
                 machines: BTreeMap::new(),
+                kept_disks: kept_disks(&files),
             };
         }
     };
@@ -119,6 +148,25 @@ fn listed(session: &Session<'_>, name: &str) -> ListedView {
         subnet: Some(record.subnet),
         supervisor,
         machines,
+        kept_disks: kept_disks(&files),
+    }
+}
+
+/// A cluster that is down, and left disks.
+fn left(files: &ClusterFiles) -> ListedView {
+    let (spec, damage) = match disks::load(&files.disks()) {
+        Ok(record) => (record.map(|record| record.spec), String::new()),
+        Err(error) => (None, error.to_string()),
+    };
+    ListedView {
+        cluster: files.name().to_owned(),
+        damage,
+        spec,
+        mode: None,
+        subnet: None,
+        supervisor: SupervisorView { pid: None },
+        machines: BTreeMap::new(),
+        kept_disks: kept_disks(files),
     }
 }
 
@@ -127,6 +175,7 @@ struct Inspected {
     cluster: ClusterRecord,
     supervisor: SupervisorView,
     machines: Vec<InspectedMachine>,
+    kept_disks: Vec<KeptDiskView>,
 }
 
 #[derive(Serialize)]
@@ -166,6 +215,7 @@ pub(super) fn inspect(session: &Session<'_>, args: &InspectArgs) -> Result<(), E
         cluster: made.record.clone(),
         supervisor: view.supervisor,
         machines,
+        kept_disks: view.kept_disks,
     };
     let text = serde_json::to_string_pretty(&inspected).map_err(|error| {
         Error::because(Exit::Failed, "cannot put the cluster into JSON", &error)

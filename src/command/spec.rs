@@ -109,7 +109,7 @@ pub(super) fn host_facts(
     let wants_kvm = cluster
         .machines
         .iter()
-        .any(|machine| machine.arch == arch && machine.accel != AccelWish::Tcg);
+        .any(|machine| machine.arch.is_native_on(arch) && machine.accel != AccelWish::Tcg);
     let kvm = match (wants_kvm, try_kvm) {
         (true, true) => session.host.try_kvm(arch, Ask::Remembered),
         (true, false) => session.host.kvm(arch),
@@ -183,23 +183,33 @@ pub(super) fn collect(session: &Session<'_>, cluster: &Cluster) -> Result<Invent
     )?)
 }
 
-/// Refuses to work on a cluster of the same name that another folder's spec made.
-pub(super) fn refuse_other_folder(
-    cluster: &Cluster,
-    record: Option<&ClusterRecord>,
-) -> Result<(), Error> {
-    match record {
-        Some(record) if record.spec != cluster.spec => Err(Error::new(
+/// Refuses to work on a cluster of the same name that another folder's spec made, and to hand the
+/// disks that are left of one to other machines.
+pub(super) fn refuse_other_folder(cluster: &Cluster, inventory: &Inventory) -> Result<(), Error> {
+    let name = &cluster.name;
+    if let Some(record) = &inventory.cluster
+        && record.spec != cluster.spec
+    {
+        let spec = record.spec.display();
+        return Err(Error::new(
             Exit::Unsafe,
-            format!(
-                "there is a cluster `{}` already, made from `{}`",
-                cluster.name,
-                record.spec.display()
-            ),
+            format!("there is a cluster `{name}` already, made from `{spec}`"),
         )
-        .hint("give this one another name, or `kiln down` the other from its folder")),
-        _ => Ok(()),
+        .hint("give this one another name, or `kiln down` the other from its folder"));
     }
+    if let Some(disks) = &inventory.disks
+        && disks.spec != cluster.spec
+    {
+        let spec = disks.spec.display();
+        return Err(Error::new(
+            Exit::Unsafe,
+            format!("there are disks of a cluster `{name}` made from `{spec}`"),
+        )
+        .hint(format!(
+            "give this one another name, or `kiln -c {name} down --remove-disks` if nobody needs them"
+        )));
+    }
+    Ok(())
 }
 
 #[derive(Serialize)]
@@ -372,7 +382,7 @@ pub(super) fn planned(
     let cluster = load(session, scale)?;
     let facts = host_facts(session, &cluster, false)?;
     let inventory = collect(session, &cluster)?;
-    refuse_other_folder(&cluster, inventory.cluster.as_ref())?;
+    refuse_other_folder(&cluster, &inventory)?;
     let plan = plan::plan(&cluster, &facts, &inventory)?;
     Ok((cluster, plan))
 }

@@ -54,7 +54,7 @@ fn make(
     // Held until the cluster is recorded, so that no other `up` takes the same subnet.
     let reservations = Lock::take(&session.roots.reservations_lock())?;
     let inventory = spec::collect(session, cluster)?;
-    spec::refuse_other_folder(cluster, inventory.cluster.as_ref())?;
+    spec::refuse_other_folder(cluster, &inventory)?;
     let mut plan = plan::plan(cluster, &facts, &inventory)?;
     plan.restrict(names);
     refuse_loss(&plan, args.replace)?;
@@ -63,7 +63,9 @@ fn make(
     let running = inventory.alive();
     let reserved = stage::reserve(plan, inventory.cluster, files, &session.roots)?;
     drop(reservations);
-    if let Err(error) = stop_first(session, files, reserved.plan(), &running) {
+    let changed = stop_first(session, files, reserved.plan(), &running)
+        .and_then(|()| change(files, reserved.plan()));
+    if let Err(error) = changed {
         reserved.give_up();
         return Err(error);
     }
@@ -86,7 +88,10 @@ fn make(
 /// Takes back what this `up` made, machines that run included. The cluster's lock is held.
 fn take_back(session: &Session<'_>, files: &ClusterFiles, undo: &Undo) -> Result<(), Error> {
     if undo.is_whole_cluster() {
-        return super::down::take_down(session, files, Some(Duration::ZERO));
+        return down::take_down(session, files, Some(Duration::ZERO), || {
+            undo.remove_disks();
+            Ok(())
+        });
     }
     if let Some(client) = Client::find(files) {
         power::kill_and_forget(&client, undo.created())?;
@@ -156,6 +161,25 @@ fn stop_first(
     Ok(())
 }
 
+/// Changes what can be changed while the machines run: their disks grow.
+fn change(files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
+    let mut changing = plan.steps.iter().filter(|it| it.action == Action::Change);
+    let Some(first) = changing.next() else {
+        return Ok(());
+    };
+    let client = Client::reach(files)?;
+    for step in std::iter::once(first).chain(changing) {
+        for disk in &step.grown {
+            client.ask(&Request::Grow {
+                machine: step.name.clone(),
+                serial: disk.serial.clone(),
+                size: disk.size.next_multiple_of(512),
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// Hands the machines over to the supervisor.
 fn start(files: &ClusterFiles, plan: &Plan) -> Result<Client, Error> {
     let machines = plan
@@ -163,7 +187,7 @@ fn start(files: &ClusterFiles, plan: &Plan) -> Result<Client, Error> {
         .iter()
         .filter(|step| match step.action {
             Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
-            Action::Keep | Action::Remove => false,
+            Action::Keep | Action::Change | Action::Remove => false,
         })
         .map(|step| step.name.clone())
         .collect();

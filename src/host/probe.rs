@@ -223,11 +223,10 @@ impl Host {
 
     /// The architecture and QEMU to try KVM with, for guests of `arch`. An error is the reason.
     fn kvm_host(&self, arch: Arch) -> Result<(Arch, &Qemu), String> {
-        let host = match (self.arch, arch) {
-            (Some(host), guest) if host == guest => host,
-            (Some(host @ Arch::X86_64), Arch::I386) => host,
-            _ => return Err("KVM runs only guests of the host's own architecture".to_owned()),
-        };
+        let host = self
+            .arch
+            .filter(|host| arch.is_native_on(*host))
+            .ok_or("KVM runs only guests of the host's own architecture")?;
         if self.is_root() {
             kvm::group()?;
         }

@@ -46,6 +46,7 @@ fn machine(file: &str, text: &str) -> Machine {
             sha256: None,
         }),
         disk: None,
+        disks: Vec::new(),
         ignition: Some(IgnitionSource {
             path: PathBuf::from(file),
             text: text.to_owned(),

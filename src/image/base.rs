@@ -62,7 +62,7 @@ pub enum ImageError {
     Empty { path: PathBuf },
     #[error("image `{}` is of {size} bytes; at most {LARGEST_DISK} (64 TiB) are allowed", path.display())]
     TooLarge { path: PathBuf, size: u64 },
-    #[error("refused to boot from `{}` as qcow2", path.display())]
+    #[error("refused to use `{}` as qcow2", path.display())]
     Refused {
         path: PathBuf,
         #[source]
@@ -225,6 +225,11 @@ impl FileFacts {
 /// Opens a file or block device for reading. Nothing else is ever opened: a FIFO would wait, and
 /// opening some devices does something.
 pub(super) fn open(path: &Path) -> Result<File, ImageError> {
+    open_with(path, OpenOptions::new().read(true))
+}
+
+/// As [`open`], with these `options`.
+pub(super) fn open_with(path: &Path, options: &mut OpenOptions) -> Result<File, ImageError> {
     let fail = |source| ImageError::Open {
         path: path.to_owned(),
         source,
@@ -239,8 +244,7 @@ pub(super) fn open(path: &Path) -> Result<File, ImageError> {
         }
     };
     kind(&fs::metadata(path).map_err(fail)?)?;
-    let file = OpenOptions::new()
-        .read(true)
+    let file = options
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
         .map_err(fail)?;
@@ -249,7 +253,7 @@ pub(super) fn open(path: &Path) -> Result<File, ImageError> {
     Ok(file)
 }
 
-fn length(mut file: &File, metadata: &Metadata) -> io::Result<u64> {
+pub(super) fn length(mut file: &File, metadata: &Metadata) -> io::Result<u64> {
     if metadata.is_file() {
         return Ok(metadata.len());
     }

@@ -6,6 +6,7 @@
 //! ever followed to another file.
 
 pub mod base;
+pub mod data;
 mod digest;
 pub mod flash;
 pub mod overlay;

@@ -24,7 +24,7 @@ pub(super) fn accel(
     machine: &Machine,
     host: &HostFacts,
 ) -> Result<(AccelRecord, String), PlanError> {
-    let native = machine.arch == host.arch;
+    let native = machine.arch.is_native_on(host.arch);
     match (machine.accel, &host.kvm) {
         (AccelWish::Tcg, _) => Ok((AccelRecord::Tcg, String::new())),
         (AccelWish::Kvm, _) if !native => Err(PlanError::ForeignKvm {

@@ -11,10 +11,13 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use serde::Serialize;
 
+use crate::cluster::{ROOT_SERIAL, Size};
 use crate::report::style::{Paint, Style};
 use crate::report::table::{Cell, table};
+use crate::state::layout::{DisksFiles, MachineFiles};
 use crate::state::record::{
-    AccelRecord, ClusterRecord, MachineRecord, ModeRecord, PortRecord, SeenRecord, StateRecord,
+    AccelRecord, ClusterRecord, DataSourceRecord, DisksRecord, MachineRecord, ModeRecord,
+    PortRecord, SeenRecord, StateRecord,
 };
 use crate::supervisor::protocol::MachineStatus;
 
@@ -26,6 +29,8 @@ pub struct ClusterView {
     pub network: NetworkView,
     pub supervisor: SupervisorView,
     pub machines: Vec<MachineView>,
+    /// Data disks that no machine has now.
+    pub kept_disks: Vec<KeptDiskView>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -64,11 +69,37 @@ pub struct MachineView {
     pub addresses: Vec<SeenRecord>,
     pub ports: Vec<PortRecord>,
     pub image: Option<String>,
+    /// In the order in which the guest sees them; the root disk is the first.
+    pub disks: Vec<DiskView>,
     /// RFC 3339.
     pub started_at: Option<String>,
     /// Whether kiln's keys are in it, so that `kiln ssh` gets in.
     #[serde(skip)]
     pub ssh: bool,
+}
+
+/// One disk of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskView {
+    pub serial: String,
+    /// As the guest sees it, in bytes.
+    pub size: u64,
+    pub path: PathBuf,
+    pub readonly: bool,
+    /// Whether it outlives `down`.
+    pub keep: bool,
+}
+
+/// A data disk that kiln made and that no machine has now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeptDiskView {
+    pub machine: String,
+    pub serial: String,
+    /// As a guest sees it, in bytes.
+    pub size: u64,
+    pub path: PathBuf,
+    /// Whether it outlives `down`.
+    pub keep: bool,
 }
 
 /// One of the clusters that `ls` lists.
@@ -84,6 +115,8 @@ pub struct ListedView {
     pub supervisor: SupervisorView,
     /// How many machines are in each state, by the state's name.
     pub machines: BTreeMap<&'static str, usize>,
+    /// Data disks that no machine has now.
+    pub kept_disks: Vec<KeptDiskView>,
 }
 
 /// What progress says of a machine: its phase while it comes up, else its state and why.
@@ -119,9 +152,63 @@ impl NetworkView {
     }
 }
 
+impl DiskView {
+    fn all(record: &MachineRecord, files: &MachineFiles) -> Vec<DiskView> {
+        let root = record.disk.iter().map(|disk| DiskView {
+            serial: ROOT_SERIAL.to_owned(),
+            size: disk.size,
+            path: files.disk(),
+            readonly: false,
+            keep: false,
+        });
+        let data = record.data_disks.iter().map(|disk| {
+            let (path, readonly, keep) = match &disk.source {
+                DataSourceRecord::Made { keep, .. } => {
+                    (files.data_disk(&disk.serial), false, *keep)
+                }
+                DataSourceRecord::File { path, readonly, .. } => (path.clone(), *readonly, true),
+            };
+            DiskView {
+                serial: disk.serial.clone(),
+                size: disk.size(),
+                path,
+                readonly,
+                keep,
+            }
+        });
+        root.chain(data).collect()
+    }
+}
+
+impl KeptDiskView {
+    /// All of the list.
+    pub fn all(record: &DisksRecord, files: &DisksFiles) -> Vec<KeptDiskView> {
+        let disks = record.disks.iter().map(|disk| KeptDiskView {
+            machine: disk.machine.clone(),
+            serial: disk.serial.clone(),
+            size: disk.size,
+            path: files.disk(&disk.machine, &disk.serial),
+            keep: disk.keep,
+        });
+        disks.collect()
+    }
+}
+
+impl std::fmt::Display for KeptDiskView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let size = Size::from_bytes(self.size);
+        let path = self.path.display();
+        write!(f, "`{}` of {} ({size}, {path})", self.serial, self.machine)
+    }
+}
+
 impl MachineView {
     /// `record` is absent where it cannot be read.
-    pub fn new(record: Option<&MachineRecord>, status: &MachineStatus) -> MachineView {
+    pub fn new(
+        record: Option<&MachineRecord>,
+        status: &MachineStatus,
+        files: &MachineFiles,
+    ) -> MachineView {
         MachineView {
             name: status.name.clone(),
             arch: record.map(|record| record.arch.clone()),
@@ -137,6 +224,7 @@ impl MachineView {
             addresses: status.addresses.clone(),
             ports: record.map_or_else(Vec::new, |record| record.ports.clone()),
             image: record.map(|record| record.image.clone()),
+            disks: record.map_or_else(Vec::new, |record| DiskView::all(record, files)),
             started_at: status.started_at.clone(),
             ssh: record.is_some_and(|record| record.reports),
         }
@@ -278,6 +366,12 @@ impl ClusterView {
             let names = names.join(", ");
             notes.push(format!("{names} {are} emulated (tcg), and slow: {why}"));
         }
+        for disk in &self.kept_disks {
+            let how = if disk.keep { " --remove-disks" } else { "" };
+            notes.push(format!(
+                "no machine has the disk {disk} any more: it is kept until `kiln down{how}`"
+            ));
+        }
         notes
     }
 }
@@ -285,14 +379,20 @@ impl ClusterView {
 /// `kiln ls`.
 pub fn ls_table(style: Style, clusters: &[ListedView]) -> String {
     let row = |cluster: &ListedView| {
-        let machines = cluster.machines.iter();
-        let machines: Vec<_> = machines
-            .map(|(state, count)| format!("{count} {state}"))
-            .collect();
         let spec = match &cluster.spec {
             Some(spec) => spec.to_string_lossy().into_owned(),
             None => format!("damaged: {}", cluster.damage),
         };
+        let mut machines: Vec<_> = cluster
+            .machines
+            .iter()
+            .map(|(state, count)| format!("{count} {state}"))
+            .collect();
+        match cluster.kept_disks.len() {
+            0 => {}
+            1 => machines.push("1 kept disk".to_owned()),
+            count => machines.push(format!("{count} kept disks")),
+        }
         [
             Cell::new(&cluster.cluster),
             Cell::new(machines.join(", ")),

@@ -6,6 +6,7 @@ use std::num::NonZeroU16;
 use kiln_arch::Arch;
 use kiln_arch::machine::IgnitionTransport;
 
+use super::disks;
 use super::document::{Key, Node, Value};
 use super::error::{Fault, Place, Problem};
 use super::fields::{self, Fields, Keys};
@@ -22,11 +23,10 @@ use crate::cluster::{
 
 const KEYS: Keys = Keys {
     known: &[
-        "count", "names", "image", "arch", "accel", "cpus", "memory", "disk", "ignition",
+        "count", "names", "image", "arch", "accel", "cpus", "memory", "disk", "disks", "ignition",
         "template", "vars", "profile", "ports", "firmware", "graphics", "restart", "tpm",
     ],
     not_built: &[
-        ("disks", "leave it out; a machine has the disk of its image"),
         (
             "butane",
             "translate it with `butane --strict FILE` and name the result in `ignition:`",
@@ -40,8 +40,8 @@ const CPUS_LIMIT: u16 = 255;
 const MEMORY_LEAST: Size = Size::from_mib(64);
 const MEMORY_MOST: Size = Size::from_bytes(16 << 40);
 const MEMORY_DEFAULT: Size = Size::from_mib(1024);
-const DISK_LEAST: Size = Size::from_mib(1);
-const DISK_MOST: Size = Size::from_bytes(64 << 40);
+pub(super) const DISK_LEAST: Size = Size::from_mib(1);
+pub(super) const DISK_MOST: Size = Size::from_bytes(64 << 40);
 /// fw_cfg would take minutes to hand over more.
 const IGNITION_LIMIT: Size = Size::from_mib(8);
 
@@ -130,7 +130,7 @@ pub(super) fn group(
     let cpus = fields.take_as("cpus", |node, key| {
         fields::integer(&node, key, 1, CPUS_LIMIT)
     })?;
-    let memory = fields.take_as("memory", |node, key| memory(&node, key))?;
+    let memory = fields.take_as("memory", |node, key| memory(&node, key, arch))?;
     let disk = fields.take_as("disk", |node, key| {
         let place = node.place;
         if !image::has_disk(&image) {
@@ -141,6 +141,9 @@ pub(super) fn group(
             ));
         }
         fields::size(&node, key, DISK_LEAST, DISK_MOST)
+    })?;
+    let disks = fields.take_as("disks", |node, key| {
+        disks::disks(node, key, &owner, names.len(), folders)
     })?;
     let ignition = ignition(&mut fields, folders)?;
     let vars = vars(&mut fields, &group, ignition.as_ref(), warnings)?;
@@ -185,6 +188,7 @@ pub(super) fn group(
         memory: memory.unwrap_or(MEMORY_DEFAULT),
         image: image.clone(),
         disk,
+        disks: disks.clone().unwrap_or_default(),
         ignition: ignition.clone(),
         vars: vars.clone(),
         profile: profile.unwrap_or(Profile::Basic),
@@ -365,7 +369,7 @@ fn refuse_transport(
     }
 }
 
-fn memory(node: &Node, key: &str) -> Result<Size, Fault> {
+fn memory(node: &Node, key: &str, arch: Arch) -> Result<Size, Fault> {
     let place = node.place;
     let size = fields::size(node, key, MEMORY_LEAST, MEMORY_MOST)?;
     if !size.bytes().is_multiple_of(Size::from_mib(1).bytes()) {
@@ -374,6 +378,14 @@ fn memory(node: &Node, key: &str) -> Result<Size, Fault> {
             key,
             format!("{size} is not a whole number of MiB"),
         ));
+    }
+    let step = Size::from_mib(arch.memory_step());
+    if !size.bytes().is_multiple_of(step.bytes()) {
+        let more = Size::from_bytes(size.bytes().next_multiple_of(step.bytes()));
+        return Err(
+            Fault::bad_value(place, key, format!("{arch} has memory in steps of {step}"))
+                .hint(format!("write `{more}`")),
+        );
     }
     Ok(size)
 }

@@ -225,7 +225,7 @@ fn local(node: Node, key: &str) -> Result<String, Fault> {
         .hint("use a local file: `image: ./disk.qcow2`, or `image: {kernel: …, initrd: …}`"))
 }
 
-fn known_format(
+pub(super) fn known_format(
     place: Place,
     key: &str,
     path: &Path,
@@ -241,7 +241,7 @@ fn known_format(
         Some("xz" | "gz" | "zst" | "bz2") => {
             Err(
                 Fault::bad_value(place, key, format!("`{}` is compressed", path.display()))
-                    .hint("unpack it first; kiln boots qcow2 and raw images"),
+                    .hint("unpack it first; kiln takes qcow2 and raw images"),
             )
         }
         _ => Err(Fault::bad_value(
@@ -253,7 +253,7 @@ fn known_format(
                 suggest::list(&[".qcow2", ".raw", ".img"])
             ),
         )
-        .hint("say the format: `image: {disk: …, format: qcow2}` or `format: raw`")),
+        .hint("say the format beside it: `format: qcow2` or `format: raw`")),
     }
 }
 

@@ -7,6 +7,7 @@ use std::path::Path;
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 
+use super::disks;
 use super::document::{self, Node, Value};
 use super::error::{Fault, Place, Problem, SpecError};
 use super::fields::{self, Fields, Keys};
@@ -204,6 +205,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
     }
     group::refuse_duplicates(&machines)?;
     port::refuse_clashes(&machines)?;
+    disks::refuse_shared_files(&machines)?;
     Ok(Loaded {
         cluster: Cluster {
             name,

@@ -13,12 +13,16 @@
 //!     machines/M/run.json         what became of it; written by the supervisor alone
 //!     machines/M/config.ign, disk.qcow2, console.log, qemu.log
 //!     uplink/                     the QEMU that is the fabric's way out
+//! STATE/clusters/NAME.disks/      0700; outlives the cluster while there is a disk in it
+//!     disks.json                  every data disk that kiln made: written before the disk is
+//!     M/SERIAL.qcow2
 //! RUNTIME/NAME/                   0700: sockets
 //! ```
 //!
 //! Files are written whole to a temporary one, synced and renamed, so that a
 //! reader finds the old text or the new one. Nothing here decides anything.
 
+pub mod disks;
 pub mod files;
 pub mod layout;
 pub mod ledger;

@@ -85,6 +85,9 @@ pub struct MachineRecord {
     pub tpm: Option<PathBuf>,
     pub kernel: Option<KernelRecord>,
     pub disk: Option<DiskRecord>,
+    /// In the order in which the guest sees them, after the root disk.
+    #[serde(default)]
+    pub data_disks: Vec<DataDiskRecord>,
     /// Whether `config.ign` is handed to the guest.
     pub ignition: bool,
     /// How, where it is not as the architecture has it.
@@ -162,6 +165,59 @@ pub struct DiskRecord {
     pub size: u64,
 }
 
+/// One data disk of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataDiskRecord {
+    /// What the guest reads; one of a kind in the machine.
+    pub serial: String,
+    #[serde(flatten)]
+    pub source: DataSourceRecord,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "snake_case")]
+pub enum DataSourceRecord {
+    /// A qcow2 file of kiln's, listed in the cluster's [`DisksRecord`].
+    Made {
+        /// In bytes.
+        size: u64,
+        /// Whether it outlives `down`.
+        keep: bool,
+    },
+    /// A file or block device of the user's.
+    File {
+        path: PathBuf,
+        #[serde(with = "crate::image::base::format_name")]
+        format: DiskFormat,
+        readonly: bool,
+        /// As the guest sees it, in bytes, when the plan was made.
+        size: u64,
+    },
+}
+
+/// Every data disk that kiln made for machines of a cluster's name and that still exists, or may:
+/// written before a disk is made and after it is removed. It outlives the cluster for as long as
+/// it names a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DisksRecord {
+    pub schema: u32,
+    /// The spec whose machines wrote to them; another folder's cluster does not get them.
+    pub spec: PathBuf,
+    /// By machine and serial.
+    pub disks: Vec<MadeDiskRecord>,
+}
+
+/// A data disk that kiln made: it belongs to this machine's name and this serial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeDiskRecord {
+    pub machine: String,
+    pub serial: String,
+    /// In bytes.
+    pub size: u64,
+    /// Whether it outlives `down`: the spec said so, or a former `down` was told to keep it.
+    pub keep: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortRecord {
     pub bind: Ipv4Addr,
@@ -216,6 +272,23 @@ pub enum StateRecord {
     Failed,
     Unresponsive,
     Damaged,
+}
+
+impl DataDiskRecord {
+    /// As the guest sees it, in bytes.
+    pub fn size(&self) -> u64 {
+        match &self.source {
+            DataSourceRecord::Made { size, .. } | DataSourceRecord::File { size, .. } => *size,
+        }
+    }
+}
+
+impl DisksRecord {
+    pub fn find(&self, machine: &str, serial: &str) -> Option<&MadeDiskRecord> {
+        self.disks
+            .iter()
+            .find(|disk| disk.machine == machine && disk.serial == serial)
+    }
 }
 
 impl StateRecord {

@@ -18,17 +18,19 @@ use kiln_arch::machine::{
     IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName, Run,
     Sandbox, Socket as QemuSocket, Source, Uplink, UserNet,
 };
-use kiln_arch::{Arch, Unsupported};
+use kiln_arch::{Arch, Unsupported, drive_node};
 use kiln_netsetup::address::Subnet;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::cluster::DiskFormat;
+use crate::cluster::{DiskFormat, ROOT_SERIAL};
+use crate::image::ImageError;
 use crate::image::base::Changed;
+use crate::image::data;
 use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
-    AccelRecord, ClusterRecord, DiskRecord, FirmwareKind, FirmwareRecord, MachineRecord,
-    TransportRecord,
+    AccelRecord, ClusterRecord, DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind,
+    FirmwareRecord, MachineRecord, TransportRecord,
 };
 
 /// One descriptor that a QEMU is handed.
@@ -42,6 +44,12 @@ pub enum Handle {
     ReadWrite(PathBuf),
     /// Open for appending; made when it is not there.
     Append(PathBuf),
+    /// A data disk, its header judged as it is opened.
+    Disk {
+        path: PathBuf,
+        format: DiskFormat,
+        readonly: bool,
+    },
     /// An end of a pair of sockets, the other for whoever emulates the TPM.
     Tpm,
     /// A sealed memfd with the content of this file: no path, no secret in argv.
@@ -75,6 +83,12 @@ pub enum LaunchError {
     Pair(#[source] io::Error),
     #[error("its disk cannot be used")]
     BaseChanged(#[source] Changed),
+    #[error("its disk `{}` cannot be used", path.display())]
+    Disk {
+        path: PathBuf,
+        #[source]
+        source: ImageError,
+    },
 }
 
 /// The handles of one QEMU, numbered as they come.
@@ -133,7 +147,7 @@ pub fn supervised(
             .map(|initrd| handles.source(Handle::Read(initrd))),
         cmdline: kernel.cmdline.clone(),
     });
-    let drives = record
+    let mut drives: Vec<Drive> = record
         .disk
         .iter()
         .map(|disk| Drive {
@@ -145,9 +159,18 @@ pub fn supervised(
                 ))),
             },
             access: Access::ReadWrite,
-            serial: Some("root".to_owned()),
+            serial: Some(ROOT_SERIAL.to_owned()),
         })
         .collect();
+    for disk in &record.data_disks {
+        drives.push(data_drive(disk, files, |path, format, readonly| {
+            handles.source(Handle::Disk {
+                path,
+                format,
+                readonly,
+            })
+        }));
+    }
     let config = record
         .ignition
         .then(|| handles.source(Handle::Sealed(files.ignition())));
@@ -190,8 +213,11 @@ pub fn alone(
                 backing: Some(Box::new(base(disk, Source::Path(disk.base.path.clone())))),
             },
             access: Access::ReadWrite,
-            serial: Some("root".to_owned()),
+            serial: Some(ROOT_SERIAL.to_owned()),
         });
+    }
+    for disk in &record.data_disks {
+        drives.push(data_drive(disk, files, |path, _, _| Source::Path(path)));
     }
     Ok(Machine {
         nics: vec![Nic {
@@ -349,6 +375,48 @@ fn base(disk: &DiskRecord, source: Source) -> Image {
     }
 }
 
+/// A data disk, whose bytes come from what `source` makes of path, format and whether it is only
+/// read.
+fn data_drive(
+    disk: &DataDiskRecord,
+    files: &MachineFiles,
+    source: impl FnOnce(PathBuf, DiskFormat, bool) -> Source,
+) -> Drive {
+    let (path, format, readonly) = match &disk.source {
+        DataSourceRecord::Made { .. } => (files.data_disk(&disk.serial), DiskFormat::Qcow2, false),
+        DataSourceRecord::File {
+            path,
+            format,
+            readonly,
+            ..
+        } => (path.clone(), *format, *readonly),
+    };
+    let source = source(path, format, readonly);
+    Drive {
+        image: match format {
+            DiskFormat::Raw => Image::Raw(source),
+            DiskFormat::Qcow2 => Image::Qcow2 {
+                source,
+                backing: None,
+            },
+        },
+        access: if readonly {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
+        },
+        serial: Some(disk.serial.clone()),
+    }
+}
+
+/// QEMU's name of the block node of a machine's disk, as [`supervised`] has them.
+pub fn node_name(record: &MachineRecord, serial: &str) -> Option<String> {
+    let root = record.disk.iter().map(|_| ROOT_SERIAL);
+    let data = record.data_disks.iter().map(|disk| disk.serial.as_str());
+    let index = root.chain(data).position(|other| other == serial)?;
+    Some(drive_node(index))
+}
+
 /// What QEMU is handed, and the other end of what is between it and its TPM.
 #[derive(Debug)]
 pub struct Opened {
@@ -382,6 +450,16 @@ pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
                     .create(true)
                     .custom_flags(libc::O_NOFOLLOW),
             )?,
+            Handle::Disk {
+                path,
+                format,
+                readonly,
+            } => data::open(path, *format, *readonly)
+                .map(|(file, _)| file.into())
+                .map_err(|source| LaunchError::Disk {
+                    path: path.clone(),
+                    source,
+                })?,
             Handle::Sealed(path) => sealed(path).map_err(|source| LaunchError::Open {
                 path: path.clone(),
                 source,

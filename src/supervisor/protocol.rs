@@ -43,6 +43,13 @@ pub enum Request {
     Resume {
         machines: Vec<String>,
     },
+    /// Make a disk of a machine that runs larger; answered when QEMU has done it.
+    Grow {
+        machine: String,
+        serial: String,
+        /// In bytes.
+        size: u64,
+    },
     /// Know these no more; refused while one of them is alive.
     Forget {
         machines: Vec<String>,

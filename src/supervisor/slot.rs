@@ -24,10 +24,10 @@ use crate::supervisor::console::ConsoleWatch;
 use crate::supervisor::dispatcher::phase_text;
 use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::machine::{AGAIN, Machine, Restart};
-use crate::supervisor::message::{Message, News};
+use crate::supervisor::message::{Message, News, Reply};
 use crate::supervisor::ports;
 use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn_both};
-use crate::supervisor::protocol::MachineStatus;
+use crate::supervisor::protocol::{Answer, MachineStatus};
 use crate::supervisor::qmp::Qmp;
 use crate::supervisor::tpm::{self, Tpm, TpmError};
 use crate::supervisor::watch::{self, Origin, Teller};
@@ -410,6 +410,36 @@ impl Slot {
 
     pub(super) fn send_resume(&self) {
         self.send(qmp::cont {});
+    }
+
+    /// Has QEMU make a disk larger, and answers with what came of it.
+    pub(super) fn send_grow(&self, serial: &str, size: u64, replies: mpsc::Sender<Reply>) {
+        let refused = |why: String| Reply::Line(Answer::Refused { why });
+        let node = self
+            .record
+            .as_ref()
+            .and_then(|record| launch::node_name(record, serial));
+        let (Some(qmp), Some(node), Ok(size)) = (self.qmp.clone(), node, i64::try_from(size))
+        else {
+            let name = &self.name;
+            let why = format!("machine `{name}` has no disk `{serial}` that could grow now");
+            let _ = replies.try_send(refused(why));
+            return;
+        };
+        let what = format!("disk `{serial}` of machine `{}`", self.name);
+        tokio::spawn(async move {
+            let deadline = Instant::now() + COMMAND_DEADLINE;
+            let resize = qmp::block_resize {
+                device: None,
+                node_name: Some(node),
+                size,
+            };
+            let answer = match qmp.execute(resize, deadline.into()).await {
+                Ok(_) => Reply::Line(Answer::Done),
+                Err(error) => refused(format!("{what} did not grow: {}", in_one_line(&error))),
+            };
+            let _ = replies.try_send(answer);
+        });
     }
 
     /// Asks QEMU to end; one that cannot be asked yet is killed.

@@ -87,6 +87,7 @@ fn files_of(own: PathBuf) -> MachineFiles {
     MachineFiles {
         folder: own.clone(),
         sockets: own,
+        disks: PathBuf::new(),
     }
 }
 

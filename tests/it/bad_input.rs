@@ -356,7 +356,7 @@ fn an_image_that_names_a_file_of_the_host_is_refused() {
         9,
         &expect![[r#"
         error: cannot use the image of machine `node`
-          caused by: refused to boot from `TMP/spec/disk.qcow2` as qcow2
+          caused by: refused to use `TMP/spec/disk.qcow2` as qcow2
           caused by: it has a backing file
     "#]],
     );
@@ -366,7 +366,7 @@ fn an_image_that_names_a_file_of_the_host_is_refused() {
         9,
         &expect![[r#"
         error: cannot use the image of machine `node`
-          caused by: refused to boot from `TMP/spec/disk.qcow2` as qcow2
+          caused by: refused to use `TMP/spec/disk.qcow2` as qcow2
           caused by: it has a backing file
     "#]],
     );

@@ -126,6 +126,7 @@ fn ps_tells_programs_all_that_is_documented() {
     expect![[r#"
         {
           "cluster": "demo",
+          "kept_disks": [],
           "machines": [
             {
               "accel": "tcg",
@@ -137,6 +138,7 @@ fn ps_tells_programs_all_that_is_documented() {
                 }
               ],
               "arch": "x86_64",
+              "disks": [],
               "image": "vmlinuz",
               "mac": "b2:6b:c6:e2:b7:b3",
               "name": "node-1",

@@ -5,6 +5,7 @@ mod bad_input;
 mod boot;
 mod command_line;
 mod fake_crash;
+mod fake_disks;
 mod fake_faults;
 mod fake_firmware;
 mod fake_life;

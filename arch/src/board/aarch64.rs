@@ -11,6 +11,7 @@ pub(super) const BOARD: Board = Board {
     tcg_cpu: "cortex-a72",
     options: &[],
     tcg_options: &[],
+    tcg_kernel_options: &[],
     bus: Bus::Pci { slots: 31 },
     console: ConsoleDevice::Serial,
     tty: "ttyAMA0",

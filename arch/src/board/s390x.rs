@@ -11,6 +11,7 @@ pub(super) const BOARD: Board = Board {
     tcg_cpu: "max",
     options: &[],
     tcg_options: &[],
+    tcg_kernel_options: &[],
     bus: Bus::Ccw,
     console: ConsoleDevice::Device("sclpconsole"),
     tty: "ttysclp0",

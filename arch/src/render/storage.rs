@@ -11,6 +11,11 @@ use crate::machine::{
 };
 use crate::render::Render;
 
+/// QEMU's name of the block node of the `index`th of [`crate::machine::Machine::drives`].
+pub fn drive_node(index: usize) -> String {
+    format!("disk{index}")
+}
+
 /// The longest serial of a virtio disk.
 const SERIAL_MAX: usize = 20;
 
@@ -87,8 +92,9 @@ impl Render<'_> {
             });
         }
         let node = self.image(&drive.image, drive.access)?;
-        let why = Reason::Spec(if index == 0 { "image" } else { "disks" });
-        let name = format!("disk{index}");
+        let is_root = index == 0 && (serial == Some("root") || self.machine.kernel.is_none());
+        let why = Reason::Spec(if is_root { "image" } else { "disks" });
+        let name = drive_node(index);
         self.blockdev(&name, &node, why)?;
         let boots = index == 0 && self.machine.kernel.is_none();
         let front = VirtioBlk {

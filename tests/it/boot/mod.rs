@@ -3,11 +3,11 @@
 //! The guests are emulated where there is no KVM, so each story boots few machines and asks
 //! them much. `KILN_TEST_GUEST` names a folder with another guest for direct kernel boot.
 
-mod aarch64;
 mod alone;
 mod at_once;
 mod disk;
 mod fails;
+mod five;
 mod life;
 mod three;
 mod user;

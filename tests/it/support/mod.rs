@@ -7,3 +7,4 @@ pub(crate) mod guest;
 pub(crate) mod home;
 pub(crate) mod process;
 pub(crate) mod run;
+pub(crate) mod socket;
