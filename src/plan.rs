@@ -20,6 +20,7 @@ use crate::cluster::{Cluster, Machine, NetworkMode, Size};
 use crate::host::distribution::Distribution;
 use crate::host::firmware::{Firmwares, Uefi};
 use crate::host::kvm::KvmState;
+use crate::host::qemu::Qemu;
 use crate::state::files::SCHEMA;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{
@@ -35,7 +36,7 @@ pub use view::{PlanView, StepView};
 pub struct HostFacts {
     pub arch: Arch,
     /// The emulators that are installed.
-    pub qemu: BTreeMap<Arch, QemuFacts>,
+    pub qemu: BTreeMap<Arch, Qemu>,
     /// For guests of the host's own architecture.
     pub kvm: KvmState,
     /// The UEFI firmwares that are installed; empty where no machine can want one.
@@ -46,19 +47,12 @@ pub struct HostFacts {
     pub distribution: Distribution,
     /// Whether qemu-img is installed, which makes the machines' disks.
     pub has_qemu_img: bool,
-    /// The uid that QEMUs are to run as, where kiln is root.
-    pub qemu_uid: Option<u32>,
+    /// Whether kiln is root, and so has to give the QEMUs another uid.
+    pub is_root: bool,
     /// The group that KVM asks for.
     pub qemu_gid: Option<u32>,
     /// The cluster's files; QEMU's uuids come from where they lie.
     pub files: ClusterFiles,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QemuFacts {
-    pub program: PathBuf,
-    /// The versioned board that it has for new machines; absent: only the alias is known.
-    pub board: Option<String>,
 }
 
 /// What is already there.
@@ -68,6 +62,8 @@ pub struct Inventory {
     pub machines: BTreeMap<String, Known>,
     /// Networks that a new subnet must not overlap: the host's routes, other clusters.
     pub taken_networks: Vec<Ipv4Net>,
+    /// Uids that other clusters' QEMUs run as.
+    pub taken_uids: BTreeSet<u32>,
     /// TCP ports that someone listens on or another cluster has.
     pub taken_ports: BTreeSet<u16>,
     /// What each machine's image turned out to be, by machine.
@@ -199,6 +195,8 @@ pub enum PlanError {
     SubnetTaken { subnet: Ipv4Net, taken: Ipv4Net },
     #[error("host port {port} of machine `{machine}` is taken")]
     PortTaken { machine: String, port: u16 },
+    #[error("no free uid is left for the QEMUs of cluster `{cluster}`")]
+    NoUid { cluster: String },
     #[error("no free host port is left for machine `{machine}`")]
     NoPort { machine: String },
     #[error("the record of cluster `{cluster}` cannot be used: {why}")]
@@ -235,7 +233,11 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
         cluster_record
             .ports
             .extend(record.ports.iter().map(|port| port.host));
-        steps.push(step(machine, record, inventory)?);
+        let mut step = step(machine, record, inventory)?;
+        if let Some(qemu) = host.qemu.get(&machine.arch) {
+            choice::board_that_is_there(&mut step, qemu);
+        }
+        steps.push(step);
     }
     for (name, known) in &inventory.machines {
         if !cluster
@@ -310,7 +312,11 @@ fn cluster_record(
         },
         subnet: subnet.net(),
         domain: format!("{name}.internal"),
-        qemu_uid: kept.map_or(host.qemu_uid, |record| record.qemu_uid),
+        qemu_uid: match kept {
+            Some(record) => record.qemu_uid,
+            None if host.is_root => Some(choice::uid(name, &inventory.taken_uids)?),
+            None => None,
+        },
         qemu_gid: host.qemu_gid,
         machines: cluster
             .machines

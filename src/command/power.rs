@@ -23,12 +23,51 @@ pub(super) fn start(session: &Session<'_>, args: &StartArgs) -> Result<(), Error
     let names = made.select(&args.machines.machines)?;
     let lock = Lock::try_take(&made.files.lock(), "kiln start")?;
     let client = Client::reach(&made.files)?;
+    let stopped = client.status()?.machines.into_iter();
+    let stopped = stopped.filter(|machine| machine.pid.is_none());
+    let stopped = stopped.map(|machine| machine.name);
+    let stopped: Vec<String> = stopped.filter(|name| names.contains(name)).collect();
+    check_boards(session, &made, &stopped)?;
     client.ask(&Request::Start {
         machines: names.clone(),
     })?;
     drop(lock);
     let status = wait(session, &client, &made, &names, &args.waiting)?;
     tell(session, &made, &status)
+}
+
+/// Whether the QEMU that each machine was made with is there and still has the machine's board: it
+/// may have been exchanged for another under the same name.
+fn check_boards(session: &Session<'_>, made: &Made, names: &[String]) -> Result<(), Error> {
+    for name in names {
+        // A record that cannot be read is the supervisor's to tell of.
+        let Ok(record) = made.machine(name) else {
+            continue;
+        };
+        let Ok(arch) = record.arch.parse() else {
+            continue;
+        };
+        let qemu = session.host.qemu_at(arch, &record.qemu).map_err(|error| {
+            Error::from(error).hint("`kiln up` takes the QEMU that is installed now")
+        })?;
+        if let Some(board) = record.board
+            && !qemu.boards.contains(&board)
+        {
+            return Err(Error::new(
+                Exit::Host,
+                format!(
+                    "machine `{name}` has the board `{board}`, and `{}` is QEMU {}, which has no such board",
+                    qemu.program.display(),
+                    qemu.version
+                ),
+            )
+            .hint(
+                "install a QEMU that has it, such as the one that the machine was made with; \
+                 `kiln up --replace` makes the machine anew",
+            ));
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn stop(session: &Session<'_>, args: &StopArgs) -> Result<(), Error> {
@@ -42,6 +81,7 @@ pub(super) fn stop(session: &Session<'_>, args: &StopArgs) -> Result<(), Error> 
 pub(super) fn restart(session: &Session<'_>, args: &RestartArgs) -> Result<(), Error> {
     let made = session.made()?;
     let names = made.select(&args.machines.machines)?;
+    check_boards(session, &made, &names)?;
     let lock = Lock::try_take(&made.files.lock(), "kiln restart")?;
     let client = Client::reach(&made.files)?;
     stop_and_wait(session, &client, &made, &names, args.grace)?;

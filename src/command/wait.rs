@@ -31,7 +31,7 @@ enum Outcome {
 pub(super) fn run(session: &Session<'_>, args: &WaitArgs) -> Result<(), Error> {
     let made = session.made()?;
     let names = made.select(&args.machines.machines)?;
-    let client = Client::reach(&made.files)?;
+    let client = Client::look(&made.files)?;
     let timeout = args
         .timeout
         .unwrap_or_else(|| default_timeout(&made, &names));

@@ -105,7 +105,12 @@ fn qemu(
         Ok(qemu) => Check {
             name,
             status: Status::Ok,
-            found: format!("{} {}", qemu.program.display(), qemu.version),
+            found: format!(
+                "{} {}, board {}",
+                qemu.program.display(),
+                qemu.version,
+                qemu.board.as_deref().unwrap_or(arch.board_alias())
+            ),
             remedy: None,
         },
         Err(error) => Check {
@@ -243,10 +248,15 @@ mod tests {
             program: "/usr/bin/qemu-system-x86_64".into(),
             version: Version(10, 0, 2),
             build: String::new(),
+            board: Some("pc-q35-10.0".to_owned()),
+            boards: ["pc-q35-10.0".to_owned()].into(),
         };
         let check = qemu(Arch::X86_64, None, Ok(&found), Distribution::Other);
         assert_eq!(check.status, Status::Ok);
-        assert_eq!(check.found, "/usr/bin/qemu-system-x86_64 10.0.2");
+        assert_eq!(
+            check.found,
+            "/usr/bin/qemu-system-x86_64 10.0.2, board pc-q35-10.0"
+        );
     }
 
     #[test]

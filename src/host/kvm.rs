@@ -285,6 +285,8 @@ mod tests {
             program: "/q".into(),
             version: Version(10, 0, 2),
             build: "one".to_owned(),
+            board: None,
+            boards: [].into(),
         };
         memo.note(&subject(&qemu), &state("boot-1", &qemu), "why");
         let recall = |boot: &str, qemu: &Qemu| memo.recall(&subject(qemu), &state(boot, qemu));

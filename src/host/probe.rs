@@ -189,6 +189,11 @@ impl Host {
             .get_or_init(|| Firmwares::look(&self.firmware_folders))
     }
 
+    /// The QEMU that a machine of `arch` was started with before: this very program.
+    pub fn qemu_at(&self, arch: Arch, program: &Path) -> Result<Qemu, QemuError> {
+        self.qemus.examine(arch, program.to_owned())
+    }
+
     /// What is known of KVM for guests of `arch`, without trying: it never waits.
     pub fn kvm(&self, arch: Arch) -> KvmState {
         match self.kvm_host(arch) {
@@ -257,6 +262,8 @@ impl Host {
             program: Path::new("/usr/bin").join(arch.qemu_program()),
             version: qemu::Version(10, 0, 2),
             build: "example".to_owned(),
+            board: Some(arch.board_of(10, 0)),
+            boards: [arch.board_of(10, 0)].into(),
         };
         Host {
             uid: 1000,

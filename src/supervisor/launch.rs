@@ -425,15 +425,17 @@ pub struct Opened {
     pub tpm: Option<OwnedFd>,
 }
 
-/// Opens the handles, in order.
+/// Opens the handles, in order. After them come the names of the listeners, which QEMU knows
+/// nothing of: see [`crate::supervisor::regain`].
 ///
 /// # Errors
 /// [`LaunchError::Open`] and [`LaunchError::Listen`] name the path.
 pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
-    let mut fds = Vec::with_capacity(handles.len());
+    let mut fds = Vec::with_capacity(2 * handles.len());
     let mut tpm = None;
-    for (index, handle) in (0u16..).zip(handles) {
-        let number = ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
+    let number = |index: u16| ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
+    let mut indices = 0u16..;
+    for (handle, index) in handles.iter().zip(indices.by_ref()) {
         let fd = match handle {
             Handle::Tpm => {
                 let (ours, other) = UnixStream::pair().map_err(LaunchError::Pair)?;
@@ -465,7 +467,23 @@ pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
                 source,
             })?,
         };
-        fds.push((fd, number));
+        fds.push((fd, number(index)));
+    }
+    let names = handles.iter().filter_map(|handle| match handle {
+        Handle::Listener(path) => Some(path),
+        Handle::Read(_)
+        | Handle::ReadWrite(_)
+        | Handle::Append(_)
+        | Handle::Disk { .. }
+        | Handle::Tpm
+        | Handle::Sealed(_) => None,
+    });
+    for (path, index) in names.zip(indices) {
+        let mut options = OpenOptions::new();
+        options
+            .read(true)
+            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW);
+        fds.push((file(path, &mut options)?, number(index)));
     }
     Ok(Opened { fds, tpm })
 }

@@ -252,6 +252,8 @@ pub struct Machine {
     start_again: bool,
     /// It was found alive, and its QEMU has not answered yet.
     unmet: bool,
+    /// Why its QEMU, which was found alive, cannot be spoken to.
+    unreachable: Option<String>,
 }
 
 impl Machine {
@@ -271,6 +273,7 @@ impl Machine {
             restarts: 0,
             start_again: false,
             unmet: false,
+            unreachable: None,
         }
     }
 
@@ -341,7 +344,12 @@ impl Machine {
                 ..
             } => why.clone(),
             State::Stopping { .. } => String::new(),
-            State::Running if !self.responsive => "QEMU does not answer on QMP".to_owned(),
+            State::Running if !self.responsive => match &self.unreachable {
+                Some(why) => format!(
+                    "QEMU runs on, and kiln cannot speak to it ({why}); `kiln restart` ends it and starts it anew"
+                ),
+                None => "QEMU does not answer on QMP".to_owned(),
+            },
             State::Running => self.gave_up.clone().unwrap_or_default(),
         }
     }

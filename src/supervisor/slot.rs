@@ -29,6 +29,7 @@ use crate::supervisor::ports;
 use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn_both};
 use crate::supervisor::protocol::{Answer, MachineStatus};
 use crate::supervisor::qmp::Qmp;
+use crate::supervisor::regain;
 use crate::supervisor::tpm::{self, Tpm, TpmError};
 use crate::supervisor::watch::{self, Origin, Teller};
 
@@ -235,6 +236,7 @@ impl Slot {
         let Some(process) = self.found.take() else {
             return;
         };
+        mend(&process, &self.files);
         // Only what comes from now on: the verdicts of the past are in the record.
         consoles.add_at_end(&self.name, &self.files.console_log());
         if let Err(error) = self.publish(fabric) {
@@ -247,6 +249,14 @@ impl Slot {
         self.adopting = true;
         // Its TPM, if it has one, is no child of ours; it ends with its QEMU.
         self.attend(process, None, Origin::Found, inbox, fabric);
+    }
+
+    pub(super) fn mend_sockets(&self) {
+        if let Some(process) = &self.process
+            && self.machine.is_alive()
+        {
+            mend(process, &self.files);
+        }
     }
 
     pub(super) fn is_adopting(&self) -> bool {
@@ -556,5 +566,13 @@ impl Slot {
             report: self.machine.report().cloned(),
             started_at: self.started_at.clone(),
         }
+    }
+}
+
+/// Gives the sockets of a living QEMU their names back; one that has none of them may be gone.
+pub(super) fn mend(process: &Process, files: &MachineFiles) {
+    if let Err(error) = regain::mend(process.pid(), files) {
+        let sockets = files.sockets.display();
+        tracing::warn!(%error, "the sockets in {sockets} are not regained");
     }
 }

@@ -478,3 +478,22 @@ fn a_host_that_was_rebooted_is_no_fault_of_the_machines() {
         assert_eq!(machine["reserved_ip"], before[&name]["reserved_ip"]);
     }
 }
+
+#[test]
+fn clusters_whose_names_ask_for_one_uid_have_two() {
+    let world = World::new();
+    let uid = |name: &str| {
+        let spec = format!(
+            "cluster: {name}\nimage: {{kernel: vmlinuz}}\nmachines:\n  node: {{accel: tcg}}\n"
+        );
+        world.write("spec/kiln.yaml", spec);
+        world.ok(&["up"]);
+        world.json(&["inspect"])["cluster"]["qemu_uid"].as_u64()
+    };
+    let (first, second) = (uid("aau"), uid("eqq"));
+    if nix::unistd::geteuid().is_root() {
+        assert_eq!(first.map(|first| first + 1), second);
+    } else {
+        assert_eq!((first, second), (None, None), "only root has uids to give");
+    }
+}

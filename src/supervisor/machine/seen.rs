@@ -17,6 +17,7 @@ impl Machine {
             }
             State::Running if self.unmet => {
                 self.unmet = false;
+                self.unreachable = None;
                 self.responsive = true;
                 vec![Effect::Continue, Effect::Changed(Change::Responsive)]
             }
@@ -44,6 +45,7 @@ impl Machine {
             | State::Stopping { .. } => return Vec::new(),
         }
         self.unmet = false;
+        self.unreachable = None;
         self.responsive = true;
         // Nobody knows how far it had come: a machine that was up is treated as one that is.
         self.came_up = true;
@@ -68,6 +70,14 @@ impl Machine {
 
     pub(super) fn qmp_lost(&mut self, now: Instant, why: String) -> Vec<Effect> {
         match &self.state {
+            // One that was found is of use to its guest even so, and only its user may end it.
+            State::Starting { .. } | State::Running if self.unmet => {
+                self.state = State::Running;
+                self.came_up = true;
+                self.responsive = false;
+                self.unreachable = Some(why);
+                vec![Effect::Changed(Change::Unresponsive)]
+            }
             // A QEMU that cannot be spoken to cannot be managed; its end follows as `Exited`
             // when it was dying anyway, and then has the better words.
             State::Starting { .. } | State::Running | State::Paused { .. } => {

@@ -11,3 +11,4 @@ mod five;
 mod life;
 mod three;
 mod user;
+mod versions;

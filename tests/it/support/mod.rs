@@ -5,6 +5,7 @@ pub(crate) mod events;
 pub(crate) mod follow;
 pub(crate) mod guest;
 pub(crate) mod home;
+pub(crate) mod old_qemu;
 pub(crate) mod process;
 pub(crate) mod run;
 pub(crate) mod socket;
