@@ -60,12 +60,15 @@ pub enum InventoryError {
 /// Tells how far the hashing of an image has come: machine, bytes done, bytes in all.
 pub type Hashing<'a> = &'a mut dyn FnMut(&str, u64, u64);
 
-/// Collects what a plan for `cluster` has to know.
+/// What each machine's image turned out to be, by machine.
+pub type Images = BTreeMap<String, ImageFacts>;
+
+/// Collects what a plan for `cluster` has to know besides its `images`. Takes milliseconds.
 pub fn collect(
     cluster: &Cluster,
     host: &Host,
     roots: &Roots,
-    hashing: Hashing<'_>,
+    images: Images,
 ) -> Result<Inventory, InventoryError> {
     let name = cluster.name.as_str();
     let ours = roots.cluster(name);
@@ -95,6 +98,7 @@ pub fn collect(
         };
         inventory.taken_networks.push(record.subnet);
         inventory.taken_ports.extend(record.ports);
+        inventory.taken_uids.extend(record.qemu_uid);
     }
     if let Some(record) = &record {
         // Also those that an `up` had struck off the record when it was killed, and not yet ended.
@@ -106,7 +110,7 @@ pub fn collect(
         }
     }
     inventory.cluster = record;
-    inventory.images = images(cluster, host, hashing)?;
+    inventory.images = images;
     inventory.disks = disks::load(&ours.disks()).map_err(|source| InventoryError::Disks {
         cluster: name.to_owned(),
         source,
@@ -181,11 +185,13 @@ pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Option<Known> {
     })
 }
 
-fn images(
+/// Looks at the images of all machines: their headers, their digests where the spec gives one. Takes
+/// as long as it takes to read them, once.
+pub fn images(
     cluster: &Cluster,
     host: &Host,
     hashing: Hashing<'_>,
-) -> Result<BTreeMap<String, ImageFacts>, InventoryError> {
+) -> Result<Images, InventoryError> {
     let store = Store::new(&host.folders.cache, host.memo.clone());
     let mut images = BTreeMap::new();
     let mut seen: Vec<(&Image, ImageFacts)> = Vec::new();

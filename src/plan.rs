@@ -17,9 +17,10 @@ use kiln_arch::Arch;
 use kiln_netsetup::address::{self, AddressError, Subnet};
 
 use crate::cluster::{Cluster, Machine, Size};
-use crate::host::distribution::Distribution;
+use crate::host::distribution::{Distribution, Piece};
 use crate::host::firmware::{Firmwares, Uefi};
 use crate::host::kvm::KvmState;
+use crate::host::qemu::Qemu;
 use crate::state::files::SCHEMA;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{
@@ -34,7 +35,7 @@ pub use view::{PlanView, StepView};
 pub struct HostFacts {
     pub arch: Arch,
     /// The emulators that are installed.
-    pub qemu: BTreeMap<Arch, QemuFacts>,
+    pub qemu: BTreeMap<Arch, Qemu>,
     /// For guests of the host's own architecture.
     pub kvm: KvmState,
     /// The UEFI firmwares that are installed; empty where no machine can want one.
@@ -45,8 +46,8 @@ pub struct HostFacts {
     pub distribution: Distribution,
     /// Whether qemu-img is installed, which makes the machines' disks.
     pub has_qemu_img: bool,
-    /// The uid that QEMUs are to run as, where kiln is root.
-    pub qemu_uid: Option<u32>,
+    /// Whether kiln is root, and so has to give the QEMUs another uid.
+    pub is_root: bool,
     /// The group that KVM asks for.
     pub qemu_gid: Option<u32>,
     /// Whether machines can be joined by the kernel, or why not; absent where nobody asks.
@@ -58,13 +59,6 @@ pub struct HostFacts {
     pub files: ClusterFiles,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QemuFacts {
-    pub program: PathBuf,
-    /// The versioned board that it has for new machines; absent: only the alias is known.
-    pub board: Option<String>,
-}
-
 /// What is already there.
 #[derive(Debug, Clone, Default)]
 pub struct Inventory {
@@ -72,6 +66,8 @@ pub struct Inventory {
     pub machines: BTreeMap<String, Known>,
     /// Networks that a new subnet must not overlap: the host's routes, other clusters.
     pub taken_networks: Vec<Ipv4Net>,
+    /// Uids that other clusters' QEMUs run as.
+    pub taken_uids: BTreeSet<u32>,
     /// TCP ports that someone listens on or another cluster has.
     pub taken_ports: BTreeSet<u16>,
     /// What each machine's image turned out to be, by machine.
@@ -159,9 +155,16 @@ pub enum Action {
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     #[error("machine `{machine}` needs `{program}`, which is not installed")]
-    NoQemu { machine: String, program: String },
+    NoQemu {
+        machine: String,
+        program: String,
+        install: Option<String>,
+    },
     #[error("machine `{machine}` has a disk, and `qemu-img`, which makes it, is not installed")]
-    NoQemuImg { machine: String },
+    NoQemuImg {
+        machine: String,
+        install: Option<String>,
+    },
     #[error(
         "machine `{machine}` needs {uefi} for {arch}, which is not installed{}",
         rejected(faults)
@@ -213,6 +216,8 @@ pub enum PlanError {
     SubnetTaken { subnet: Ipv4Net, taken: Ipv4Net },
     #[error("host port {port} of machine `{machine}` is taken")]
     PortTaken { machine: String, port: u16 },
+    #[error("no free uid is left for the QEMUs of cluster `{cluster}`")]
+    NoUid { cluster: String },
     #[error("no free host port is left for machine `{machine}`")]
     NoPort { machine: String },
     #[error("the record of cluster `{cluster}` cannot be used: {why}")]
@@ -249,7 +254,11 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
         cluster_record
             .ports
             .extend(record.ports.iter().map(|port| port.host));
-        steps.push(step(machine, record, inventory)?);
+        let mut step = step(machine, record, inventory)?;
+        if let Some(qemu) = host.qemu.get(&machine.arch) {
+            choice::board_that_is_there(&mut step, qemu);
+        }
+        steps.push(step);
     }
     for (name, known) in &inventory.machines {
         if !cluster
@@ -323,7 +332,11 @@ fn cluster_record(
         },
         subnet: subnet.net(),
         domain: format!("{name}.internal"),
-        qemu_uid: kept.map_or(host.qemu_uid, |record| record.qemu_uid),
+        qemu_uid: match kept {
+            Some(record) => record.qemu_uid,
+            None if host.is_root => Some(choice::uid(name, &inventory.taken_uids)?),
+            None => None,
+        },
         qemu_gid: host.qemu_gid,
         machines: cluster
             .machines
@@ -393,11 +406,15 @@ fn machine_record(
         .ok_or_else(|| PlanError::NoQemu {
             machine: name.clone(),
             program: machine.arch.qemu_program().to_owned(),
+            install: host.distribution.install(Piece::Qemu(machine.arch)),
         })?;
     let (accel, accel_reason) = choice::accel(machine, host)?;
     let makes_disk = image.disk.is_some() && old.is_none() || disks::any_new(machine, inventory);
     if makes_disk && !host.has_qemu_img {
-        return Err(PlanError::NoQemuImg { machine: name });
+        return Err(PlanError::NoQemuImg {
+            machine: name,
+            install: host.distribution.install(Piece::QemuImg),
+        });
     }
     let board = old
         .filter(|old| old.arch == machine.arch.to_string())

@@ -170,10 +170,10 @@ fn open(path: &PathBuf) -> io::Result<OwnedFd> {
     fs::File::open(path).map(OwnedFd::from)
 }
 
-/// The network namespace of this process, to move links to.
+/// The network namespace of this thread, to move links to.
 ///
 /// # Errors
 /// There is no /proc.
 pub fn here() -> io::Result<OwnedFd> {
-    open(&PathBuf::from("/proc/self/ns/net"))
+    open(&PathBuf::from("/proc/thread-self/ns/net"))
 }

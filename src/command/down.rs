@@ -143,7 +143,7 @@ fn take_disks(
 
 /// Removes the locks of a cluster of which nothing else is left.
 pub(super) fn remove_locks(files: &ClusterFiles, lock: Lock) -> Result<(), Error> {
-    Lock::take(&files.spawn_lock())?.remove();
+    Lock::take(&files.spawn_lock(), "kiln down")?.remove();
     lock.remove();
     Ok(())
 }
@@ -201,10 +201,11 @@ pub(super) fn take_down(
         Ok(None) | Err(_) => kill_all(files)?,
     };
     // No other command may start a supervisor for what is being removed.
-    let spawning = Lock::take(&files.spawn_lock())?;
+    let spawning = Lock::take(&files.spawn_lock(), "kiln down")?;
     if let Some(client) = client {
         client.end()?;
     }
+    Client::end_any(files)?;
     end_strays(files)?;
     disks()?;
     ledger::take_down(&files.ledger(), &session.roots).map_err(|errors| {

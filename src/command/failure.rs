@@ -2,6 +2,7 @@
 
 use crate::client::ClientError;
 use crate::error::{Error, Exit};
+use crate::host::qemu::QemuError;
 use crate::image::base::Fault;
 use crate::image::overlay::OverlayError;
 use crate::image::store::StoreError;
@@ -88,6 +89,7 @@ impl From<PlanError> for Error {
             | PlanError::PortTaken { .. }
             | PlanError::NoPort { .. }
             | PlanError::NoNamespace { .. }
+            | PlanError::NoUid { .. }
             | PlanError::SubnetTaken { .. } => Exit::Host,
             PlanError::ForeignKvm { .. }
             | PlanError::Address(_)
@@ -100,8 +102,11 @@ impl From<PlanError> for Error {
         };
         let told = Error::from_source(exit, &error);
         match &error {
-            PlanError::NoQemu { .. } | PlanError::NoQemuImg { .. } => {
-                told.hint("`kiln doctor` says which command installs it here")
+            PlanError::NoQemu { install, .. } | PlanError::NoQemuImg { install, .. } => {
+                told.hint(match install {
+                    Some(command) => format!("as root: {command}"),
+                    None => "`kiln doctor` says what else is missing here".to_owned(),
+                })
             }
             PlanError::NoFirmware { install, .. } | PlanError::NoTpm { install, .. } => {
                 told.hint(match install {
@@ -134,8 +139,18 @@ impl From<PlanError> for Error {
             PlanError::Damaged { .. } | PlanError::Record { .. } => {
                 told.hint("`kiln down` removes the cluster; its disks are lost")
             }
-            PlanError::NoPort { .. } | PlanError::Address(_) | PlanError::NoImage { .. } => told,
+            PlanError::NoPort { .. }
+            | PlanError::NoUid { .. }
+            | PlanError::Address(_)
+            | PlanError::NoImage { .. } => told,
         }
+    }
+}
+
+impl From<QemuError> for Error {
+    fn from(error: QemuError) -> Error {
+        Error::from_source(Exit::Host, &error)
+            .hint("`kiln doctor` says what is installed, and the command that installs a QEMU here")
     }
 }
 
@@ -188,6 +203,27 @@ impl From<ClientError> for Error {
             ClientError::NoCluster { .. } => {
                 return Error::from_source(Exit::Unknown, &error)
                     .hint("`kiln ls` lists the clusters; `kiln up` makes the one of your spec");
+            }
+            ClientError::Lock {
+                source: LockError::Held { .. },
+                ..
+            } => {
+                return Error::from_source(Exit::Busy, &error)
+                    .hint("wait for it to end, and say this again");
+            }
+            ClientError::Hung { cluster, pid, .. } => {
+                let wake = match pid {
+                    Some(pid) => format!("`kill -CONT {pid}` lets a stopped one go on; "),
+                    None => String::new(),
+                };
+                return Error::from_source(Exit::Timeout, &error).hint(format!(
+                    "the machines run on; {wake}`kiln -c {cluster} start` ends it and starts another, as `up`, `stop`, `kill` and `down` do"
+                ));
+            }
+            ClientError::Stuck { pid, .. } => {
+                return Error::from_source(Exit::Failed, &error).hint(format!(
+                    "the machines run on; end process {pid} yourself, then say this again"
+                ));
             }
             ClientError::Gone { .. } => {
                 "the machines run on; the next command starts another supervisor"

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::cli::args::{InspectArgs, IpArgs};
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 use crate::command::{Made, Session};
 use crate::error::{Error, Exit};
 use crate::inventory::{self};
@@ -17,7 +17,7 @@ use crate::state::disks;
 use crate::state::files;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{ClusterRecord, MachineRecord, StateRecord};
-use crate::supervisor::protocol::ClusterStatus;
+use crate::supervisor::protocol::{ClusterStatus, MachineStatus};
 
 /// The cluster as it is now, by its supervisor.
 pub(super) fn view(made: &Made, client: &Client) -> Result<ClusterView, Error> {
@@ -46,6 +46,67 @@ pub(super) fn view_of(made: &Made, status: &ClusterStatus) -> ClusterView {
     }
 }
 
+/// The cluster as it is now; as its records have it where its supervisor lives and does not answer,
+/// which is told.
+fn seen(session: &Session<'_>, made: &Made) -> Result<ClusterView, Error> {
+    match Client::look(&made.files).and_then(|client| client.status()) {
+        Ok(status) => Ok(view_of(made, &status)),
+        Err(error) => {
+            let ClientError::Hung { pid, .. } = error else {
+                return Err(error.into());
+            };
+            let told = Error::from(error);
+            session.report.note(&format!(
+                "{}; so this is what the records say",
+                told.message
+            ));
+            if let Some(hint) = told.hint {
+                session.report.note(&hint);
+            }
+            Ok(recorded(session, made, pid))
+        }
+    }
+}
+
+/// The cluster as its records have it.
+fn recorded(session: &Session<'_>, made: &Made, pid: Option<u32>) -> ClusterView {
+    let of = |name: &String| {
+        let known = inventory::known(&made.files, name, &session.host.boot_id);
+        let (state, reason, run) = match known {
+            Some(Known::Whole { run, state, .. }) => {
+                let reason = run.as_ref().filter(|run| run.state == state);
+                let reason = reason.map_or_else(String::new, |run| run.reason.clone());
+                (state, reason, run)
+            }
+            Some(Known::Damaged { why }) => (StateRecord::Damaged, why, None),
+            None => (StateRecord::Stopped, String::new(), None),
+        };
+        let lives = !matches!(state, StateRecord::Stopped | StateRecord::Crashed);
+        let run = run.filter(|_| lives);
+        MachineStatus {
+            name: name.clone(),
+            state,
+            reason,
+            phase: String::new(),
+            pid: run.as_ref().and_then(|run| Some(run.process.as_ref()?.pid)),
+            addresses: run.as_ref().map_or_else(Vec::new, |run| run.seen.clone()),
+            report: run.as_ref().and_then(|run| run.report.clone()),
+            started_at: run.and_then(|run| run.started_at),
+            notes: Vec::new(),
+        }
+    };
+    let machines = made.record.machines.iter().map(of).collect();
+    let status = ClusterStatus {
+        pid: 0,
+        uplink: String::new(),
+        machines,
+    };
+    ClusterView {
+        supervisor: SupervisorView { pid },
+        ..view_of(made, &status)
+    }
+}
+
 /// The data disks that no machine has now: those of machines that are gone, or detached. None
 /// where the list cannot be read; `up` and `down` say so.
 fn kept_disks(files: &ClusterFiles) -> Vec<KeptDiskView> {
@@ -69,7 +130,7 @@ fn kept_disks(files: &ClusterFiles) -> Vec<KeptDiskView> {
 
 pub(super) fn ps(session: &Session<'_>) -> Result<(), Error> {
     let made = session.made()?;
-    let view = view(&made, &Client::reach(&made.files)?)?;
+    let view = seen(session, &made)?;
     for note in view.notes() {
         session.report.note(&note);
     }
@@ -192,7 +253,7 @@ pub(super) fn inspect(session: &Session<'_>, args: &InspectArgs) -> Result<(), E
     if let Some(name) = &args.machine {
         made.known(name.as_str())?;
     }
-    let view = view(&made, &Client::reach(&made.files)?)?;
+    let view = seen(session, &made)?;
     let machines = view
         .machines
         .into_iter()
@@ -233,7 +294,7 @@ pub(super) fn ip(session: &Session<'_>, args: &IpArgs) -> Result<(), Error> {
     if let Some(name) = &args.machine {
         made.known(name.as_str())?;
     }
-    let mut view = view(&made, &Client::reach(&made.files)?)?;
+    let mut view = seen(session, &made)?;
     let Some(name) = &args.machine else {
         return session.report.result(
             &Addresses {

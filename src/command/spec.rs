@@ -18,9 +18,9 @@ use crate::host::kvm::{Ask, KvmState};
 use crate::host::namespace;
 use crate::ignition::validator::{self, Severity};
 use crate::ignition::{self, Facts, Peer};
-use crate::inventory;
+use crate::inventory::{self, Images};
 use crate::keys::KeyPair;
-use crate::plan::{self, HostFacts, Inventory, Plan, QemuFacts};
+use crate::plan::{self, HostFacts, Inventory, Plan};
 use crate::spec::{self, Context, Scale};
 use crate::state::files;
 use crate::state::record::ClusterRecord;
@@ -100,22 +100,31 @@ fn host_arch(session: &Session<'_>) -> Result<Arch, Error> {
     })
 }
 
-/// What the plan has to know of the host. KVM is tried only when `ask` says so.
+/// What the plan has to know of the host. Test guests are started only when `try_out` says so.
 pub(super) fn host_facts(
     session: &mut Session<'_>,
     cluster: &Cluster,
-    try_kvm: bool,
+    try_out: bool,
 ) -> Result<HostFacts, Error> {
     let arch = host_arch(session)?;
     let wants_kvm = cluster
         .machines
         .iter()
         .any(|machine| machine.arch.is_native_on(arch) && machine.accel != AccelWish::Tcg);
-    let kvm = match (wants_kvm, try_kvm) {
+    let kvm = match (wants_kvm, try_out) {
         (true, true) => session.host.try_kvm(arch, Ask::Remembered),
         (true, false) => session.host.kvm(arch),
         (false, _) => KvmState::Unknown,
     };
+    let is_emulated = |machine: &Machine| {
+        machine.accel == AccelWish::Tcg
+            || !machine.arch.is_native_on(arch)
+            || kvm != KvmState::Works
+    };
+    if try_out && cluster.machines.iter().any(is_emulated) {
+        session.host.time_tcg();
+    }
+    let mut distribution = session.host.distribution;
     let mut qemu = BTreeMap::new();
     for machine in &cluster.machines {
         if qemu.contains_key(&machine.arch) {
@@ -123,15 +132,13 @@ pub(super) fn host_facts(
         }
         match session.host.qemu(machine.arch) {
             Ok(found) => {
-                let facts = QemuFacts {
-                    program: found.program.clone(),
-                    board: found.board(machine.arch),
-                };
-                qemu.insert(machine.arch, facts);
+                qemu.insert(machine.arch, found.clone());
             }
             // The plan says which machine misses it.
-            Err(crate::host::qemu::QemuError::Missing { .. }) => {}
-            Err(error) => return Err(Error::from_source(Exit::Host, error)),
+            Err(crate::host::qemu::QemuError::Missing { .. }) => {
+                distribution = session.host.installer();
+            }
+            Err(error) => return Err(error.clone().into()),
         }
     }
     Ok(HostFacts {
@@ -147,12 +154,12 @@ pub(super) fn host_facts(
             false => Firmwares::default(),
         },
         swtpm: session.host.tools.swtpm.clone(),
-        distribution: session.host.distribution,
+        distribution,
         has_qemu_img: session.host.tools.qemu_img.is_some(),
         namespace: namespace(session, cluster),
         pasta: session.host.tools.pasta.clone(),
         slirp4netns: session.host.tools.slirp4netns.clone(),
-        qemu_uid: session.host.is_root().then(|| own_uid(cluster)),
+        is_root: session.host.is_root(),
         qemu_gid: session.host.kvm_group().filter(|_| session.host.is_root()),
         files: session.roots.cluster(cluster.name.as_str()),
     })
@@ -168,17 +175,8 @@ fn namespace(session: &Session<'_>, cluster: &Cluster) -> Option<Result<(), Stri
     Some(tried.map_err(|refusal| refusal.why()))
 }
 
-/// As root, QEMU runs under a uid of its own: from the range that systemd keeps for
-/// services without an account (61184 to 65519, systemd's UIDS-GIDS document).
-fn own_uid(cluster: &Cluster) -> u32 {
-    let hash = cluster.name.as_str().bytes().fold(0u32, |hash, byte| {
-        hash.wrapping_mul(31).wrapping_add(u32::from(byte))
-    });
-    61184 + hash % (65520 - 61184)
-}
-
-/// Collects what is there, and shows how far the hashing of images has come.
-pub(super) fn collect(session: &Session<'_>, cluster: &Cluster) -> Result<Inventory, Error> {
+/// Looks at the images, and shows how far their hashing has come.
+pub(super) fn images(session: &Session<'_>, cluster: &Cluster) -> Result<Images, Error> {
     let mut told = std::time::Instant::now();
     let mut hashing = |machine: &str, done: u64, all: u64| {
         if told.elapsed() > std::time::Duration::from_secs(1) && all > 0 {
@@ -189,11 +187,20 @@ pub(super) fn collect(session: &Session<'_>, cluster: &Cluster) -> Result<Invent
             ));
         }
     };
+    Ok(inventory::images(cluster, &session.host, &mut hashing)?)
+}
+
+/// Collects what is there besides.
+pub(super) fn collect(
+    session: &Session<'_>,
+    cluster: &Cluster,
+    images: Images,
+) -> Result<Inventory, Error> {
     Ok(inventory::collect(
         cluster,
         &session.host,
         &session.roots,
-        &mut hashing,
+        images,
     )?)
 }
 
@@ -236,7 +243,7 @@ struct Valid {
 /// `kiln validate`: the spec, the files that it names, and each machine's Ignition config.
 pub(super) fn validate(session: &mut Session<'_>) -> Result<(), Error> {
     let cluster = load(session, &[])?;
-    let inventory = collect(session, &cluster)?;
+    let inventory = collect(session, &cluster, images(session, &cluster)?)?;
     let facts = host_facts(session, &cluster, false)?;
     let plan = plan::plan(
         &cluster,
@@ -395,7 +402,7 @@ pub(super) fn planned(
 ) -> Result<(Cluster, Plan), Error> {
     let cluster = load(session, scale)?;
     let facts = host_facts(session, &cluster, false)?;
-    let inventory = collect(session, &cluster)?;
+    let inventory = collect(session, &cluster, images(session, &cluster)?)?;
     refuse_other_folder(&cluster, &inventory)?;
     let plan = plan::plan(&cluster, &facts, &inventory)?;
     Ok((cluster, plan))

@@ -108,7 +108,7 @@ fn become_it(mut command: Command) -> Error {
 /// ssh would only say that its proxy gave it nothing. Where no supervisor lives, this one adopts
 /// the machines; the proxy then finds it.
 fn refuse_dead(made: &Made, name: &str) -> Result<(), Error> {
-    let status: ClusterStatus = Client::reach(&made.files)?.status()?;
+    let status: ClusterStatus = Client::look(&made.files)?.status()?;
     let cluster = &made.record.name;
     match status.machines.iter().find(|machine| machine.name == name) {
         Some(machine) if machine.pid.is_none() => Err(Error::new(
@@ -125,7 +125,7 @@ pub(super) fn proxy(session: &Session<'_>, args: &ProxyArgs) -> Result<(), Error
     let made = session.made()?;
     let name = args.machine.as_str();
     made.known(name)?;
-    let client = Client::reach(&made.files)?;
+    let client = Client::look(&made.files)?;
     let stream = client.stream(name, args.port.get()).map_err(|error| {
         let refused = matches!(error, ClientError::Refused { .. });
         let told = Error::from_source(Exit::Failed, &error);

@@ -9,7 +9,8 @@ use crate::command::wait::{default_timeout, goal, until};
 use crate::command::{Made, Session, down, power, show, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
-use crate::plan::{self, Action, Plan};
+use crate::inventory::Images;
+use crate::plan::{self, Action, HostFacts, Inventory, Plan};
 use crate::stage::{self, Prepared, Undo};
 use crate::state::layout::ClusterFiles;
 use crate::state::lock::Lock;
@@ -36,8 +37,9 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
         down::remove_locks(&files, lock)?;
     }
     let (made, client, prepared) = made?;
-    for note in show::view(&made, &client)?.notes() {
-        session.report.note(&note);
+    let view = show::view(&made, &client)?;
+    for note in view.notes().iter().chain(&view.why_emulated()) {
+        session.report.note(note);
     }
     finish(session, args, &made, &client, &prepared)
 }
@@ -51,15 +53,18 @@ fn make(
     files: &ClusterFiles,
 ) -> Result<(Made, Client, Prepared), Error> {
     let facts = spec::host_facts(session, cluster, true)?;
-    // Held until the cluster is recorded, so that no other `up` takes the same subnet.
-    let reservations = Lock::take(&session.roots.reservations_lock())?;
-    let inventory = spec::collect(session, cluster)?;
-    spec::refuse_other_folder(cluster, &inventory)?;
-    let mut plan = plan::plan(cluster, &facts, &inventory)?;
-    plan.restrict(names);
-    refuse_loss(&plan, args.replace)?;
+    // What takes time is done before others have to wait for it: reading images, checking configs.
+    let images = spec::images(session, cluster)?;
+    let draft = decide(session, args, cluster, names, &facts, &images)?.0;
     // A config that is wrong is found before anything is made.
-    spec::check_ignition(session, cluster, &plan)?;
+    spec::check_ignition(session, cluster, &draft)?;
+    // Held until the cluster is recorded, so that no other `up` takes the same subnet.
+    let reservations = Lock::take(&session.roots.reservations_lock(), "kiln up")?;
+    let (plan, inventory) = decide(session, args, cluster, names, &facts, &images)?;
+    if plan.cluster.reservations != draft.cluster.reservations {
+        // Another cluster was faster: the configs have other addresses in them.
+        spec::check_ignition(session, cluster, &plan)?;
+    }
     let running = inventory.alive();
     let reserved = stage::reserve(plan, inventory.cluster, files, &session.roots)?;
     drop(reservations);
@@ -83,6 +88,23 @@ fn make(
             Err(second) => Err(error.cause(format!("and it could not be cleaned up: {second}"))),
         },
     }
+}
+
+/// Plans by what is there now.
+fn decide(
+    session: &Session<'_>,
+    args: &UpArgs,
+    cluster: &Cluster,
+    names: &[String],
+    facts: &HostFacts,
+    images: &Images,
+) -> Result<(Plan, Inventory), Error> {
+    let inventory = spec::collect(session, cluster, images.clone())?;
+    spec::refuse_other_folder(cluster, &inventory)?;
+    let mut plan = plan::plan(cluster, facts, &inventory)?;
+    plan.restrict(names);
+    refuse_loss(&plan, args.replace)?;
+    Ok((plan, inventory))
 }
 
 /// Takes back what this `up` made, machines that run included. The cluster's lock is held.
@@ -222,7 +244,7 @@ fn finish(
         let timeout = args
             .waiting
             .timeout
-            .unwrap_or_else(|| default_timeout(made, &names));
+            .unwrap_or_else(|| default_timeout(session, made, &names));
         let silent_goal = match goal {
             Goal::Ready => Goal::Running,
             Goal::Running | Goal::Address | Goal::Stopped => goal,

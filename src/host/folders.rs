@@ -19,7 +19,7 @@ pub struct Folders {
     pub state: PathBuf,
     /// What can be made anew: images, digests, verdicts.
     pub cache: PathBuf,
-    /// Sockets; empty after a reboot, as a rule.
+    /// Sockets.
     pub runtime: PathBuf,
 }
 
@@ -53,14 +53,12 @@ impl Folders {
         let Some(cache) = under(&environment.cache_home, ".cache") else {
             return Ok(None);
         };
-        let runtime = match &environment.runtime_dir {
-            Some(folder) => folder.join("kiln"),
-            None => state.join("run"),
-        };
+        // Not in XDG_RUNTIME_DIR: that goes with the user's last session, which the machines outlive,
+        // and in cron, su and sudo it is not set, so that they would look elsewhere.
         Ok(Some(Folders {
+            runtime: state.join("run"),
             state,
             cache,
-            runtime,
         }))
     }
 
@@ -134,7 +132,7 @@ mod tests {
                 ("XDG_RUNTIME_DIR", "/r"),
             ],
             1000,
-            Some(["/s/kiln", "/c/kiln", "/r/kiln"]),
+            Some(["/s/kiln", "/c/kiln", "/s/kiln/run"]),
         );
         check(
             &[("HOME", "/h")],

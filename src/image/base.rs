@@ -4,7 +4,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,8 @@ use crate::cluster::{DiskFormat, DiskImage};
 use crate::memo::{FileStamp, Memo, path_text};
 
 const SECTOR: u64 = 512;
+/// Bytes in a second.
+const SLOW_HASHING: u64 = 50_000_000;
 
 /// What was true of a base image when its machines were made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +54,10 @@ pub enum ImageError {
     },
     #[error("image `{}` is neither a file nor a block device", path.display())]
     Kind { path: PathBuf },
+    #[error("`{}` is a block device", path.display())]
+    Device { path: PathBuf },
+    #[error("`{}` is not a block device", path.display())]
+    NotDevice { path: PathBuf },
     #[error("cannot read image `{}`", path.display())]
     Read {
         path: PathBuf,
@@ -109,9 +115,11 @@ pub enum Changed {
 impl ImageError {
     pub fn fault(&self) -> Fault {
         match self {
-            ImageError::Open { .. } | ImageError::Kind { .. } | ImageError::Empty { .. } => {
-                Fault::Spec
-            }
+            ImageError::Open { .. }
+            | ImageError::Kind { .. }
+            | ImageError::Device { .. }
+            | ImageError::NotDevice { .. }
+            | ImageError::Empty { .. } => Fault::Spec,
             ImageError::TooLarge { .. }
             | ImageError::Refused { .. }
             | ImageError::NotRaw { .. }
@@ -151,11 +159,18 @@ pub fn check(
         let found = match recall_digest(path, &metadata, memo) {
             Some(found) => found,
             None => {
-                let found = hash(&mut file, length, progress).map_err(fail)?;
-                if stamp.is_settled(now) && metadata.is_file() {
-                    memo.note(&digest_subject(path), &stamp.to_string(), &found);
+                // Of many who want it at once, one reads it.
+                let _alone = memo.alone(&digest_subject(path), hashing_time(length));
+                match recall_digest(path, &metadata, memo) {
+                    Some(found) => found,
+                    None => {
+                        let found = hash(&mut file, length, progress).map_err(fail)?;
+                        if stamp.is_settled(now) && metadata.is_file() {
+                            memo.note(&digest_subject(path), &stamp.to_string(), &found);
+                        }
+                        found
+                    }
                 }
-                found
             }
         };
         if found != *want {
@@ -315,6 +330,11 @@ fn digest_subject(path: &Path) -> String {
 fn recall_digest(path: &Path, metadata: &Metadata, memo: &Memo) -> Option<String> {
     let stamp = FileStamp::of(metadata);
     memo.recall(&digest_subject(path), &stamp.to_string())
+}
+
+/// As long as a slow host may take to hash so many bytes.
+fn hashing_time(length: u64) -> Duration {
+    Duration::from_secs(10 + length / SLOW_HASHING)
 }
 
 fn hash(file: &mut File, length: u64, progress: &mut dyn FnMut(u64, u64)) -> io::Result<String> {

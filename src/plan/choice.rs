@@ -12,7 +12,8 @@ use crate::cluster::{
 use crate::host::distribution::Piece;
 use crate::host::firmware::{Firmware, Uefi};
 use crate::host::kvm::KvmState;
-use crate::plan::{HostFacts, ImageFacts, Inventory, Known, PlanError};
+use crate::host::qemu::Qemu;
+use crate::plan::{Action, HostFacts, ImageFacts, Inventory, Known, PlanError, Step};
 use crate::report::view::mode_word;
 use crate::state::record::{
     AccelRecord, ClusterRecord, DiskRecord, FirmwareKind, FirmwareRecord, MachineRecord,
@@ -21,6 +22,24 @@ use crate::state::record::{
 
 /// Free host ports are chosen from here: below the kernel's ephemeral range (from 32768).
 const FREE_PORTS: std::ops::Range<u16> = 20000..30000;
+
+/// What systemd keeps for services without an account (61184 to 65519, its UIDS-GIDS document).
+const UIDS: std::ops::Range<u32> = 61184..65520;
+
+/// The uid of a new cluster's QEMUs where kiln is root: one that no other cluster has, so that who
+/// broke out of one cluster's guest gets no hold of another's.
+pub(super) fn uid(cluster: &str, taken: &BTreeSet<u32>) -> Result<u32, PlanError> {
+    let hash = cluster.bytes().fold(0u32, |hash, byte| {
+        hash.wrapping_mul(31).wrapping_add(u32::from(byte))
+    });
+    let first = UIDS.start + hash % (UIDS.end - UIDS.start);
+    (first..UIDS.end)
+        .chain(UIDS.start..first)
+        .find(|uid| !taken.contains(uid))
+        .ok_or_else(|| PlanError::NoUid {
+            cluster: cluster.to_owned(),
+        })
+}
 
 /// The accelerator, and why it is not what one would expect.
 pub(super) fn accel(
@@ -120,6 +139,35 @@ pub(super) fn transport(transport: IgnitionTransport) -> TransportRecord {
     }
 }
 
+/// Takes this QEMU's newest board where it has the machine's own no more, or not yet.
+///
+/// A machine that runs is left alone. For one with a disk the other board is as another machine:
+/// what is on the disk was installed for the first.
+pub(super) fn board_that_is_there(step: &mut Step, qemu: &Qemu) {
+    let starts = match step.action {
+        Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
+        Action::Keep | Action::Change | Action::Remove => false,
+    };
+    let Some(record) = step.record.as_mut().filter(|_| starts) else {
+        return;
+    };
+    let Some(old) = record.board.take_if(|board| !qemu.boards.contains(board)) else {
+        return;
+    };
+    record.board = qemu.board.clone();
+    let new = record.board.as_deref().unwrap_or("another board");
+    let mut why = format!(
+        "board: {old} -> {new}: `{}` is QEMU {}, which does not have the former",
+        qemu.program.display(),
+        qemu.version
+    );
+    if record.disk.is_some() {
+        why.push_str("; one that has it would keep the disk (needs a new disk)");
+        step.action = Action::Recreate;
+    }
+    step.why.push(why);
+}
+
 /// Whole MiB, rounded down; the spec has checked the range.
 pub(super) fn mebibytes(size: Size) -> u32 {
     u32::try_from(size.bytes() >> 20).unwrap_or(u32::MAX)
@@ -208,8 +256,7 @@ pub(super) fn mode(
 pub(super) fn way_out(mode: ModeRecord, host: &HostFacts) -> WayOutRecord {
     match mode {
         ModeRecord::Fabric => WayOutRecord::Qemu,
-        // As root, whose QEMUs run as another user.
-        ModeRecord::Namespace if host.qemu_uid.is_some() => WayOutRecord::Host {
+        ModeRecord::Namespace if host.is_root => WayOutRecord::Host {
             link: host.files.host_link(),
         },
         ModeRecord::Namespace => WayOutRecord::Helper {
@@ -301,5 +348,23 @@ impl Ports {
             .ok_or_else(|| PlanError::NoPort {
                 machine: machine.to_owned(),
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_clusters_have_one_uid() {
+        let first = uid("demo", &BTreeSet::new()).unwrap();
+        assert!(UIDS.contains(&first));
+        assert_eq!(uid("demo", &BTreeSet::from([1, 2])).unwrap(), first);
+        let mut taken = BTreeSet::new();
+        for _ in UIDS {
+            assert!(taken.insert(uid("demo", &taken).unwrap()));
+        }
+        assert!(taken.iter().all(|uid| UIDS.contains(uid)));
+        assert!(matches!(uid("demo", &taken), Err(PlanError::NoUid { .. })));
     }
 }

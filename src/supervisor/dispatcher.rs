@@ -15,7 +15,6 @@ use std::time::{Duration, Instant, SystemTime};
 use kiln_netsetup::address::{Reservation, Subnet};
 use kiln_netsetup::fabric::FabricEvent;
 use kiln_netsetup::namespace::Maker;
-use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use self::later::{Later, can_be_asked_again};
@@ -26,6 +25,7 @@ use crate::state::record::{ClusterRecord, SeenRecord, SourceRecord};
 use crate::supervisor::console::{ConsoleEvent, ConsoleWatch};
 use crate::supervisor::control;
 use crate::supervisor::diagnose::{Finding, FindingKind};
+use crate::supervisor::door::Door;
 use crate::supervisor::machine::{Change, Effect, Event, Phase};
 use crate::supervisor::message::{Message, News, Reply};
 use crate::supervisor::network::Network;
@@ -102,11 +102,8 @@ pub(super) struct Dispatcher {
 /// Runs the supervisor of a cluster until it is told to end.
 pub async fn run(config: Config) -> Result<(), SupervisorError> {
     let (inbox, mut messages) = mpsc::channel(INBOX);
-    config
-        .control
-        .set_nonblocking(true)
-        .map_err(SupervisorError::Control)?;
-    let control = UnixListener::from_std(config.control).map_err(SupervisorError::Control)?;
+    let (sockets, control) = (config.files.sockets(), config.files.control());
+    let mut door = Door::new(config.control, sockets, control).map_err(SupervisorError::Control)?;
     let record = load_cluster(&config.files)?;
     let subnet = Subnet::new(record.subnet).map_err(|_| SupervisorError::Subnet {
         subnet: record.subnet,
@@ -145,8 +142,14 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
             Some(message) = messages.recv() => dispatcher.take(message),
             Some(event) = network_events.recv() => dispatcher.of_network(event),
             event = dispatcher.consoles.next() => dispatcher.of_console(event),
-            accepted = control.accept(), if dispatcher.accept_after.is_none() => match accepted {
-                Ok((stream, _)) => control::serve(stream, config.uid, inbox.clone(), dispatcher.network.clone()),
+            () = door.disturbed() => {
+                if let Err(error) = door.mend() {
+                    tracing::error!(error = in_one_line(&error), "the control socket is lost");
+                }
+                dispatcher.mend_sockets();
+            }
+            accepted = door.accept(), if dispatcher.accept_after.is_none() => match accepted {
+                Ok(stream) => control::serve(stream, config.uid, inbox.clone(), dispatcher.network.clone()),
                 // Out of descriptors, most likely: whoever asks waits until some are free.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept on the control socket");
@@ -220,6 +223,17 @@ impl Dispatcher {
         // What was found is on the disk in some form, or in /proc.
         self.write_soon(name);
         self.announce(name, Change::Address);
+        for note in self.slots[name].notes.clone() {
+            self.tell("note", Some(name), note);
+        }
+    }
+
+    /// Gives the sockets of what lives their names back, where those are lost.
+    fn mend_sockets(&self) {
+        for slot in self.slots.values() {
+            slot.mend_sockets();
+        }
+        self.uplink.mend_sockets();
     }
 
     fn identity(&self) -> Identity {

@@ -23,7 +23,7 @@ use kiln_netsetup::address::Subnet;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::cluster::{DiskFormat, ROOT_SERIAL};
+use crate::cluster::{DataFormat, DiskFormat, ROOT_SERIAL};
 use crate::image::ImageError;
 use crate::image::base::Changed;
 use crate::image::data;
@@ -43,12 +43,14 @@ pub enum Handle {
     Read(PathBuf),
     /// Open for reading and writing.
     ReadWrite(PathBuf),
+    /// A root disk, its header judged as it is opened.
+    Overlay(PathBuf),
     /// Open for appending; made when it is not there.
     Append(PathBuf),
     /// A data disk, its header judged as it is opened.
     Disk {
         path: PathBuf,
-        format: DiskFormat,
+        format: DataFormat,
         readonly: bool,
     },
     /// An end of a pair of sockets, the other for whoever emulates the TPM.
@@ -170,7 +172,7 @@ pub fn supervised(
         .iter()
         .map(|disk| Drive {
             image: Image::Qcow2 {
-                source: handles.source(Handle::ReadWrite(files.disk())),
+                source: handles.source(Handle::Overlay(files.disk())),
                 backing: Some(Box::new(base(
                     disk,
                     handles.source(Handle::Read(disk.base.path.clone())),
@@ -412,10 +414,10 @@ fn base(disk: &DiskRecord, source: Source) -> Image {
 fn data_drive(
     disk: &DataDiskRecord,
     files: &MachineFiles,
-    source: impl FnOnce(PathBuf, DiskFormat, bool) -> Source,
+    source: impl FnOnce(PathBuf, DataFormat, bool) -> Source,
 ) -> Drive {
     let (path, format, readonly) = match &disk.source {
-        DataSourceRecord::Made { .. } => (files.data_disk(&disk.serial), DiskFormat::Qcow2, false),
+        DataSourceRecord::Made { .. } => (files.data_disk(&disk.serial), DataFormat::Qcow2, false),
         DataSourceRecord::File {
             path,
             format,
@@ -426,8 +428,9 @@ fn data_drive(
     let source = source(path, format, readonly);
     Drive {
         image: match format {
-            DiskFormat::Raw => Image::Raw(source),
-            DiskFormat::Qcow2 => Image::Qcow2 {
+            DataFormat::Raw => Image::Raw(source),
+            DataFormat::Device => Image::Device(source),
+            DataFormat::Qcow2 => Image::Qcow2 {
                 source,
                 backing: None,
             },
@@ -457,7 +460,8 @@ pub struct Opened {
     pub tpm: Option<OwnedFd>,
 }
 
-/// Opens the handles, in order, of which `plug` has those of the network. What is only to be held comes last.
+/// Opens the handles, in order, of which `plug` has those of the network. After them come what is only to be held, the
+/// namespaces, and the names of its listeners, which QEMU knows nothing of: see [`crate::supervisor::regain`].
 ///
 /// # Errors
 /// [`LaunchError::Open`] and [`LaunchError::Listen`] name the path.
@@ -466,10 +470,12 @@ pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
         mut tap,
         namespaces,
     } = plug;
-    let mut fds = Vec::with_capacity(handles.len());
+    let mut fds = Vec::with_capacity(2 * handles.len());
     let mut tpm = None;
-    for (index, handle) in (0u16..).zip(handles) {
-        let number = ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
+    let number = |index| ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
+    let mut names = Vec::new();
+    let mut indices = 0u16..;
+    for (handle, index) in handles.iter().zip(indices.by_ref()) {
         let fd = match handle {
             Handle::Tpm => {
                 let (ours, other) = UnixStream::pair().map_err(LaunchError::Pair)?;
@@ -477,9 +483,25 @@ pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
                 ours.into()
             }
             Handle::Tap => tap.take().ok_or(LaunchError::NoTap)?,
-            Handle::Listener(path) => listen(path)?.into(),
+            Handle::Listener(path) => {
+                let listener = listen(path)?.into();
+                let flags = libc::O_PATH | libc::O_NOFOLLOW;
+                names.push(file(
+                    path,
+                    OpenOptions::new().read(true).custom_flags(flags),
+                )?);
+                listener
+            }
             Handle::Read(path) => file(path, OpenOptions::new().read(true))?,
             Handle::ReadWrite(path) => file(path, OpenOptions::new().read(true).write(true))?,
+            Handle::Overlay(path) => {
+                data::open_overlay(path)
+                    .map(OwnedFd::from)
+                    .map_err(|source| LaunchError::Disk {
+                        path: path.clone(),
+                        source,
+                    })?
+            }
             Handle::Append(path) => file(
                 path,
                 OpenOptions::new()
@@ -502,12 +524,10 @@ pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
                 source,
             })?,
         };
-        fds.push((fd, number));
+        fds.push((fd, number(index)));
     }
-    let first = u16::try_from(handles.len()).unwrap_or(u16::MAX);
-    for (index, fd) in (first..).zip(namespaces) {
-        let number = ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
-        fds.push((fd, number));
+    for (held, index) in namespaces.into_iter().chain(names).zip(indices) {
+        fds.push((held, number(index)));
     }
     Ok(Opened { fds, tpm })
 }

@@ -252,6 +252,8 @@ pub struct Machine {
     start_again: bool,
     /// It was found alive, and its QEMU has not answered yet.
     unmet: bool,
+    /// Why its QEMU, which was found alive, cannot be spoken to.
+    unreachable: Option<String>,
 }
 
 impl Machine {
@@ -271,6 +273,7 @@ impl Machine {
             restarts: 0,
             start_again: false,
             unmet: false,
+            unreachable: None,
         }
     }
 
@@ -278,6 +281,27 @@ impl Machine {
     pub fn crashed(restart: Restart, reports: bool, why: String) -> Machine {
         Machine {
             state: State::Crashed { why, again: None },
+            ..Machine::stopped(restart, reports, String::new())
+        }
+    }
+
+    /// A machine that a former supervisor was about to start again, the `restarts`th time.
+    pub fn crashed_for_now(
+        restart: Restart,
+        reports: bool,
+        why: String,
+        restarts: u32,
+        now: Instant,
+    ) -> Machine {
+        let again = match restart {
+            Restart::No => None,
+            Restart::OnFailure | Restart::Always => {
+                Some(now + restart_pause(restarts.saturating_sub(1)))
+            }
+        };
+        Machine {
+            state: State::Crashed { why, again },
+            restarts,
             ..Machine::stopped(restart, reports, String::new())
         }
     }
@@ -341,9 +365,19 @@ impl Machine {
                 ..
             } => why.clone(),
             State::Stopping { .. } => String::new(),
-            State::Running if !self.responsive => "QEMU does not answer on QMP".to_owned(),
+            State::Running if !self.responsive => match &self.unreachable {
+                Some(why) => format!(
+                    "QEMU runs on, and kiln cannot speak to it ({why}); `kiln restart` ends it and starts it anew"
+                ),
+                None => "QEMU does not answer on QMP".to_owned(),
+            },
             State::Running => self.gave_up.clone().unwrap_or_default(),
         }
+    }
+
+    /// How often the policy has started it again since it was last up.
+    pub fn restarts(&self) -> u32 {
+        self.restarts
     }
 
     pub fn phase(&self) -> &Phase {
@@ -414,6 +448,11 @@ impl Machine {
             Event::Tick => self.tick(now),
         }
     }
+}
+
+/// The pause before a machine is started again that was so often before.
+fn restart_pause(restarts: u32) -> Duration {
+    (RESTART_PAUSE * 2u32.saturating_pow(restarts.min(10))).min(RESTART_PAUSE_LIMIT)
 }
 
 #[cfg(test)]

@@ -250,6 +250,41 @@ pub fn spawn_supervisor(
     })
 }
 
+/// Kills the supervisor of `cluster` that has this pid, and returns when it is gone.
+///
+/// `is_it` has to say, on every call, whether the process of that number is the supervisor (it holds
+/// the supervisor's lock). It is asked once the process is held, so that no other can be meant.
+///
+/// # Errors
+/// [`ProcessError::Signal`] when it cannot be killed, or is not gone within `patience`.
+pub fn end_supervisor(
+    cluster: &str,
+    pid: u32,
+    is_it: impl Fn() -> bool,
+    patience: std::time::Duration,
+) -> Result<(), ProcessError> {
+    let pidfd = match open_pidfd(pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) if is_gone(&error) => return Ok(()),
+        Err(source) => return Err(ProcessError::Open { pid, source }),
+    };
+    let supervises = match proc::supervises(pid, cluster) {
+        Ok(supervises) => supervises,
+        Err(error) if is_gone(&error) => return Ok(()),
+        Err(source) => return Err(ProcessError::Read { pid, source }),
+    };
+    if !supervises || !is_it() {
+        return Ok(());
+    }
+    send(&pidfd, pid, Signal::SIGKILL, 0)?;
+    await_end(&pidfd, pid, patience)
+}
+
+/// Whether the process is stopped, by a signal or a debugger.
+pub fn is_stopped(pid: u32) -> bool {
+    proc::state(pid).is_ok_and(|state| matches!(state, 'T' | 't'))
+}
+
 /// The number of the control socket in a supervisor.
 const CONTROL: RawFd = 3;
 
@@ -294,14 +329,19 @@ pub fn end_by_uuid(uuid: &str, deadline: std::time::Duration) -> Result<(), Proc
             continue;
         }
         send(&pidfd, pid, Signal::SIGKILL, 0)?;
-        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-        let millis = u16::try_from(deadline.as_millis()).unwrap_or(u16::MAX);
-        if poll(&mut fds, PollTimeout::from(millis)).is_ok_and(|ready| ready == 0) {
-            return Err(ProcessError::Signal {
-                pid,
-                source: io::ErrorKind::TimedOut.into(),
-            });
-        }
+        await_end(&pidfd, pid, deadline)?;
+    }
+    Ok(())
+}
+
+fn await_end(pidfd: &OwnedFd, pid: u32, patience: std::time::Duration) -> Result<(), ProcessError> {
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    let millis = u16::try_from(patience.as_millis()).unwrap_or(u16::MAX);
+    if poll(&mut fds, PollTimeout::from(millis)).is_ok_and(|ready| ready == 0) {
+        return Err(ProcessError::Signal {
+            pid,
+            source: io::ErrorKind::TimedOut.into(),
+        });
     }
     Ok(())
 }

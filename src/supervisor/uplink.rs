@@ -32,6 +32,7 @@ use crate::supervisor::message::Message;
 use crate::supervisor::network::Network;
 use crate::supervisor::network::helper::{self, Helper};
 use crate::supervisor::process::{Carriers, Exit, Identity, Launch, Process, spawn, spawn_tagged};
+use crate::supervisor::slot::mend;
 use crate::supervisor::watch;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -134,7 +135,10 @@ impl Uplink {
         }
         let Some(machine) = machine else { return };
         let started = match self.left_over(network) {
-            Some(process) => Ok(process),
+            Some(process) => {
+                mend(&process, &self.files);
+                Ok(process)
+            }
             None => self.start(network, machine, identity),
         };
         let process = match started {
@@ -159,6 +163,12 @@ impl Uplink {
             Network::Namespace(_) => self.trouble.clear(),
         }
         attend(process, self.generation, inbox.clone(), &self.files);
+    }
+
+    pub(super) fn mend_sockets(&self) {
+        if let Some(process) = &self.process {
+            mend(process, &self.files);
+        }
     }
 
     fn failed(&mut self, why: String) {

@@ -13,7 +13,7 @@ use ipnet::Ipv4Net;
 
 use super::{BRIDGE, Bridge, BridgeError, UPLINK, name};
 use crate::address::Subnet;
-use crate::link::Present;
+use crate::link::{Present, Step};
 use crate::name::IfName;
 use crate::namespace;
 use crate::nat;
@@ -101,6 +101,9 @@ impl HostLink {
             inner.relocate(&self.name, here.as_fd()).map_err(netlink)?;
         }
         let (gateway, host) = (self.subnet.gateway(), self.subnet.uplink_host());
+        inner
+            .perform(&Step::Silence(uplink.clone()))
+            .map_err(netlink)?;
         inner.up(&uplink).map_err(netlink)?;
         for (to, by) in [
             (Ipv4Net::from(host), None),
@@ -122,6 +125,9 @@ impl HostLink {
         let table = nat::outside(&self.mark, self.subnet, &self.name);
         rules.replace(&[table]).map_err(netlink)?;
         outer.host_address(&self.name, host).map_err(netlink)?;
+        outer
+            .perform(&Step::Silence(self.name.clone()))
+            .map_err(netlink)?;
         outer.up(&self.name).map_err(netlink)?;
         let way = Way {
             to: self.subnet.net(),

@@ -8,9 +8,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockProtocol, recv};
 
-use super::message::{Message, Messages};
+use super::message::{Attributes, Message, Messages};
 use super::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_REQUEST, NLMSG_ERROR, Netlink, NetlinkError, talk, verdict,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REQUEST, NLMSG_ERROR, Netlink, NetlinkError, talk,
+    verdict,
 };
 use crate::name::IfName;
 
@@ -18,6 +19,7 @@ const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const NEWTABLE: u16 = SUBSYSTEM << 8;
+const GETTABLE: u16 = SUBSYSTEM << 8 | 1;
 const DELTABLE: u16 = SUBSYSTEM << 8 | 2;
 const NEWCHAIN: u16 = SUBSYSTEM << 8 | 3;
 const NEWRULE: u16 = SUBSYSTEM << 8 | 6;
@@ -186,6 +188,30 @@ impl Rules {
             self.transact(act, part.to_vec())?;
         }
         Ok(())
+    }
+
+    /// The names of all tables, of whatever family.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub fn tables(&mut self) -> Result<Vec<String>, NetlinkError> {
+        let mut names = Vec::new();
+        let message = Message::new(GETTABLE, NLM_F_REQUEST | NLM_F_DUMP).fixed(&[0; 4]);
+        self.0.dump(
+            || "list packet rules".to_owned(),
+            message,
+            |answer| {
+                let attributes = Attributes(answer.payload.get(4..).unwrap_or_default());
+                if let Some(name) = attributes.find(TABLE_NAME) {
+                    names.push(
+                        String::from_utf8_lossy(name)
+                            .trim_end_matches('\0')
+                            .to_owned(),
+                    );
+                }
+            },
+        )?;
+        Ok(names)
     }
 
     /// Removes a table, if it is there.

@@ -35,6 +35,7 @@ impl Machine {
         self.start_again = false;
         self.responsive = true;
         self.unmet = false;
+        self.unreachable = None;
         self.resets = 0;
         vec![Effect::Launch, Effect::Changed(Change::Starting)]
     }

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::{
-    Change, Effect, GREETING_DEADLINE, Machine, Phase, QMP_ENDED, RESET_LIMIT, RESTART_PAUSE,
-    RESTART_PAUSE_LIMIT, Restart, RunStatus, State, Step, Then,
+    Change, Effect, GREETING_DEADLINE, Machine, Phase, QMP_ENDED, RESET_LIMIT, Restart, RunStatus,
+    State, Step, Then, restart_pause,
 };
 use crate::state::record::ReportRecord;
 
@@ -17,6 +17,7 @@ impl Machine {
             }
             State::Running if self.unmet => {
                 self.unmet = false;
+                self.unreachable = None;
                 self.responsive = true;
                 vec![Effect::Continue, Effect::Changed(Change::Responsive)]
             }
@@ -44,6 +45,7 @@ impl Machine {
             | State::Stopping { .. } => return Vec::new(),
         }
         self.unmet = false;
+        self.unreachable = None;
         self.responsive = true;
         // Nobody knows how far it had come: a machine that was up is treated as one that is.
         self.came_up = true;
@@ -68,6 +70,14 @@ impl Machine {
 
     pub(super) fn qmp_lost(&mut self, now: Instant, why: String) -> Vec<Effect> {
         match &self.state {
+            // One that was found is of use to its guest even so, and only its user may end it.
+            State::Starting { .. } | State::Running if self.unmet => {
+                self.state = State::Running;
+                self.came_up = true;
+                self.responsive = false;
+                self.unreachable = Some(why);
+                vec![Effect::Changed(Change::Unresponsive)]
+            }
             // A QEMU that cannot be spoken to cannot be managed; its end follows as `Exited`
             // when it was dying anyway, and then has the better words.
             State::Starting { .. } | State::Running | State::Paused { .. } => {
@@ -314,9 +324,9 @@ impl Machine {
             return effects;
         }
         let again = wanted.then(|| {
-            let pause = RESTART_PAUSE * 2u32.saturating_pow(self.restarts.min(10));
+            let pause = restart_pause(self.restarts);
             self.restarts += 1;
-            now + pause.min(RESTART_PAUSE_LIMIT)
+            now + pause
         });
         self.state = State::Crashed { why, again };
         effects.push(Effect::Changed(Change::Crashed));

@@ -77,6 +77,30 @@ fn what_is_wrong_with_qmp_is_told_and_a_death_by_its_own_words() {
 }
 
 #[test]
+fn a_qemu_that_was_found_and_cannot_be_spoken_to_is_told_and_not_killed() {
+    let now = Instant::now();
+    for event in [
+        Event::QmpLost {
+            why: "no such file".to_owned(),
+        },
+        Event::QmpBroken {
+            why: "no such file".to_owned(),
+        },
+    ] {
+        let mut machine = Machine::adopting(Restart::OnFailure, true, None, now);
+        assert_eq!(
+            machine.on(now, event),
+            [Effect::Changed(Change::Unresponsive)]
+        );
+        assert_eq!(machine.state(), StateRecord::Unresponsive);
+        assert!(machine.reason().contains("no such file"));
+        // Its user may end it.
+        let effects = machine.on(now, Event::StopAsked { grace: GRACE });
+        assert_eq!(effects[0], Effect::Kill);
+    }
+}
+
+#[test]
 fn a_machine_whose_resume_was_lost_among_events_runs_all_the_same() {
     let now = Instant::now();
     let mut machine = Machine::stopped(Restart::No, true, String::new());

@@ -5,9 +5,13 @@
 
 mod alone;
 mod at_once;
+mod configs;
+mod data;
 mod disk;
 mod fails;
 mod five;
 mod life;
+mod namespace;
 mod three;
 mod user;
+mod versions;
