@@ -319,7 +319,7 @@ fn cluster_record(
         reservations.insert(machine, ReservationRecord { mac, ip });
     }
     let kept = inventory.cluster.as_ref();
-    let (mode, mode_reason) = choice::mode(cluster, kept, host)?;
+    let (mode, mode_reason) = choice::mode(cluster.network.mode, kept, host.namespace.as_ref())?;
     Ok(ClusterRecord {
         schema: SCHEMA,
         name: name.to_owned(),

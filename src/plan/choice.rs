@@ -6,9 +6,7 @@ use std::path::PathBuf;
 use kiln_arch::machine::IgnitionTransport;
 use sha2::{Digest, Sha256};
 
-use crate::cluster::{
-    AccelWish, Cluster, FirmwareWish, Machine, NetworkMode, Profile, RestartPolicy, Size,
-};
+use crate::cluster::{AccelWish, FirmwareWish, Machine, NetworkMode, Profile, RestartPolicy, Size};
 use crate::host::distribution::Piece;
 use crate::host::firmware::{Firmware, Uefi};
 use crate::host::kvm::KvmState;
@@ -217,12 +215,14 @@ pub(super) fn reports(profile: Profile) -> bool {
 }
 
 /// How the machines are joined, and why so: kept for the cluster's life.
+///
+/// `tried` says whether `namespace` works, or why not.
 pub(super) fn mode(
-    cluster: &Cluster,
+    wish: NetworkMode,
     kept: Option<&ClusterRecord>,
-    host: &HostFacts,
+    tried: Option<&Result<(), String>>,
 ) -> Result<(ModeRecord, String), PlanError> {
-    let asked = match cluster.network.mode {
+    let asked = match wish {
         NetworkMode::Auto => None,
         NetworkMode::Namespace => Some(ModeRecord::Namespace),
         NetworkMode::Fabric => Some(ModeRecord::Fabric),
@@ -237,7 +237,7 @@ pub(super) fn mode(
             Some(_) | None => Ok((record.mode, record.mode_reason.clone())),
         };
     }
-    match (asked, &host.namespace) {
+    match (asked, tried) {
         (Some(ModeRecord::Fabric), _) => Ok((ModeRecord::Fabric, String::new())),
         (Some(ModeRecord::Namespace), Some(Err(why))) => {
             Err(PlanError::NoNamespace { why: why.clone() })
@@ -354,6 +354,25 @@ impl Ports {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_best_mode_that_works_is_taken_and_said() {
+        let works = Ok(());
+        let fails = Err("open /dev/net/tun: no".to_owned());
+        let check = |wish, tried: Option<&Result<(), String>>, want, told: &str| {
+            let (mode, why) = mode(wish, None, tried).unwrap();
+            assert_eq!((mode, why.contains(told)), (want, true), "{why}");
+        };
+        let (fabric, namespace) = (ModeRecord::Fabric, ModeRecord::Namespace);
+        check(NetworkMode::Auto, Some(&works), namespace, "works");
+        check(NetworkMode::Auto, Some(&fails), fabric, "/dev/net/tun");
+        check(NetworkMode::Fabric, None, fabric, "");
+        check(NetworkMode::Namespace, Some(&works), namespace, "");
+        assert!(matches!(
+            mode(NetworkMode::Namespace, None, Some(&fails)),
+            Err(PlanError::NoNamespace { .. })
+        ));
+    }
 
     #[test]
     fn no_two_clusters_have_one_uid() {

@@ -43,6 +43,8 @@ fn addresses(ps: &Value) -> BTreeMap<&'static str, String> {
 
 #[test]
 fn root_s_machines_are_joined_by_the_kernel() {
+    // The first build of it downloads packages.
+    guest::tiny("x86_64");
     let world = World::enter();
     let before = world.traces();
     let home = Home::new(Lane::Wide, User::Myself, "demo", &NODES);
@@ -63,12 +65,17 @@ fn root_s_machines_are_joined_by_the_kernel() {
     a_machine_gets_no_further_than_it_may(&home, &ps);
     the_supervisor_may_die(&home, &ps);
     they_reach_the_world(&home, &world);
+    // The mode is kept, whatever the spec says later.
+    example(&home, "fabric");
+    home.kiln(&["up"]).exits(9).says("in mode `namespace`");
     home.down();
     assert_eq!(world.traces(), before);
 }
 
 #[test]
 fn a_user_s_machines_are_joined_by_the_kernel() {
+    // The first build of it downloads packages.
+    guest::tiny("x86_64");
     let world = World::enter();
     let before = world.traces();
     let home = Home::new(Lane::Wide, User::Ordinary, "demo", &NODES);
@@ -181,4 +188,36 @@ fn the_supervisor_may_die(home: &Home, before: &Value) {
         .collect();
     assert!(numbers[1] + 2 >= numbers[0] && numbers[0] == 40, "{told}");
     the_machines_are_joined(home, &ps);
+}
+
+/// Whatever is killed in between: the host's links, what they route, and its packet rules are as before, and no process
+/// is left. `KILN_TEST_ROUNDS` says how many rounds there are.
+#[test]
+fn rounds_of_up_and_down_leave_the_host_as_it_was() {
+    let image = guest::tiny("x86_64").image("");
+    let rounds = std::env::var("KILN_TEST_ROUNDS").map_or(4, |rounds| rounds.parse().unwrap());
+    let world = World::enter();
+    let before = world.traces();
+    let home = Home::new(Lane::Narrow, User::Myself, "round", &["node"]);
+    home.write_spec_in(
+        "namespace",
+        &image,
+        &json!({"node": {"memory": "128MiB", "accel": "tcg"}}),
+    );
+    for round in 0..rounds {
+        home.within(BOOT, &["up", "--wait", "running"]).ok();
+        assert_ne!(world.traces(), before);
+        let ps = home.json(&["ps"]);
+        let (supervisor, qemu) = (pid_of(&ps["supervisor"]), pid_of(&machine_of(&ps, "node")));
+        // Nobody, the supervisor, QEMU too, QEMU alone.
+        if matches!(round % 4, 1 | 2) {
+            process::signal(supervisor.unwrap(), Signal::SIGKILL);
+        }
+        if matches!(round % 4, 2 | 3) {
+            process::signal(qemu.unwrap(), Signal::SIGKILL);
+        }
+        home.within(BOOT, &["down", "--timeout", "0s"]).ok();
+        home.assert_clean();
+        assert_eq!(world.traces(), before, "after round {round}");
+    }
 }

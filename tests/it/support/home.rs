@@ -249,7 +249,10 @@ impl Home {
     /// QEMUs by their uuids, all else of kiln's by the home in its environment.
     fn processes(&self) -> Vec<u32> {
         let mut pids = process::with("environ", &format!("KILN_HOME={}\0", self.home().display()));
-        pids.extend(process::with_uuid(&self.cluster.uplink_uuid()));
+        let uplink = self.cluster.uplink_uuid();
+        pids.extend(process::with_uuid(&uplink));
+        // A helper that takes no uuid has it behind its name.
+        pids.extend(process::with("cmdline", &format!(":{uplink}\0")));
         for name in &self.machines {
             pids.extend(process::with_uuid(&self.cluster.uuid(name)));
         }
