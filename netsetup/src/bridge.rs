@@ -112,6 +112,9 @@ pub enum BridgeError {
         /// The link.
         link: IfName,
     },
+    /// Machines live in a namespace that cannot be found any more.
+    #[error("the cluster's network namespace is lost; `kiln restart` all of its machines")]
+    Lost,
     /// The host's namespace cannot be had.
     #[error("cannot reach the host's network")]
     Host(#[source] io::Error),

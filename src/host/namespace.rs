@@ -70,6 +70,7 @@ impl Refusal {
             | BridgeError::Unknown { .. }
             | BridgeError::Name(_)
             | BridgeError::Foreign { .. }
+            | BridgeError::Lost
             | BridgeError::Host(_) => None,
         }
     }

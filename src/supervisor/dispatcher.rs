@@ -430,6 +430,7 @@ impl Dispatcher {
                 slot.release(&mut self.consoles);
                 if !self.any_alive() {
                     self.uplink.end();
+                    self.network.emptied();
                 }
             }
             Effect::Changed(change) => {

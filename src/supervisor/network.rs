@@ -42,7 +42,17 @@ pub(super) struct Namespaced {
     config: Mutex<BridgeConfig>,
     maker: Maker,
     events: mpsc::UnboundedSender<FabricEvent>,
-    bridge: Mutex<Option<Arc<Bridge>>>,
+    held: Mutex<Held>,
+}
+
+/// What is known of the cluster's namespace.
+#[derive(Debug)]
+enum Held {
+    /// There is none yet.
+    Nothing,
+    Bridge(Arc<Bridge>),
+    /// Machines live in one that cannot be had from them: another one would part them from those to come.
+    Lost,
 }
 
 impl Network {
@@ -81,7 +91,7 @@ impl Network {
                     }),
                     maker,
                     events,
-                    bridge: Mutex::new(None),
+                    held: Mutex::new(Held::Nothing),
                 };
                 (Network::Namespace(namespaced), outbox)
             }
@@ -136,6 +146,16 @@ impl Network {
         }
     }
 
+    /// No machine is alive any more, so a namespace that was lost is gone.
+    pub(super) fn emptied(&self) {
+        if let Network::Namespace(namespaced) = self {
+            let mut held = namespaced.held();
+            if matches!(*held, Held::Lost) {
+                *held = Held::Nothing;
+            }
+        }
+    }
+
     /// Opens a connection from the gateway to a port of a machine.
     pub(super) async fn connect(
         &self,
@@ -156,21 +176,21 @@ impl Network {
 impl Namespaced {
     /// The bridge, if it is there.
     pub(super) fn found(&self) -> Option<Arc<Bridge>> {
-        self.bridge
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        match &*self.held() {
+            Held::Bridge(bridge) => Some(bridge.clone()),
+            Held::Nothing | Held::Lost => None,
+        }
     }
 
     /// The bridge, made in a new namespace where there is none.
     pub(super) fn bridge(&self) -> Result<Arc<Bridge>, BridgeError> {
-        match self.found() {
-            Some(bridge) => Ok(bridge),
-            None => {
-                let namespace = Namespace::create(self.maker).map_err(BridgeError::Namespace)?;
-                self.start(namespace)
-            }
+        match &*self.held() {
+            Held::Bridge(bridge) => return Ok(bridge.clone()),
+            Held::Lost => return Err(BridgeError::Lost),
+            Held::Nothing => {}
         }
+        let namespace = Namespace::create(self.maker).map_err(BridgeError::Namespace)?;
+        self.start(namespace)
     }
 
     /// Takes over the namespaces that process `pid` has inherited, where none is known yet.
@@ -178,10 +198,18 @@ impl Namespaced {
         if self.found().is_some() {
             return Ok(());
         }
-        match Namespace::of_process(pid).map_err(BridgeError::Namespace)? {
-            Some(namespace) => self.start(namespace).map(drop),
-            None => Ok(()),
+        let taken = Namespace::of_process(pid)
+            .map_err(BridgeError::Namespace)
+            .and_then(|namespace| namespace.ok_or(BridgeError::Lost))
+            .and_then(|namespace| self.start(namespace));
+        if taken.is_err() {
+            *self.held() = Held::Lost;
         }
+        taken.map(drop)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn config(&self) -> MutexGuard<'_, BridgeConfig> {
@@ -191,7 +219,7 @@ impl Namespaced {
     fn start(&self, namespace: Namespace) -> Result<Arc<Bridge>, BridgeError> {
         let bridge = Bridge::start(self.config().clone(), namespace, self.events.clone())?;
         let bridge = Arc::new(bridge);
-        *self.bridge.lock().unwrap_or_else(PoisonError::into_inner) = Some(bridge.clone());
+        *self.held() = Held::Bridge(bridge.clone());
         Ok(bridge)
     }
 }

@@ -206,7 +206,6 @@ fn rounds_of_up_and_down_leave_the_host_as_it_was() {
     );
     for round in 0..rounds {
         home.within(BOOT, &["up", "--wait", "running"]).ok();
-        assert_ne!(world.traces(), before);
         let ps = home.json(&["ps"]);
         let (supervisor, qemu) = (pid_of(&ps["supervisor"]), pid_of(&machine_of(&ps, "node")));
         // Nobody, the supervisor, QEMU too, QEMU alone.
