@@ -7,6 +7,7 @@ mod alone;
 mod at_once;
 mod disk;
 mod fails;
+mod firmware;
 mod five;
 mod life;
 mod three;
