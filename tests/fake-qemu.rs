@@ -180,6 +180,10 @@ async fn run(program: &str, args: &[String]) -> Result<ExitCode, String> {
             .map(|()| ExitCode::SUCCESS)
             .map_err(|error| error.to_string());
     }
+    // A test guest of kiln's that wants to leave by this device has left.
+    if args.iter().any(|arg| arg.starts_with("isa-debug-exit")) {
+        return Ok(ExitCode::from(0x31 << 1 | 1));
+    }
     let options = Options::parse(&args[1..])?;
     let behavior = Behavior::of(&options.machine, folder)?;
     if let Some(Exit { code, stderr }) = &behavior.exit {

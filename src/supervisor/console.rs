@@ -30,7 +30,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-pub use self::sanitize::sanitize;
+pub use self::sanitize::{complete, sanitize};
 use crate::supervisor::diagnose::{Finding, Scanner};
 
 /// A log that is as long as this, in bytes, is moved aside. Two of them and the
@@ -54,7 +54,10 @@ pub fn last_line(log: &Path) -> Option<String> {
         .ok()?;
     let mut bytes = Vec::new();
     file.take(4096).read_to_end(&mut bytes).ok()?;
-    let text = sanitize(&bytes);
+    // It begins anywhere, in the middle of a line or of an escape sequence too.
+    let cut = length > bytes.len() as u64;
+    let whole = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(0);
+    let text = sanitize(&bytes[if cut { whole } else { 0 }..]);
     let line = text.lines().rfind(|line| !line.trim().is_empty())?;
     Some(line.trim().chars().take(LAST_LINE).collect())
 }

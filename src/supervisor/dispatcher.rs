@@ -220,6 +220,9 @@ impl Dispatcher {
         // What was found is on the disk in some form, or in /proc.
         self.write_soon(name);
         self.announce(name, Change::Address);
+        for note in self.slots[name].notes.clone() {
+            self.tell("note", Some(name), note);
+        }
     }
 
     /// Gives the sockets of what lives their names back, where those are lost.

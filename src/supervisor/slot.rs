@@ -80,6 +80,8 @@ pub(super) struct Slot {
     started_at: Option<String>,
     /// What a former supervisor had recorded, until the adopted QEMU answers.
     kept_report: Option<ReportRecord>,
+    /// What does not work of its QEMU, a sentence each.
+    pub(super) notes: Vec<String>,
     found: Option<Process>,
     saved: Option<RunRecord>,
     /// Whether its QEMU was found, and has not answered yet.
@@ -116,6 +118,7 @@ impl Slot {
             seen: Vec::new(),
             started_at: None,
             kept_report: None,
+            notes: Vec::new(),
             found: None,
             saved: None,
             adopting: false,
@@ -149,11 +152,13 @@ impl Slot {
             }
             (Some(run), None) => match run.state {
                 StateRecord::Stopped => Machine::stopped(restart, reports, run.reason.clone()),
-                StateRecord::Crashed => {
-                    // Its supervisor is gone, and with it the plan to start it again.
-                    let why = run.reason.strip_suffix(AGAIN).unwrap_or(&run.reason);
-                    Machine::crashed(restart, reports, why.to_owned())
-                }
+                StateRecord::Crashed => match run.reason.strip_suffix(AGAIN) {
+                    Some(why) => {
+                        let (why, now) = (why.to_owned(), Instant::now());
+                        Machine::crashed_for_now(restart, reports, why, run.restarts, now)
+                    }
+                    None => Machine::crashed(restart, reports, run.reason.clone()),
+                },
                 StateRecord::Stopping => Machine::stopped(restart, reports, String::new()),
                 StateRecord::Starting
                 | StateRecord::Running
@@ -240,11 +245,11 @@ impl Slot {
         // Only what comes from now on: the verdicts of the past are in the record.
         consoles.add_at_end(&self.name, &self.files.console_log());
         if let Err(error) = self.publish(fabric) {
-            tracing::warn!(
-                machine = self.name,
-                error = in_one_line(&error),
-                "ports are not published"
-            );
+            let error = in_one_line(&error);
+            tracing::warn!(machine = self.name, error, "ports are not published");
+            self.notes.push(format!(
+                "its ports are not published: {error}; `kiln restart` tries again"
+            ));
         }
         self.adopting = true;
         // Its TPM, if it has one, is no child of ours; it ends with its QEMU.
@@ -491,6 +496,7 @@ impl Slot {
         self.qmp = None;
         self.process = None;
         self.seen.clear();
+        self.notes.clear();
         self.started_at = None;
         consoles.remove(&self.name);
         for socket in Socket::ALL {
@@ -522,6 +528,7 @@ impl Slot {
             report: self.machine.report().cloned(),
             seen: self.seen.clone(),
             started_at: self.started_at.clone(),
+            restarts: self.machine.restarts(),
         };
         if self.saved.as_ref() == Some(&run) {
             return;
@@ -565,6 +572,7 @@ impl Slot {
             addresses,
             report: self.machine.report().cloned(),
             started_at: self.started_at.clone(),
+            notes: self.notes.clone(),
         }
     }
 }

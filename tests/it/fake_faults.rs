@@ -1,6 +1,7 @@
 //! QEMUs and guests that go wrong: the right verdict, in time, and a clean way out.
 
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
 
 use expect_test::expect;
@@ -8,7 +9,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::fake_support::{Ended, World, wait_until, walk};
+use crate::fake_support::{Ended, World, holds, wait_until, walk};
 
 /// The command's error, without the lines of progress before it.
 fn error(ended: &Ended) -> &str {
@@ -294,6 +295,23 @@ fn a_machine_that_keeps_dying_is_started_after_longer_and_longer_pauses() {
 }
 
 #[test]
+fn a_machine_that_waits_for_its_restart_gets_it_from_the_next_supervisor() {
+    let world = World::new();
+    world.nodes(2, "");
+    world.ok(&["up"]);
+    let pids = world.pids();
+    kill(Pid::from_raw(pids["node-1"]), Signal::SIGKILL).unwrap();
+    let record = world.machine("demo", "node-1").join("run.json");
+    wait_until("its restart is due", || {
+        holds(&record, "will be started again")
+    });
+    world.supervisors()[0].kill();
+    becomes(&world, "node-1: ready", Duration::from_secs(10));
+    assert_ne!(world.pids()["node-1"], pids["node-1"]);
+    assert_eq!(world.pids()["node-2"], pids["node-2"]);
+}
+
+#[test]
 fn a_machine_that_shall_not_restart_does_not() {
     let world = World::new();
     world.nodes(1, "restart: no");
@@ -340,4 +358,31 @@ fn an_uplink_that_does_not_start_is_told_and_the_machines_run() {
         .assert_eq(&world.plain(told.as_str().unwrap()));
     world.ok(&["down"]);
     world.assert_clean();
+}
+
+#[test]
+fn ports_that_were_taken_while_nobody_listened_are_told() {
+    let world = World::new();
+    world.nodes(1, "ports: [\":80\"]");
+    world.ok(&["up"]);
+    let port = world.ps()["node-1"]["ports"][0]["host"].as_u64().unwrap();
+    let address = (Ipv4Addr::LOCALHOST, u16::try_from(port).unwrap());
+    world.supervisors()[0].kill();
+    wait_until("its port is free", || TcpListener::bind(address).is_ok());
+    let taken = TcpListener::bind(address).unwrap();
+    let ps = world.kiln(&["ps"]);
+    let note = format!(
+        "its ports are not published: cannot listen on 127.0.0.1:{port} for the guest's port 80: Address already in use (os error 98); `kiln restart` tries again"
+    );
+    assert!(
+        ps.stderr.contains(&format!("note: node-1: {note}\n")),
+        "{}",
+        ps.stderr
+    );
+    assert_eq!(world.ps()["node-1"]["state"], "ready");
+    assert_eq!(world.ps()["node-1"]["notes"], json!([note]));
+    assert!(world.ok(&["events", "--no-follow"]).contains(&note));
+    drop(taken);
+    world.ok(&["restart"]);
+    assert_eq!(world.ps()["node-1"]["notes"], json!([]));
 }

@@ -5,6 +5,8 @@
 
 mod alone;
 mod at_once;
+mod configs;
+mod data;
 mod disk;
 mod fails;
 mod firmware;
