@@ -31,7 +31,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 pub use self::sanitize::{complete, sanitize};
-use crate::supervisor::diagnose::{Finding, Scanner};
+use crate::supervisor::diagnose::{Finding, FindingKind, Scanner};
 
 /// A log that is as long as this, in bytes, is moved aside. Two of them and the
 /// copy that is being made stay below 32 MiB.
@@ -60,6 +60,43 @@ pub fn last_line(log: &Path) -> Option<String> {
     let text = sanitize(&bytes[if cut { whole } else { 0 }..]);
     let line = text.lines().rfind(|line| !line.trim().is_empty())?;
     Some(line.trim().chars().take(LAST_LINE).collect())
+}
+
+/// What a console has said while nobody read it.
+#[derive(Debug, Default)]
+pub struct Missed {
+    pub findings: Vec<Finding>,
+    /// Whether a firmware or a kernel has begun in it.
+    pub begins_anew: bool,
+}
+
+/// How a kernel begins, whatever time it is by its clock.
+const KERNEL_BANNER: &[u8] = b"Linux version ";
+
+/// What a log shows behind its first `offset` bytes, of which someone has known: at most the last
+/// [`LOG_CAP`]. All of it when it is shorter, for then it was cut meanwhile.
+pub fn missed(log: &Path, offset: u64) -> io::Result<Missed> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(log)?;
+    let length = file.metadata()?.len();
+    let offset = if length < offset { 0 } else { offset };
+    let start = offset.max(length.saturating_sub(LOG_CAP));
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(LOG_CAP).read_to_end(&mut bytes)?;
+    let findings = Scanner::new().feed(&bytes);
+    let begins_anew = bytes
+        .windows(KERNEL_BANNER.len())
+        .any(|text| text == KERNEL_BANNER)
+        || findings
+            .iter()
+            .any(|finding| finding.kind == FindingKind::Firmware);
+    Ok(Missed {
+        findings,
+        begins_anew,
+    })
 }
 
 /// What one machine's console showed.

@@ -216,7 +216,12 @@ impl Dispatcher {
             carriers,
         );
         slot.adopt(&self.inbox, &mut self.consoles, &self.fabric);
+        let findings = std::mem::take(&mut slot.missed);
         self.slots.insert(name.to_owned(), slot);
+        self.of_console(ConsoleEvent {
+            machine: name.to_owned(),
+            findings,
+        });
         // What was found is on the disk in some form, or in /proc.
         self.write_soon(name);
         self.announce(name, Change::Address);
