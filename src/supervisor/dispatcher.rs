@@ -129,6 +129,12 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         generation: 0,
         ending: false,
     };
+    for (name, log) in [
+        ("/supervisor", dispatcher.files.supervisor_log()),
+        ("/uplink", dispatcher.files.uplink().qemu_log()),
+    ] {
+        dispatcher.consoles.keep_short(name, &log);
+    }
     dispatcher.adopt_all();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(SupervisorError::Signals)?;

@@ -263,6 +263,7 @@ impl Slot {
         mend(&process, &self.files);
         // Only what comes from now on: the verdicts of the past are in the record.
         consoles.add_at_end(&self.name, &self.files.console_log());
+        consoles.keep_short(&self.log_name(), &self.files.qemu_log());
         if let Err(error) = self.publish(fabric) {
             let error = in_one_line(&error);
             tracing::warn!(machine = self.name, error, "ports are not published");
@@ -273,6 +274,11 @@ impl Slot {
         self.adopting = true;
         // Its TPM, if it has one, is no child of ours; it ends with its QEMU.
         self.attend(process, None, Origin::Found, inbox, fabric);
+    }
+
+    /// Of QEMU's own log, beside the machine's console. No machine's name has a slash.
+    fn log_name(&self) -> String {
+        format!("{}/qemu", self.name)
     }
 
     pub(super) fn mend_sockets(&self) {
@@ -353,6 +359,7 @@ impl Slot {
         };
         self.started_at = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         consoles.add_at_end(&self.name, &self.files.console_log());
+        consoles.keep_short(&self.log_name(), &self.files.qemu_log());
         let tpm = companion.map(|process| Tpm {
             process,
             log: self.files.tpm_log(),
@@ -518,6 +525,7 @@ impl Slot {
         self.notes.clear();
         self.started_at = None;
         consoles.remove(&self.name);
+        consoles.remove(&self.log_name());
         for socket in Socket::ALL {
             let _ = std::fs::remove_file(self.files.socket(socket));
         }

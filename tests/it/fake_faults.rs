@@ -1,7 +1,9 @@
 //! QEMUs and guests that go wrong: the right verdict, in time, and a clean way out.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use expect_test::expect;
@@ -447,4 +449,56 @@ fn a_guest_that_gave_up_unwatched_has_failed() {
         world.states(),
         ["node-1: failed (You are in emergency mode. After logging in, type \"journalctl -xb\".)"]
     );
+}
+
+#[test]
+fn all_logs_are_kept_short() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.ok(&["up"]);
+    world.settle(2);
+    let cluster = world.home().join("state/clusters/demo");
+    let grow = |log: &Path, mebibytes: usize| {
+        let mut file = File::options().append(true).open(log).unwrap();
+        for _ in 0..mebibytes {
+            file.write_all(&[b'x'; 1 << 20]).unwrap();
+        }
+    };
+    let used = |folder: &Path| {
+        let mut used = 0;
+        walk(folder, &mut |path, metadata| {
+            if path.to_string_lossy().contains(".log") {
+                used += metadata.len();
+            }
+        });
+        used
+    };
+    // QEMU goes on at the beginning of a log that was cut, and so does the supervisor.
+    for (pid, number) in [(world.pids()["node-1"], 2), (world.supervisors()[0].pid, 2)] {
+        let about = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap();
+        let flags = about.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = i32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+        assert_ne!(flags & nix::libc::O_APPEND, 0, "{about}");
+    }
+    let logs = [
+        world.machine("demo", "node-1").join("qemu.log"),
+        cluster.join("uplink/qemu.log"),
+        cluster.join("supervisor.log"),
+    ];
+    for log in &logs {
+        grow(log, 6);
+    }
+    wait_until("they are cut", || used(&cluster) <= 7 << 20);
+    // What grew while nobody watched is cut by the next supervisor.
+    world.supervisors()[0].kill();
+    wait_until("it is gone", || world.supervisors().is_empty());
+    grow(&world.machine("demo", "node-1").join("console.log"), 40);
+    for log in &logs {
+        grow(log, 6);
+    }
+    world.ok(&["ps"]);
+    wait_until("they are cut", || used(&cluster) <= 23 << 20);
+    assert!(used(&world.machine("demo", "node-1")) <= 32 << 20);
+    // What was there last is still there.
+    assert!(world.ok(&["logs", "node-1", "--qemu"]).len() >= 1 << 20);
 }
