@@ -17,9 +17,10 @@ use kiln_arch::Arch;
 use kiln_netsetup::address::{self, AddressError, Subnet};
 
 use crate::cluster::{Cluster, Machine, NetworkMode, Size};
-use crate::host::distribution::Distribution;
+use crate::host::distribution::{Distribution, Piece};
 use crate::host::firmware::{Firmwares, Uefi};
 use crate::host::kvm::KvmState;
+use crate::host::qemu::Qemu;
 use crate::state::files::SCHEMA;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{
@@ -35,7 +36,7 @@ pub use view::{PlanView, StepView};
 pub struct HostFacts {
     pub arch: Arch,
     /// The emulators that are installed.
-    pub qemu: BTreeMap<Arch, QemuFacts>,
+    pub qemu: BTreeMap<Arch, Qemu>,
     /// For guests of the host's own architecture.
     pub kvm: KvmState,
     /// The UEFI firmwares that are installed; empty where no machine can want one.
@@ -52,13 +53,6 @@ pub struct HostFacts {
     pub qemu_gid: Option<u32>,
     /// The cluster's files; QEMU's uuids come from where they lie.
     pub files: ClusterFiles,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QemuFacts {
-    pub program: PathBuf,
-    /// The versioned board that it has for new machines; absent: only the alias is known.
-    pub board: Option<String>,
 }
 
 /// What is already there.
@@ -157,9 +151,16 @@ pub enum Action {
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     #[error("machine `{machine}` needs `{program}`, which is not installed")]
-    NoQemu { machine: String, program: String },
+    NoQemu {
+        machine: String,
+        program: String,
+        install: Option<String>,
+    },
     #[error("machine `{machine}` has a disk, and `qemu-img`, which makes it, is not installed")]
-    NoQemuImg { machine: String },
+    NoQemuImg {
+        machine: String,
+        install: Option<String>,
+    },
     #[error(
         "machine `{machine}` needs {uefi} for {arch}, which is not installed{}",
         rejected(faults)
@@ -239,7 +240,11 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
         cluster_record
             .ports
             .extend(record.ports.iter().map(|port| port.host));
-        steps.push(step(machine, record, inventory)?);
+        let mut step = step(machine, record, inventory)?;
+        if let Some(qemu) = host.qemu.get(&machine.arch) {
+            choice::board_that_is_there(&mut step, qemu);
+        }
+        steps.push(step);
     }
     for (name, known) in &inventory.machines {
         if !cluster
@@ -388,11 +393,15 @@ fn machine_record(
         .ok_or_else(|| PlanError::NoQemu {
             machine: name.clone(),
             program: machine.arch.qemu_program().to_owned(),
+            install: host.distribution.install(Piece::Qemu(machine.arch)),
         })?;
     let (accel, accel_reason) = choice::accel(machine, host)?;
     let makes_disk = image.disk.is_some() && old.is_none() || disks::any_new(machine, inventory);
     if makes_disk && !host.has_qemu_img {
-        return Err(PlanError::NoQemuImg { machine: name });
+        return Err(PlanError::NoQemuImg {
+            machine: name,
+            install: host.distribution.install(Piece::QemuImg),
+        });
     }
     let board = old
         .filter(|old| old.arch == machine.arch.to_string())

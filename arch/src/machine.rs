@@ -167,6 +167,8 @@ pub enum Access {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Image {
     Raw(Source),
+    /// A block device of the host, which QEMU opens otherwise than a file.
+    Device(Source),
     Qcow2 {
         source: Source,
         /// What the image lies over, read-only; absent: nothing, whatever its header says.

@@ -2,6 +2,7 @@
 
 use crate::client::ClientError;
 use crate::error::{Error, Exit};
+use crate::host::qemu::QemuError;
 use crate::image::base::Fault;
 use crate::image::overlay::OverlayError;
 use crate::image::store::StoreError;
@@ -100,8 +101,11 @@ impl From<PlanError> for Error {
         };
         let told = Error::from_source(exit, &error);
         match &error {
-            PlanError::NoQemu { .. } | PlanError::NoQemuImg { .. } => {
-                told.hint("`kiln doctor` says which command installs it here")
+            PlanError::NoQemu { install, .. } | PlanError::NoQemuImg { install, .. } => {
+                told.hint(match install {
+                    Some(command) => format!("as root: {command}"),
+                    None => "`kiln doctor` says what else is missing here".to_owned(),
+                })
             }
             PlanError::NoFirmware { install, .. } | PlanError::NoTpm { install, .. } => {
                 told.hint(match install {
@@ -134,6 +138,13 @@ impl From<PlanError> for Error {
             | PlanError::Address(_)
             | PlanError::NoImage { .. } => told,
         }
+    }
+}
+
+impl From<QemuError> for Error {
+    fn from(error: QemuError) -> Error {
+        Error::from_source(Exit::Host, &error)
+            .hint("`kiln doctor` says what is installed, and the command that installs a QEMU here")
     }
 }
 

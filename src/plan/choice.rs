@@ -10,7 +10,8 @@ use crate::cluster::{AccelWish, FirmwareWish, Machine, Profile, RestartPolicy, S
 use crate::host::distribution::Piece;
 use crate::host::firmware::{Firmware, Uefi};
 use crate::host::kvm::KvmState;
-use crate::plan::{HostFacts, ImageFacts, Inventory, Known, PlanError};
+use crate::host::qemu::Qemu;
+use crate::plan::{Action, HostFacts, ImageFacts, Inventory, Known, PlanError, Step};
 use crate::state::record::{
     AccelRecord, DiskRecord, FirmwareKind, FirmwareRecord, MachineRecord, PortRecord,
     RestartRecord, TransportRecord,
@@ -133,6 +134,35 @@ pub(super) fn transport(transport: IgnitionTransport) -> TransportRecord {
         IgnitionTransport::FwCfg => TransportRecord::FwCfg,
         IgnitionTransport::VirtioBlk => TransportRecord::VirtioBlk,
     }
+}
+
+/// Takes this QEMU's newest board where it has the machine's own no more, or not yet.
+///
+/// A machine that runs is left alone. For one with a disk the other board is as another machine:
+/// what is on the disk was installed for the first.
+pub(super) fn board_that_is_there(step: &mut Step, qemu: &Qemu) {
+    let starts = match step.action {
+        Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
+        Action::Keep | Action::Change | Action::Remove => false,
+    };
+    let Some(record) = step.record.as_mut().filter(|_| starts) else {
+        return;
+    };
+    let Some(old) = record.board.take_if(|board| !qemu.boards.contains(board)) else {
+        return;
+    };
+    record.board = qemu.board.clone();
+    let new = record.board.as_deref().unwrap_or("another board");
+    let mut why = format!(
+        "board: {old} -> {new}: `{}` is QEMU {}, which does not have the former",
+        qemu.program.display(),
+        qemu.version
+    );
+    if record.disk.is_some() {
+        why.push_str("; one that has it would keep the disk (needs a new disk)");
+        step.action = Action::Recreate;
+    }
+    step.why.push(why);
 }
 
 /// Whole MiB, rounded down; the spec has checked the range.

@@ -264,7 +264,7 @@ fn source_text(disk: &DataDiskRecord) -> String {
             size: _,
         } => {
             let readonly = if *readonly { ", read-only" } else { "" };
-            format!("{} ({}{readonly})", path.display(), format.driver())
+            format!("{} ({}{readonly})", path.display(), format.word())
         }
     }
 }

@@ -11,7 +11,7 @@ use super::fields::{self, Fields, Keys};
 use super::files::{self, Folders};
 use super::group::{DISK_LEAST, DISK_MOST, PlacedMachine};
 use super::image;
-use crate::cluster::{DataDisk, DataSource, DiskFormat, DiskImage, Image, Serial};
+use crate::cluster::{DataDisk, DataFormat, DataSource, DiskFormat, DiskImage, Image, Serial};
 
 const KEYS: Keys = Keys {
     known: &["size", "serial", "keep", "file", "format", "readonly"],
@@ -155,13 +155,16 @@ fn file(
     node: Node,
     format: Option<DiskFormat>,
     folders: Folders<'_>,
-) -> Result<(PathBuf, DiskFormat), Fault> {
+) -> Result<(PathBuf, DataFormat), Fault> {
     let place = node.place;
     let path = folders.resolve(place, "file", &fields::text(node, "file")?)?;
     let is_device = fs::metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
     if !is_device {
         files::open(&path).map_err(files::fault(place, "file"))?;
-        let format = image::known_format(place, "file", &path, format)?;
+        let format = match image::known_format(place, "file", &path, format)? {
+            DiskFormat::Qcow2 => DataFormat::Qcow2,
+            DiskFormat::Raw => DataFormat::Raw,
+        };
         return Ok((path, format));
     }
     if format != Some(DiskFormat::Raw) {
@@ -172,7 +175,7 @@ fn file(
         )
         .hint("say `format: raw` beside it, if the machine may have all of it"));
     }
-    Ok((path, DiskFormat::Raw))
+    Ok((path, DataFormat::Device))
 }
 
 /// Refuses a file that one machine writes to and another one has as well, as a disk or below it.

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::DiskFormat;
+use crate::cluster::{DataFormat, DiskFormat};
 use crate::image::BaseFacts;
 use crate::image::base::format_name;
 
@@ -187,8 +187,8 @@ pub enum DataSourceRecord {
     /// A file or block device of the user's.
     File {
         path: PathBuf,
-        #[serde(with = "crate::image::base::format_name")]
-        format: DiskFormat,
+        #[serde(with = "crate::image::data::format_name")]
+        format: DataFormat,
         readonly: bool,
         /// As the guest sees it, in bytes, when the plan was made.
         size: u64,

@@ -301,11 +301,11 @@ fn phase(line: &str) -> Option<Phase> {
     }
 }
 
-/// systemd greets by the system's name, in the initramfs too, which says so. GRUB greets likewise.
+/// systemd greets by the system's name, in the initramfs too, which says so; GRUB by its own.
 fn is_welcome(line: &str) -> bool {
     line.starts_with("Welcome to ")
+        && !has_one(line, &FIRMWARE)
         && line.ends_with('!')
-        && !line.contains("GRUB")
         && !line.to_ascii_lowercase().contains("initramfs")
 }
 

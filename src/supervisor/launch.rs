@@ -23,7 +23,7 @@ use kiln_netsetup::address::Subnet;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::cluster::{DiskFormat, ROOT_SERIAL};
+use crate::cluster::{DataFormat, DiskFormat, ROOT_SERIAL};
 use crate::image::ImageError;
 use crate::image::base::Changed;
 use crate::image::data;
@@ -42,12 +42,14 @@ pub enum Handle {
     Read(PathBuf),
     /// Open for reading and writing.
     ReadWrite(PathBuf),
+    /// A root disk, its header judged as it is opened.
+    Overlay(PathBuf),
     /// Open for appending; made when it is not there.
     Append(PathBuf),
     /// A data disk, its header judged as it is opened.
     Disk {
         path: PathBuf,
-        format: DiskFormat,
+        format: DataFormat,
         readonly: bool,
     },
     /// An end of a pair of sockets, the other for whoever emulates the TPM.
@@ -152,7 +154,7 @@ pub fn supervised(
         .iter()
         .map(|disk| Drive {
             image: Image::Qcow2 {
-                source: handles.source(Handle::ReadWrite(files.disk())),
+                source: handles.source(Handle::Overlay(files.disk())),
                 backing: Some(Box::new(base(
                     disk,
                     handles.source(Handle::Read(disk.base.path.clone())),
@@ -380,10 +382,10 @@ fn base(disk: &DiskRecord, source: Source) -> Image {
 fn data_drive(
     disk: &DataDiskRecord,
     files: &MachineFiles,
-    source: impl FnOnce(PathBuf, DiskFormat, bool) -> Source,
+    source: impl FnOnce(PathBuf, DataFormat, bool) -> Source,
 ) -> Drive {
     let (path, format, readonly) = match &disk.source {
-        DataSourceRecord::Made { .. } => (files.data_disk(&disk.serial), DiskFormat::Qcow2, false),
+        DataSourceRecord::Made { .. } => (files.data_disk(&disk.serial), DataFormat::Qcow2, false),
         DataSourceRecord::File {
             path,
             format,
@@ -394,8 +396,9 @@ fn data_drive(
     let source = source(path, format, readonly);
     Drive {
         image: match format {
-            DiskFormat::Raw => Image::Raw(source),
-            DiskFormat::Qcow2 => Image::Qcow2 {
+            DataFormat::Raw => Image::Raw(source),
+            DataFormat::Device => Image::Device(source),
+            DataFormat::Qcow2 => Image::Qcow2 {
                 source,
                 backing: None,
             },
@@ -454,6 +457,14 @@ pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
             }
             Handle::Read(path) => file(path, OpenOptions::new().read(true))?,
             Handle::ReadWrite(path) => file(path, OpenOptions::new().read(true).write(true))?,
+            Handle::Overlay(path) => {
+                data::open_overlay(path)
+                    .map(OwnedFd::from)
+                    .map_err(|source| LaunchError::Disk {
+                        path: path.clone(),
+                        source,
+                    })?
+            }
             Handle::Append(path) => file(
                 path,
                 OpenOptions::new()

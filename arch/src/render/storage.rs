@@ -177,6 +177,10 @@ impl Render<'_> {
                 filename: self.image_file(source)?,
                 access,
             }),
+            Image::Device(source) => Ok(Blockdev::Device {
+                filename: self.image_file(source)?,
+                access,
+            }),
             Image::Qcow2 { source, backing } => Ok(Blockdev::Qcow2 {
                 filename: self.image_file(source)?,
                 access,

@@ -148,6 +148,19 @@ fn a_missing_root_leads_to_the_emergency_shell() {
 }
 
 #[test]
+fn grub_that_greets_is_firmware() {
+    check(
+        "GRUB loading...\r\nWelcome to GRUB!\r\n\r\n[    0.0] Linux version 6.1.0\r\n\
+         Welcome to Debian GNU/Linux 12 (bookworm)!\r\n",
+        &expect![[r#"
+            Firmware | Welcome to GRUB!
+            Kernel | [ 0.0] Linux version 6.1.0
+            Userspace | Welcome to Debian GNU/Linux 12 (bookworm)!
+        "#]],
+    );
+}
+
+#[test]
 fn panics_and_firmware_without_a_disk_are_verdicts() {
     check(
         "[    1.0] Initramfs unpacking failed: write error\n\

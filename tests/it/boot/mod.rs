@@ -5,9 +5,12 @@
 
 mod alone;
 mod at_once;
+mod configs;
+mod data;
 mod disk;
 mod fails;
 mod five;
 mod life;
 mod three;
 mod user;
+mod versions;
