@@ -254,6 +254,9 @@ pub struct RunRecord {
     pub seen: Vec<SeenRecord>,
     /// RFC 3339, when QEMU was started.
     pub started_at: Option<String>,
+    /// How long the console's log was: what came later is news to the next supervisor.
+    #[serde(default)]
+    pub console: Option<u64>,
     /// How often the policy has started it again since it was last up.
     #[serde(default)]
     pub restarts: u32,

@@ -51,10 +51,11 @@ impl Machine {
         self.came_up = true;
         // A guest that waited for someone to report to may have been heard before QMP was.
         let report = self.report.take().or(report);
-        self.phase = if report.is_some() {
-            Phase::Ready
-        } else {
-            Phase::Userspace
+        self.phase = match (&report, &self.phase) {
+            (Some(_), _) => Phase::Ready,
+            (None, Phase::Start) => Phase::Userspace,
+            // As its console has told meanwhile.
+            (None, phase) => phase.clone(),
         };
         self.report = report;
         self.state = State::Running;
