@@ -17,7 +17,7 @@ use kiln_arch::Arch;
 use kiln_netsetup::address::{self, AddressError, Subnet};
 
 use crate::cluster::{Cluster, Machine, NetworkMode, Size};
-use crate::host::distribution::Distribution;
+use crate::host::distribution::{Distribution, Piece};
 use crate::host::firmware::{Firmwares, Uefi};
 use crate::host::kvm::KvmState;
 use crate::host::qemu::Qemu;
@@ -151,9 +151,16 @@ pub enum Action {
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     #[error("machine `{machine}` needs `{program}`, which is not installed")]
-    NoQemu { machine: String, program: String },
+    NoQemu {
+        machine: String,
+        program: String,
+        install: Option<String>,
+    },
     #[error("machine `{machine}` has a disk, and `qemu-img`, which makes it, is not installed")]
-    NoQemuImg { machine: String },
+    NoQemuImg {
+        machine: String,
+        install: Option<String>,
+    },
     #[error(
         "machine `{machine}` needs {uefi} for {arch}, which is not installed{}",
         rejected(faults)
@@ -386,11 +393,15 @@ fn machine_record(
         .ok_or_else(|| PlanError::NoQemu {
             machine: name.clone(),
             program: machine.arch.qemu_program().to_owned(),
+            install: host.distribution.install(Piece::Qemu(machine.arch)),
         })?;
     let (accel, accel_reason) = choice::accel(machine, host)?;
     let makes_disk = image.disk.is_some() && old.is_none() || disks::any_new(machine, inventory);
     if makes_disk && !host.has_qemu_img {
-        return Err(PlanError::NoQemuImg { machine: name });
+        return Err(PlanError::NoQemuImg {
+            machine: name,
+            install: host.distribution.install(Piece::QemuImg),
+        });
     }
     let board = old
         .filter(|old| old.arch == machine.arch.to_string())

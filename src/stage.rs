@@ -397,10 +397,11 @@ fn make_machine(
         machine: step.name.clone(),
         source: Box::new(source),
     })?;
-    batch.add(&own.ignition(), rendered.config.as_bytes())?;
+    batch.add(&own.ignition(), &in_sectors(rendered.config))?;
     if let Some(disk) = &record.disk {
         let size = Size::from_bytes(disk.size);
         let made = if own.disk().exists() {
+            self::disks::judge(&step.name, &own.disk())?;
             overlay::grow(means.qemu_img, &own.disk(), size)
         } else {
             overlay::create(means.qemu_img, &disk.base, &own.disk(), Some(size)).map(drop)
@@ -420,6 +421,14 @@ fn make_machine(
         make_tpm_folder(&own.tpm(), means)?;
     }
     save(&own.record(), record, batch)
+}
+
+/// The config as it may lie on a disk: JSON does not mind white space at its end.
+fn in_sectors(config: String) -> Vec<u8> {
+    const SECTOR: usize = 512;
+    let mut bytes = config.into_bytes();
+    bytes.resize(bytes.len().next_multiple_of(SECTOR), b'\n');
+    bytes
 }
 
 /// The machine's UEFI variables: kept for as long as it has the firmware that wrote them.

@@ -101,8 +101,11 @@ impl From<PlanError> for Error {
         };
         let told = Error::from_source(exit, &error);
         match &error {
-            PlanError::NoQemu { .. } | PlanError::NoQemuImg { .. } => {
-                told.hint("`kiln doctor` says which command installs it here")
+            PlanError::NoQemu { install, .. } | PlanError::NoQemuImg { install, .. } => {
+                told.hint(match install {
+                    Some(command) => format!("as root: {command}"),
+                    None => "`kiln doctor` says what else is missing here".to_owned(),
+                })
             }
             PlanError::NoFirmware { install, .. } | PlanError::NoTpm { install, .. } => {
                 told.hint(match install {

@@ -6,12 +6,11 @@ use crate::cli::args::{
     DEFAULT_GRACE, Goal, MachinesArgs, RestartArgs, StartArgs, StopArgs, Waiting,
 };
 use crate::client::Client;
-use crate::command::wait::{default_timeout, goal, until};
+use crate::command::wait::{default_timeout, for_the_slowest, goal, until};
 use crate::command::{Made, Session, show};
 use crate::error::{Error, Exit};
-use crate::host::timing::stretched_for_tcg;
 use crate::state::lock::Lock;
-use crate::state::record::{AccelRecord, StateRecord};
+use crate::state::record::StateRecord;
 use crate::supervisor::machine::{KILL_DEADLINE, QUIT_DEADLINE};
 use crate::supervisor::protocol::{ClusterStatus, MachineStatus, Request};
 
@@ -177,7 +176,7 @@ pub(super) fn stop_and_wait(
     names: &[String],
     grace: Option<Duration>,
 ) -> Result<ClusterStatus, Error> {
-    let grace = grace.unwrap_or_else(|| default_grace(made, names));
+    let grace = grace.unwrap_or_else(|| for_the_slowest(session, made, names, DEFAULT_GRACE));
     client.ask(&Request::Stop {
         machines: names.to_vec(),
         grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
@@ -206,18 +205,6 @@ pub(super) fn kill_and_forget(client: &Client, names: &[String]) -> Result<(), E
     Ok(())
 }
 
-fn default_grace(made: &Made, names: &[String]) -> Duration {
-    let emulated = names.iter().any(|name| {
-        made.machine(name)
-            .is_ok_and(|record| record.accel == AccelRecord::Tcg)
-    });
-    if emulated {
-        stretched_for_tcg(DEFAULT_GRACE)
-    } else {
-        DEFAULT_GRACE
-    }
-}
-
 fn wait(
     session: &Session<'_>,
     client: &Client,
@@ -230,7 +217,7 @@ fn wait(
     };
     let timeout = waiting
         .timeout
-        .unwrap_or_else(|| default_timeout(made, names));
+        .unwrap_or_else(|| default_timeout(session, made, names));
     until(session, client, made, names, goal, session.begun, timeout)
 }
 

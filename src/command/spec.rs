@@ -99,22 +99,31 @@ fn host_arch(session: &Session<'_>) -> Result<Arch, Error> {
     })
 }
 
-/// What the plan has to know of the host. KVM is tried only when `ask` says so.
+/// What the plan has to know of the host. Test guests are started only when `try_out` says so.
 pub(super) fn host_facts(
     session: &mut Session<'_>,
     cluster: &Cluster,
-    try_kvm: bool,
+    try_out: bool,
 ) -> Result<HostFacts, Error> {
     let arch = host_arch(session)?;
     let wants_kvm = cluster
         .machines
         .iter()
         .any(|machine| machine.arch.is_native_on(arch) && machine.accel != AccelWish::Tcg);
-    let kvm = match (wants_kvm, try_kvm) {
+    let kvm = match (wants_kvm, try_out) {
         (true, true) => session.host.try_kvm(arch, Ask::Remembered),
         (true, false) => session.host.kvm(arch),
         (false, _) => KvmState::Unknown,
     };
+    let is_emulated = |machine: &Machine| {
+        machine.accel == AccelWish::Tcg
+            || !machine.arch.is_native_on(arch)
+            || kvm != KvmState::Works
+    };
+    if try_out && cluster.machines.iter().any(is_emulated) {
+        session.host.time_tcg();
+    }
+    let mut distribution = session.host.distribution;
     let mut qemu = BTreeMap::new();
     for machine in &cluster.machines {
         if qemu.contains_key(&machine.arch) {
@@ -125,7 +134,9 @@ pub(super) fn host_facts(
                 qemu.insert(machine.arch, found.clone());
             }
             // The plan says which machine misses it.
-            Err(crate::host::qemu::QemuError::Missing { .. }) => {}
+            Err(crate::host::qemu::QemuError::Missing { .. }) => {
+                distribution = session.host.installer();
+            }
             Err(error) => return Err(error.clone().into()),
         }
     }
@@ -142,7 +153,7 @@ pub(super) fn host_facts(
             false => Firmwares::default(),
         },
         swtpm: session.host.tools.swtpm.clone(),
-        distribution: session.host.distribution,
+        distribution,
         has_qemu_img: session.host.tools.qemu_img.is_some(),
         is_root: session.host.is_root(),
         qemu_gid: session.host.kvm_group().filter(|_| session.host.is_root()),

@@ -37,8 +37,9 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
         down::remove_locks(&files, lock)?;
     }
     let (made, client, prepared) = made?;
-    for note in show::view(&made, &client)?.notes() {
-        session.report.note(&note);
+    let view = show::view(&made, &client)?;
+    for note in view.notes().iter().chain(&view.why_emulated()) {
+        session.report.note(note);
     }
     finish(session, args, &made, &client, &prepared)
 }
@@ -243,7 +244,7 @@ fn finish(
         let timeout = args
             .waiting
             .timeout
-            .unwrap_or_else(|| default_timeout(made, &names));
+            .unwrap_or_else(|| default_timeout(session, made, &names));
         let silent_goal = match goal {
             Goal::Ready => Goal::Running,
             Goal::Running | Goal::Address | Goal::Stopped => goal,

@@ -11,6 +11,8 @@ pub enum Distribution {
     Debian,
     /// Debian 12, whose own QEMU has the s390x board in another package.
     Bookworm,
+    /// Debian 12 with the QEMU of its backports, which goes together with no other.
+    BookwormBackports,
     /// Fedora, CentOS Stream and what is made from them.
     Fedora,
     Other,
@@ -56,7 +58,12 @@ impl Distribution {
             Distribution::Bookworm if piece == Piece::Qemu(Arch::S390x) => {
                 ("apt-get install", "qemu-system-misc")
             }
-            Distribution::Debian | Distribution::Bookworm => ("apt-get install", debian(piece)),
+            Distribution::BookwormBackports if matches!(piece, Piece::Qemu(_) | Piece::QemuImg) => {
+                ("apt-get install -t bookworm-backports", debian(piece))
+            }
+            Distribution::Debian | Distribution::Bookworm | Distribution::BookwormBackports => {
+                ("apt-get install", debian(piece))
+            }
             Distribution::Fedora => ("dnf install", fedora(piece)),
             Distribution::Other => return None,
         };
@@ -136,6 +143,12 @@ mod tests {
         assert_eq!(
             Distribution::Bookworm.install(mainframe).as_deref(),
             Some("apt-get install qemu-system-misc")
+        );
+        assert_eq!(
+            Distribution::BookwormBackports
+                .install(mainframe)
+                .as_deref(),
+            Some("apt-get install -t bookworm-backports qemu-system-s390x")
         );
     }
 }

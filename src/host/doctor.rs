@@ -3,6 +3,8 @@
 //! Each check is a pure function of what was found; only [`examine`] touches the host. Nothing is
 //! printed here.
 
+use std::time::Duration;
+
 use kiln_arch::Arch;
 
 use super::distribution::{Distribution, Piece};
@@ -10,6 +12,7 @@ use super::firmware::{Firmwares, Uefi};
 use super::kvm::{Ask, KvmState};
 use super::probe::Host;
 use super::qemu::{Qemu, QemuError};
+use super::timing;
 use crate::error::in_one_line;
 use crate::folder::{self, FolderError};
 
@@ -40,8 +43,9 @@ pub enum Status {
 /// Looks at everything; tries KVM again and makes kiln's folders. Takes at most some seconds.
 pub fn examine(host: &mut Host) -> Vec<Check> {
     let mut checks = Vec::new();
+    let installer = host.installer();
     for arch in Arch::ALL {
-        checks.push(qemu(arch, host.arch, host.qemu(arch), host.distribution));
+        checks.push(qemu(arch, host.arch, host.qemu(arch), installer));
     }
     let firmwares = host.firmwares();
     for arch in Arch::ALL.into_iter().filter(|arch| arch.has_uefi()) {
@@ -53,6 +57,8 @@ pub fn examine(host: &mut Host) -> Vec<Check> {
     if let Some(arch) = host.arch {
         checks.push(kvm(&host.try_kvm(arch, Ask::Again)));
     }
+    host.time_tcg();
+    checks.push(tcg(host.tcg_time()));
     for (piece, name, path, use_) in [
         (
             Piece::Ssh,
@@ -80,7 +86,7 @@ pub fn examine(host: &mut Host) -> Vec<Check> {
         ),
     ] {
         let found = path.as_ref().map(|path| path.display().to_string());
-        checks.push(tool(name, found, use_, host.distribution.install(piece)));
+        checks.push(tool(name, found, use_, installer.install(piece)));
     }
     for (name, path) in [
         ("state folder", &host.folders.state),
@@ -120,7 +126,7 @@ fn qemu(
                 true => Status::Missing,
                 false => Status::Warn,
             },
-            found: in_one_line(error),
+            found: format!("{}; it is for {arch} machines", in_one_line(error)),
             remedy: distribution.install(Piece::Qemu(arch)),
         },
     }
@@ -168,6 +174,25 @@ fn kvm(state: &KvmState) -> Check {
         status,
         found,
         remedy,
+    }
+}
+
+fn tcg(took: Option<Duration>) -> Check {
+    let minutes =
+        |arch| timing::stretched(Duration::from_secs(60), arch, took).as_secs_f64() / 60.0;
+    let times = format!(
+        "default deadlines of emulated machines are {:.0} to {:.0} times as long",
+        minutes(Arch::X86_64),
+        minutes(Arch::Ppc64le)
+    );
+    Check {
+        name: "tcg".to_owned(),
+        status: Status::Ok,
+        found: match took {
+            Some(took) => format!("a test guest took {:.2} s; {times}", took.as_secs_f64()),
+            None => format!("not timed; {times}"),
+        },
+        remedy: None,
     }
 }
 
@@ -234,7 +259,8 @@ mod tests {
             Check {
                 name: "qemu-system-aarch64".to_owned(),
                 status: Status::Missing,
-                found: "`qemu-system-aarch64` is not installed".to_owned(),
+                found: "`qemu-system-aarch64` is not installed; it is for aarch64 machines"
+                    .to_owned(),
                 remedy: Some("apt-get install qemu-system-arm".to_owned()),
             }
         );
@@ -283,9 +309,9 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let checks = examine(&mut Host::at_home_in(home.path()));
         let mut names: Vec<&str> = checks.iter().map(|check| check.name.as_str()).collect();
-        assert_eq!(names.len(), 17);
+        assert_eq!(names.len(), 18);
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), 17);
+        assert_eq!(names.len(), 18);
     }
 }

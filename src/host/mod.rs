@@ -14,6 +14,7 @@ mod network;
 mod payload;
 mod probe;
 pub mod qemu;
+mod tcg;
 pub mod timing;
 
 pub use probe::{Host, HostError, Tools, native_arch};

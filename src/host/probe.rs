@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
@@ -20,6 +21,7 @@ use super::folders::Folders;
 use super::kvm::{self, Ask, KvmState};
 use super::network::{parse_resolvers, parse_routes};
 use super::qemu::{self, Qemu, QemuError, Qemus};
+use super::{tcg, timing};
 use crate::cluster::Size;
 use crate::memo::Memo;
 
@@ -224,6 +226,45 @@ impl Host {
         };
         self.kvm = OnceLock::from(verdict.clone());
         verdict
+    }
+
+    /// A default deadline for an emulated guest of `arch`, as meant for KVM; it never waits.
+    pub fn stretched(&self, deadline: Duration, arch: Arch) -> Duration {
+        timing::stretched(deadline, arch, self.tcg_time())
+    }
+
+    /// How long the counting guest took, if it was timed since the host booted.
+    pub(super) fn tcg_time(&self) -> Option<Duration> {
+        let (_, qemu) = self.tcg_host()?;
+        tcg::remembered(&self.memo, &self.boot_id, qemu)
+    }
+
+    /// Finds out how slow emulation is here, if nobody has yet; waits at most two seconds.
+    pub fn time_tcg(&self) {
+        if self.tcg_time().is_none()
+            && let Some((arch, qemu)) = self.tcg_host()
+        {
+            tcg::time(&self.memo, &self.boot_id, arch, qemu);
+        }
+    }
+
+    fn tcg_host(&self) -> Option<(Arch, &Qemu)> {
+        let mut installed = tcg::TRIED.into_iter();
+        installed.find_map(|arch| Some((arch, self.qemu(arch).ok()?)))
+    }
+
+    /// The distribution that packages come from.
+    ///
+    /// Debian 12 with a QEMU of its backports needs all other pieces of QEMU from there too.
+    pub fn installer(&self) -> Distribution {
+        let is_backport = |arch: Arch| {
+            self.qemu(arch)
+                .is_ok_and(|qemu| qemu.build.contains("~bpo12"))
+        };
+        if self.distribution == Distribution::Bookworm && Arch::ALL.into_iter().any(is_backport) {
+            return Distribution::BookwormBackports;
+        }
+        self.distribution
     }
 
     /// The architecture and QEMU to try KVM with, for guests of `arch`. An error is the reason.

@@ -73,6 +73,8 @@ pub struct MachineView {
     pub disks: Vec<DiskView>,
     /// RFC 3339.
     pub started_at: Option<String>,
+    /// What does not work of it while it runs, a sentence each.
+    pub notes: Vec<String>,
     /// Whether kiln's keys are in it, so that `kiln ssh` gets in.
     #[serde(skip)]
     pub ssh: bool,
@@ -226,6 +228,7 @@ impl MachineView {
             image: record.map(|record| record.image.clone()),
             disks: record.map_or_else(Vec::new, |record| DiskView::all(record, files)),
             started_at: status.started_at.clone(),
+            notes: status.notes.clone(),
             ssh: record.is_some_and(|record| record.reports),
         }
     }
@@ -348,23 +351,17 @@ impl ClusterView {
         if !uplink.is_empty() {
             notes.push(format!("the way out to the world is not open: {uplink}"));
         }
-        let mut emulated: Vec<(&str, Vec<&str>)> = Vec::new();
         for machine in &self.machines {
-            if machine.accel != Some(AccelRecord::Tcg) || machine.accel_reason.is_empty() {
-                continue;
-            }
-            match emulated
-                .iter_mut()
-                .find(|(why, _)| *why == machine.accel_reason)
-            {
-                Some((_, names)) => names.push(&machine.name),
-                None => emulated.push((&machine.accel_reason, vec![&machine.name])),
-            }
+            let of = |note| format!("{}: {note}", machine.name);
+            notes.extend(machine.notes.iter().map(of));
         }
-        for (why, names) in emulated {
-            let are = if names.len() == 1 { "is" } else { "are" };
-            let names = names.join(", ");
-            notes.push(format!("{names} {are} emulated (tcg), and slow: {why}"));
+        // What the spec asks for in so many words is told too: few know what emulation weakens.
+        let emulated: Vec<&str> = self.emulated().map(|(name, _)| name).collect();
+        if !emulated.is_empty() {
+            notes.push(format!(
+                "{} emulated (tcg): slow, and outside QEMU's security promise",
+                these_are(&emulated)
+            ));
         }
         for disk in &self.kept_disks {
             let how = if disk.keep { " --remove-disks" } else { "" };
@@ -374,6 +371,34 @@ impl ClusterView {
         }
         notes
     }
+
+    /// Why machines are emulated that need not be by the spec's word: told in `up`.
+    pub fn why_emulated(&self) -> Vec<String> {
+        let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+        for (name, why) in self.emulated().filter(|(_, why)| !why.is_empty()) {
+            match groups.iter_mut().find(|(known, _)| *known == why) {
+                Some((_, names)) => names.push(name),
+                None => groups.push((why, vec![name])),
+            }
+        }
+        let told = |(why, names): (&str, Vec<&str>)| {
+            format!("{} not run by KVM: {why}", these_are(&names))
+        };
+        groups.into_iter().map(told).collect()
+    }
+
+    /// Names and reasons.
+    fn emulated(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.machines
+            .iter()
+            .filter(|machine| machine.accel == Some(AccelRecord::Tcg))
+            .map(|machine| (&*machine.name, &*machine.accel_reason))
+    }
+}
+
+fn these_are(names: &[&str]) -> String {
+    let are = if names.len() == 1 { "is" } else { "are" };
+    format!("{} {are}", names.join(", "))
 }
 
 /// `kiln ls`.

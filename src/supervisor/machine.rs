@@ -302,6 +302,27 @@ impl Machine {
         }
     }
 
+    /// A machine that a former supervisor was about to start again, the `restarts`th time.
+    pub fn crashed_for_now(
+        restart: Restart,
+        reports: bool,
+        why: String,
+        restarts: u32,
+        now: Instant,
+    ) -> Machine {
+        let again = match restart {
+            Restart::No => None,
+            Restart::OnFailure | Restart::Always => {
+                Some(now + restart_pause(restarts.saturating_sub(1)))
+            }
+        };
+        Machine {
+            state: State::Crashed { why, again },
+            restarts,
+            ..Machine::stopped(restart, reports, String::new())
+        }
+    }
+
     /// A machine whose living QEMU a new supervisor found; [`Event::Adopted`] comes next.
     /// `gave_up` is the verdict that a former one had recorded.
     pub fn adopting(
@@ -369,6 +390,11 @@ impl Machine {
             },
             State::Running => self.gave_up.clone().unwrap_or_default(),
         }
+    }
+
+    /// How often the policy has started it again since it was last up.
+    pub fn restarts(&self) -> u32 {
+        self.restarts
     }
 
     pub fn phase(&self) -> &Phase {
@@ -442,6 +468,11 @@ impl Machine {
             Event::Tick => self.tick(now),
         }
     }
+}
+
+/// The pause before a machine is started again that was so often before.
+fn restart_pause(restarts: u32) -> Duration {
+    (RESTART_PAUSE * 2u32.saturating_pow(restarts.min(10))).min(RESTART_PAUSE_LIMIT)
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! The life of a cluster: each verb through the real binary, on machines that behave.
 
 use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
 
 use expect_test::expect;
 use serde_json::{Value, json};
 
-use crate::fake_support::{EMPTY_CONFIG, World, wait_until};
+use crate::fake_support::{EMPTY_CONFIG, World, holds, wait_until};
 
 /// `pid` becomes `PID` where a machine has one, times become `TIME`.
 fn masked(mut value: Value) -> Value {
@@ -71,6 +73,7 @@ fn a_cluster_comes_up_is_kept_and_goes() {
     assert_eq!(again.code, Some(0));
     assert_eq!(again.stdout, up.stdout);
     expect![[r#"
+        note: node-1, node-2, node-3 are emulated (tcg): slow, and outside QEMU's security promise
         node-1: ready (TIME)
         node-2: ready (TIME)
         node-3: ready (TIME)
@@ -532,4 +535,34 @@ fn ten_rounds_leave_nothing() {
         world.ok(&["down", "--timeout", "0s"]);
         world.assert_clean();
     }
+}
+
+#[test]
+fn a_console_ends_with_its_input_and_has_room_for_one() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.ok(&["up"]);
+    // Standard input is /dev/null.
+    let alone = world.kiln(&["console", "node-1"]);
+    assert_eq!(alone.code, Some(0), "{}", alone.stderr);
+    assert!(alone.took < Duration::from_secs(3), "{:?}", alone.took);
+    let mut first = world
+        .command(&["console", "node-1"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lock = world.machine("demo", "node-1").join("console.lock");
+    wait_until("it is at it", || holds(&lock, "kiln console"));
+    let second = world.kiln(&["console", "node-1"]);
+    assert_eq!(second.code, Some(8), "{}", second.stderr);
+    let who = format!(
+        "error: another kiln (pid {}: kiln console) is at it",
+        first.id()
+    );
+    assert!(second.stderr.starts_with(&who), "{}", second.stderr);
+    assert!(second.took < Duration::from_secs(3), "{:?}", second.took);
+    drop(first.stdin.take());
+    assert!(first.wait().unwrap().success());
+    assert!(!lock.exists());
+    world.ok(&["console", "node-1"]);
 }

@@ -49,6 +49,7 @@ fn status(name: &str, state: StateRecord, reason: &str) -> MachineStatus {
         addresses: Vec::new(),
         report: None,
         started_at: None,
+        notes: Vec::new(),
     }
 }
 
@@ -133,7 +134,12 @@ fn programs_get_every_field() {
 fn weaknesses_are_told_once_for_all_machines_that_share_them() {
     expect![[r#"
         the network is `fabric`: `namespace` is not built yet
-        node-1, node-2 are emulated (tcg), and slow: KVM does not work here (no guest came up within 2 s)"#]].assert_eq(&cluster().notes().join("\n"));
+        node-1, node-2 are emulated (tcg): slow, and outside QEMU's security promise"#]]
+    .assert_eq(&cluster().notes().join("\n"));
+    assert_eq!(
+        cluster().why_emulated(),
+        ["node-1, node-2 are not run by KVM: KVM does not work here (no guest came up within 2 s)"]
+    );
     let mut well = cluster();
     well.network.reason.clear();
     well.machines.clear();

@@ -7,6 +7,7 @@ use kiln::state::layout::Socket;
 use serde_json::Value;
 
 use crate::boot::three::fabric::{host_port, page};
+use crate::support::configs::BOOT_FIVE;
 use crate::support::guest;
 use crate::support::home::{Home, Lane, User, machine_of};
 use crate::support::socket::Talk;
@@ -19,9 +20,6 @@ const FIVE: [(&str, &str, &str); 5] = [
     ("s390x", "s390x", "s390x"),
     ("ppc64le", "ppc64le", "ppc64le"),
 ];
-
-/// Five emulated boots on two cores take half a minute, and others may run beside them.
-const BOOT_FIVE: Duration = Duration::from_secs(300);
 
 /// `examples/five`, with its guests where they are here.
 fn example(home: &Home) {
