@@ -392,6 +392,7 @@ impl Dispatcher {
                 FindingKind::Ignition { stage } => Event::PhaseSeen(Phase::Ignition(stage)),
                 FindingKind::Userspace => Event::PhaseSeen(Phase::Userspace),
                 FindingKind::KernelPanic => Event::PanicLine { line },
+                FindingKind::IgnitionUnitFailed => Event::GaveUpUntold { line },
                 FindingKind::IgnitionFailed | FindingKind::Emergency | FindingKind::NoBoot => {
                     Event::GaveUp { line }
                 }

@@ -23,6 +23,7 @@ use crate::state::record::{
 use crate::supervisor::console::{self, ConsoleWatch};
 use crate::supervisor::diagnose::Finding;
 use crate::supervisor::dispatcher::phase_text;
+use crate::supervisor::journal;
 use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::machine::{AGAIN, Machine, Restart};
 use crate::supervisor::message::{Message, News, Reply};
@@ -401,6 +402,10 @@ impl Slot {
         self.tasks.push(watch::reports(
             teller.clone(),
             self.files.socket(Socket::Report),
+        ));
+        self.tasks.push(journal::watch(
+            teller.clone(),
+            self.files.socket(Socket::Journal),
         ));
         // Not in `tasks`: it has to outlive them, to reap the process.
         drop(watch::process(teller, process, self.files.qemu_log(), tpm));

@@ -50,7 +50,7 @@ impl Teller {
         self.inbox.send(message).await.is_ok()
     }
 
-    async fn event(&self, event: Event) -> bool {
+    pub(super) async fn event(&self, event: Event) -> bool {
         self.tell(News::Event(event)).await
     }
 }

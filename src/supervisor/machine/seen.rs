@@ -207,6 +207,7 @@ impl Machine {
                 self.came_up = true;
                 self.restarts = 0;
                 self.gave_up = None;
+                self.untold = None;
                 vec![Effect::Changed(Change::Ready)]
             }
             State::Stopped { .. } | State::Crashed { .. } | State::Stopping { .. } => Vec::new(),
@@ -230,24 +231,6 @@ impl Machine {
             }
             State::Starting { .. }
             | State::Running
-            | State::Paused { .. }
-            | State::Stopped { .. }
-            | State::Crashed { .. }
-            | State::Stopping { .. } => Vec::new(),
-        }
-    }
-
-    pub(super) fn guest_gave_up(&mut self, line: String) -> Vec<Effect> {
-        match self.state {
-            // A machine that has reported may print what it likes: its console proves nothing.
-            State::Running | State::Starting { .. }
-                if self.gave_up.is_none() && self.report.is_none() =>
-            {
-                self.gave_up = Some(line);
-                vec![Effect::Changed(Change::Failed)]
-            }
-            State::Running
-            | State::Starting { .. }
             | State::Paused { .. }
             | State::Stopped { .. }
             | State::Crashed { .. }
@@ -380,11 +363,11 @@ impl Machine {
                 self.restarts = restarts;
                 effects
             }
+            State::Running => self.verdict_due(now),
             State::Starting { .. }
             | State::Stopping { .. }
             | State::Crashed { .. }
             | State::Stopped { .. }
-            | State::Running
             | State::Paused { .. } => Vec::new(),
         }
     }
