@@ -15,6 +15,7 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_arch::machine::IgnitionTransport;
+use kiln_arch::machine::Sector;
 
 /// The most machines that a group can have.
 pub const COUNT_LIMIT: u16 = 1000;
@@ -138,6 +139,7 @@ pub enum DiskFormat {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataDisk {
     pub serial: Serial,
+    pub sector: Sector,
     pub source: DataSource,
 }
 
