@@ -145,6 +145,7 @@ fn ps_tells_programs_all_that_is_documented() {
               "image": "vmlinuz",
               "mac": "b2:6b:c6:e2:b7:b3",
               "name": "node-1",
+              "notes": [],
               "phase": "ready",
               "pid": "PID",
               "ports": [
