@@ -16,9 +16,9 @@ use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser,
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::args::{
-    CompletionsArgs, ConsoleArgs, DownArgs, EventsArgs, ExplainArgs, InitArgs, InspectArgs, IpArgs,
-    LogsArgs, MachinesArgs, ManArgs, PlanArgs, ProxyArgs, RenderArgs, RestartArgs, SshArgs,
-    StartArgs, StopArgs, SuperviseArgs, UpArgs, WaitArgs,
+    CompletionsArgs, ConsoleArgs, DownArgs, EventsArgs, ExplainArgs, ImageArgs, InitArgs,
+    InspectArgs, IpArgs, LogsArgs, MachinesArgs, ManArgs, PlanArgs, ProxyArgs, RenderArgs,
+    RestartArgs, SshArgs, StartArgs, StopArgs, SuperviseArgs, UpArgs, WaitArgs,
 };
 use crate::cluster::ClusterName;
 
@@ -133,6 +133,8 @@ pub enum Verb {
     Console(ConsoleArgs),
     /// Log in to a machine, or run a command in it
     Ssh(SshArgs),
+    /// Fetch, list, check and remove the images of the cache
+    Image(ImageArgs),
     /// Print a machine's final Ignition config, secrets included
     Render(RenderArgs),
     /// Print a machine's QEMU command line, with a reason for each argument

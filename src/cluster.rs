@@ -5,6 +5,8 @@
 //! knows serde. A value that exists is valid: names are DNS labels, amounts
 //! carry their unit, paths are absolute.
 
+pub mod remote;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -14,6 +16,8 @@ use std::str::FromStr;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
+
+use crate::cluster::remote::RemoteImage;
 
 /// One parsed `kiln.yaml`, its groups already expanded into machines.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,14 +88,21 @@ pub enum AccelWish {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Image {
     /// A bootable disk image; machines stand on overlays of it.
-    Disk(DiskImage),
+    Disk(DiskSource),
     /// Direct kernel boot, with an optional disk.
     Kernel {
         kernel: PathBuf,
         initrd: Option<PathBuf>,
         cmdline: String,
-        disk: Option<DiskImage>,
+        disk: Option<DiskSource>,
     },
+}
+
+/// Where a disk image is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskSource {
+    Local(DiskImage),
+    Remote(RemoteImage),
 }
 
 /// A local disk image and what may be believed of it.
@@ -104,7 +115,7 @@ pub struct DiskImage {
 }
 
 /// Only what the user's spec or file ending says; never guessed from content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DiskFormat {
     Qcow2,
     Raw,
@@ -309,6 +320,26 @@ impl fmt::Debug for IgnitionSource {
             .field("text", &format_args!("{} bytes", self.text.len()))
             .field("template", &self.template)
             .finish()
+    }
+}
+
+impl Image {
+    /// Its disk, if it has one.
+    pub fn disk(&self) -> Option<&DiskSource> {
+        match self {
+            Image::Disk(disk) => Some(disk),
+            Image::Kernel { disk, .. } => disk.as_ref(),
+        }
+    }
+}
+
+impl Machine {
+    /// The image that has to be fetched for it, if its disk is not a local one.
+    pub fn remote_image(&self) -> Option<&RemoteImage> {
+        match self.image.disk() {
+            Some(DiskSource::Remote(image)) => Some(image),
+            Some(DiskSource::Local(_)) | None => None,
+        }
     }
 }
 

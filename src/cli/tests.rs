@@ -233,6 +233,7 @@ fn the_help_says_it_all() {
           logs         Print what a machine's console said
           console      Attach to a machine's serial console
           ssh          Log in to a machine, or run a command in it
+          image        Fetch, list, check and remove the images of the cache
           render       Print a machine's final Ignition config, secrets included
           explain      Print a machine's QEMU command line, with a reason for each argument
           doctor       Say what this host can do, and what it lacks

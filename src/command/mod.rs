@@ -7,9 +7,11 @@ mod events;
 mod explain;
 mod failure;
 mod gc;
+mod image;
 mod init;
 mod logs;
 mod power;
+mod pulling;
 mod render;
 mod show;
 mod spec;
@@ -74,6 +76,7 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
         Verb::Console(args) => console::run(&session()?, args),
         Verb::Ssh(args) => ssh::run(&session()?, args),
         Verb::Proxy(args) => ssh::proxy(&session()?, args),
+        Verb::Image(args) => image::run(&session()?, &args.verb),
         Verb::Render(args) => render::run(&mut session()?, args),
         Verb::Explain(args) => explain::run(&mut session()?, args),
         Verb::Doctor => doctor::run(&mut session()?),

@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::cli::args::{Goal, UpArgs};
 use crate::client::Client;
 use crate::cluster::Cluster;
+use crate::command::pulling::{self, Fresh};
 use crate::command::wait::{default_timeout, goal, until};
 use crate::command::{Made, Session, down, power, show, spec};
 use crate::error::{Error, Exit};
@@ -24,11 +25,20 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
         plan.restrict(&names);
         return spec::show_plan(session, &plan);
     }
+    let fresh = if args.force_download {
+        Fresh::Download
+    } else {
+        Fresh::No
+    };
+    // Before the cluster is locked: others may look at it and take it down while this downloads. The
+    // images are held until the machines' records name them.
+    let images = pulling::of_spec(session, &cluster, &names, fresh)?;
     let files = session.roots.cluster(cluster.name.as_str());
     folder::make_private(&session.roots.clusters())
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     let lock = Lock::try_take(&files.lock(), "kiln up")?;
     let made = make(session, args, &cluster, &names, &files);
+    drop(images);
     // The cluster can be worked on by others from here on, while this one waits for its guests.
     if files.ledger().exists() {
         drop(lock);
@@ -57,6 +67,7 @@ fn make(
     spec::refuse_other_folder(cluster, inventory.cluster.as_ref())?;
     let mut plan = plan::plan(cluster, &facts, &inventory)?;
     plan.restrict(names);
+    refuse_missing_images(&plan, &inventory)?;
     refuse_loss(&plan, args.replace)?;
     // A config that is wrong is found before anything is made.
     spec::check_ignition(session, cluster, &plan)?;
@@ -93,6 +104,24 @@ fn take_back(session: &Session<'_>, files: &ClusterFiles, undo: &Undo) -> Result
     }
     undo.run();
     Ok(())
+}
+
+/// What was fetched before the plan was made may be gone again, with the whole cache.
+fn refuse_missing_images(plan: &Plan, inventory: &plan::Inventory) -> Result<(), Error> {
+    let missing = plan
+        .steps
+        .iter()
+        .filter(|step| step.record.is_some())
+        .filter_map(|step| inventory.images.get(&step.name))
+        .find(|image| image.download.is_some());
+    match missing {
+        None => Ok(()),
+        Some(image) => Err(Error::new(
+            Exit::Failed,
+            format!("the image `{}` has gone from the cache", image.label),
+        )
+        .hint("the same command fetches it again")),
+    }
 }
 
 /// A disk is made anew only when the user said so.

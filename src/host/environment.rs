@@ -11,6 +11,7 @@ pub(super) struct Environment {
     pub(super) state_home: Option<PathBuf>,
     pub(super) cache_home: Option<PathBuf>,
     pub(super) runtime_dir: Option<PathBuf>,
+    pub(super) config_home: Option<PathBuf>,
     pub(super) path: OsString,
     pub(super) color: bool,
 }
@@ -31,6 +32,7 @@ impl Environment {
             state_home: absolute("XDG_STATE_HOME"),
             cache_home: absolute("XDG_CACHE_HOME"),
             runtime_dir: absolute("XDG_RUNTIME_DIR"),
+            config_home: absolute("XDG_CONFIG_HOME"),
             path: get("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin")),
             // https://no-color.org: any value but the empty one.
             color: get("NO_COLOR").is_none() && get("TERM").is_some_and(|term| term != "dumb"),

@@ -9,4 +9,5 @@ mod fake_faults;
 mod fake_life;
 mod fake_secrets;
 mod fake_support;
+mod image;
 mod support;
