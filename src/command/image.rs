@@ -58,7 +58,7 @@ fn pull(session: &Session<'_>, args: &PullArgs) -> Result<(), Error> {
         } else {
             Fresh::No
         };
-        pulling::of_spec(session, &cluster, &[], fresh)?
+        pulling::of_spec(session, &cluster, &[], fresh, None)?
     } else {
         let arch = match args.arch.or(session.host.arch) {
             Some(arch) => arch,
@@ -128,7 +128,7 @@ fn said(text: &str, args: &PullArgs) -> Result<RemoteImage, Error> {
 
 fn update(session: &Session<'_>) -> Result<(), Error> {
     let cluster = spec::load(session)?;
-    let pulled = pulling::of_spec(session, &cluster, &[], Fresh::Release)?;
+    let pulled = pulling::of_spec(session, &cluster, &[], Fresh::Release, None)?;
     show(
         session,
         &pulled,

@@ -12,7 +12,7 @@ use crate::image::cache::{Cache, Kept};
 use crate::image::fetch::http::Client;
 use crate::image::fetch::{self};
 use crate::image::pins::Pins;
-use crate::image::pull::{self, Puller, Told};
+use crate::image::pull::{self, PullError, Puller, Told};
 use crate::image::source::Artifact;
 use crate::image::source::mirror::Mirrors;
 use crate::inventory;
@@ -46,12 +46,13 @@ pub(super) struct Pulled {
 }
 
 /// Brings the images of these machines of a spec into the cache (of all, when none is named), and
-/// pins them beside the spec.
+/// pins them beside the spec. At the deadline, if there is one, it gives up.
 pub(super) fn of_spec(
     session: &Session<'_>,
     cluster: &Cluster,
     names: &[String],
     fresh: Fresh,
+    deadline: Option<Instant>,
 ) -> Result<Vec<Pulled>, Error> {
     let mut wanted: Vec<(&RemoteImage, Arch)> = Vec::new();
     for machine in &cluster.machines {
@@ -67,7 +68,7 @@ pub(super) fn of_spec(
     if wanted.is_empty() {
         return Ok(Vec::new());
     }
-    let means = Means::of(session)?;
+    let means = Means::of(session, deadline)?;
     let pins = Pins::load(&cluster.folder).map_err(spec_error)?;
     let mut pulled = Vec::new();
     let mut new = Vec::new();
@@ -82,7 +83,7 @@ pub(super) fn of_spec(
         };
         let artifact = match known {
             Some(artifact) => artifact,
-            None => means.puller().resolve(image, arch)?,
+            None => means.resolve(image, arch)?,
         };
         let kept = means.pull(session, image, arch, &artifact, fresh == Fresh::Download)?;
         let is_pinned_by_spec = matches!(
@@ -128,11 +129,11 @@ pub(super) fn named(
     arch: Arch,
     anew: bool,
 ) -> Result<Vec<Pulled>, Error> {
-    let means = Means::of(session)?;
+    let means = Means::of(session, None)?;
     images
         .iter()
         .map(|image| {
-            let artifact = means.puller().resolve(image, arch)?;
+            let artifact = means.resolve(image, arch)?;
             Ok(Pulled {
                 kept: means.pull(session, image, arch, &artifact, anew)?,
                 image: image.clone(),
@@ -154,7 +155,7 @@ struct Means {
 }
 
 impl Means {
-    fn of(session: &Session<'_>) -> Result<Means, Error> {
+    fn of(session: &Session<'_>, deadline: Option<Instant>) -> Result<Means, Error> {
         let host = &session.host;
         let path = host.folders.config.join("mirrors");
         let mirrors = match std::fs::read_to_string(&path) {
@@ -170,7 +171,7 @@ impl Means {
         };
         Ok(Means {
             cache: Cache::new(&session.roots.cache),
-            client: Client::new(mirrors, host.proxy.as_ref(), &host.authorities()),
+            client: Client::new(mirrors, host.proxy.as_ref(), &host.authorities(), deadline),
             keyrings: host.folders.config.join("keyrings"),
         })
     }
@@ -200,7 +201,21 @@ impl Means {
             Ok(kept) => shown.done(kept),
             Err(_) => shown.failed(),
         }
-        Ok(pulled?)
+        pulled.map_err(|error| self.in_time(error))
+    }
+
+    fn resolve(&self, image: &RemoteImage, arch: Arch) -> Result<Artifact, Error> {
+        let resolved = self.puller().resolve(image, arch);
+        resolved.map_err(|error| self.in_time(error))
+    }
+
+    /// What fails when no time is left fails for that reason.
+    fn in_time(&self, error: PullError) -> Error {
+        let mut error = Error::from(error);
+        if self.client.left().is_some_and(|left| left.is_zero()) {
+            error.exit = Exit::Timeout;
+        }
+        error
     }
 }
 

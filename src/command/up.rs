@@ -1,6 +1,6 @@
 //! `kiln up`: read, plan, do, watch.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cli::args::{Goal, UpArgs};
 use crate::client::Client;
@@ -32,7 +32,13 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
     };
     // Before the cluster is locked: others may look at it and take it down while this downloads. The
     // images are held until the machines' records name them.
-    let images = pulling::of_spec(session, &cluster, &names, fresh)?;
+    let deadline = args.waiting.timeout.map(|timeout| session.begun + timeout);
+    let images = pulling::of_spec(session, &cluster, &names, fresh, deadline)?;
+    // Who named no time did not think of downloads.
+    let begun = match args.waiting.timeout {
+        Some(_) => session.begun,
+        None => Instant::now(),
+    };
     let files = session.roots.cluster(cluster.name.as_str());
     folder::make_private(&session.roots.clusters())
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
@@ -49,7 +55,7 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
     for note in show::view(&made, &client)?.notes() {
         session.report.note(&note);
     }
-    finish(session, args, &made, &client, &prepared)
+    finish(session, args, begun, &made, &client, &prepared)
 }
 
 /// Plans, makes what is missing, and hands the machines over. The cluster's lock is held.
@@ -204,6 +210,7 @@ fn start(files: &ClusterFiles, plan: &Plan) -> Result<Client, Error> {
 fn finish(
     session: &Session<'_>,
     args: &UpArgs,
+    begun: Instant,
     made: &Made,
     client: &Client,
     prepared: &Prepared,
@@ -236,7 +243,7 @@ fn finish(
             if names.is_empty() {
                 continue;
             }
-            match until(session, client, made, &names, goal, session.begun, timeout) {
+            match until(session, client, made, &names, goal, begun, timeout) {
                 Ok(now) => status = Some(now),
                 Err(error) => {
                     return Err(undo_if_never_started(

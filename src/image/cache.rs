@@ -14,6 +14,7 @@ use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::libc;
 use nix::unistd::geteuid;
@@ -170,15 +171,25 @@ impl Cache {
         folder::sweep(&self.folder).map_err(|source| self.write(source))
     }
 
-    /// Held while a file is downloaded. `waiting` hears who else is at it, before that is waited for.
-    pub fn lock(&self, key: &str, waiting: impl FnOnce(&str)) -> Result<Lock, CacheError> {
+    /// Held while a file is downloaded. `waiting` hears who else is at it, before that is waited for,
+    /// at most `patience` where there is a limit.
+    pub fn lock(
+        &self,
+        key: &str,
+        patience: Option<Duration>,
+        waiting: impl FnOnce(&str),
+    ) -> Result<Lock, CacheError> {
         let path = self.folder.join(format!("{key}.lock"));
         let failed = |source| CacheError::Lock { source };
         match Lock::try_take(&path, "kiln image pull") {
             Err(LockError::Held { holder }) => {
                 waiting(&holder);
-                // It ends as every download does: with the file, or after some time without a byte.
-                Lock::take(&path).map_err(failed)
+                match patience {
+                    Some(patience) => Lock::take_within(&path, "kiln image pull", patience),
+                    // It ends as every download does: with the file, or after some time without a byte.
+                    None => Lock::take(&path),
+                }
+                .map_err(failed)
             }
             taken => taken.map_err(failed),
         }

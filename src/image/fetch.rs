@@ -46,7 +46,7 @@ pub enum FetchError {
     },
     #[error("the server has no `{url}`")]
     Missing { url: String },
-    #[error("the download of `{url}` ended at {at} bytes{}, {tries} times in a row", of(.total))]
+    #[error("the download of `{url}` ended at {at} bytes{}, {}", of(.total), times(*tries))]
     Cut {
         url: String,
         at: u64,
@@ -73,6 +73,13 @@ pub enum FetchError {
     },
     #[error("a part of kiln that fetches has failed")]
     Thread,
+}
+
+fn times(tries: u32) -> String {
+    match tries {
+        1 => "and there is no time left".to_owned(),
+        _ => format!("{tries} times in a row"),
+    }
 }
 
 fn of(total: &Option<u64>) -> String {

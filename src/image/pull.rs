@@ -218,7 +218,7 @@ impl Puller<'_> {
         let key = digest::hex(&Sha256::digest(artifact.url.as_str())[..16]);
         let lock = self
             .cache
-            .lock(&key, |holder| {
+            .lock(&key, self.client.left(), |holder| {
                 tell(Told::Waiting {
                     holder: holder.to_owned(),
                 });

@@ -5,7 +5,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
@@ -29,6 +29,7 @@ pub struct Client {
     secure: Agent,
     plain: Agent,
     mirrors: Arc<Mirrors>,
+    deadline: Option<Instant>,
 }
 
 /// Why a server gave no answer that is of use.
@@ -76,22 +77,31 @@ impl HttpError {
         match self {
             HttpError::Status { code, .. } => *code == 429 || *code >= 500,
             HttpError::Body { .. } => true,
-            HttpError::Exchange { source, .. } => matches!(
-                **source,
-                ureq::Error::Io(_)
-                    | ureq::Error::Timeout(_)
-                    | ureq::Error::ConnectionFailed
-                    | ureq::Error::BodyStalled
-                    | ureq::Error::Protocol(_)
-                    | ureq::Error::HostNotFound
-            ),
+            HttpError::Exchange { source, .. } => match &**source {
+                // So a certificate that nobody vouches for is told.
+                ureq::Error::Io(source) => source.kind() != io::ErrorKind::InvalidData,
+                other => matches!(
+                    other,
+                    ureq::Error::Timeout(_)
+                        | ureq::Error::ConnectionFailed
+                        | ureq::Error::BodyStalled
+                        | ureq::Error::Protocol(_)
+                        | ureq::Error::HostNotFound
+                ),
+            },
         }
     }
 }
 
 impl Client {
-    /// `authorities` are the certificates that servers are trusted by, in DER.
-    pub fn new(mirrors: Mirrors, proxy: Option<&Proxy>, authorities: &[Vec<u8>]) -> Client {
+    /// `authorities` are the certificates that servers are trusted by, in DER. At the deadline each
+    /// request ends.
+    pub fn new(
+        mirrors: Mirrors,
+        proxy: Option<&Proxy>,
+        authorities: &[Vec<u8>],
+        deadline: Option<Instant>,
+    ) -> Client {
         let roots: Vec<Certificate<'static>> = authorities
             .iter()
             .map(|der| Certificate::from_der(der).to_owned())
@@ -121,7 +131,20 @@ impl Client {
             secure: agent(true),
             plain: agent(false),
             mirrors: Arc::new(mirrors),
+            deadline,
         }
+    }
+
+    /// How much time is left; absent when there is no deadline.
+    pub fn left(&self) -> Option<Duration> {
+        let deadline = self.deadline?;
+        Some(deadline.saturating_duration_since(Instant::now()))
+    }
+
+    /// What is left of the time, or of `limit`, for one request; never nothing.
+    fn within(&self, limit: Duration) -> Duration {
+        let left = self.left().map_or(limit, |left| left.min(limit));
+        left.max(Duration::from_millis(1))
     }
 
     /// Where this official address is asked for.
@@ -141,7 +164,10 @@ impl Client {
     pub fn small(&self, url: &str) -> Result<Option<Vec<u8>>, HttpError> {
         let url = self.mirrored(url);
         let request = self.agent(&url).get(&url);
-        let request = request.config().timeout_global(Some(SMALL_FILE)).build();
+        let request = request
+            .config()
+            .timeout_global(Some(self.within(SMALL_FILE)))
+            .build();
         let mut response = request.call().map_err(|source| exchange(&url, source))?;
         match response.status().as_u16() {
             200 => response
@@ -160,7 +186,10 @@ impl Client {
     pub fn has(&self, url: &str) -> Result<bool, HttpError> {
         let url = self.mirrored(url);
         let request = self.agent(&url).head(&url);
-        let request = request.config().timeout_global(Some(SMALL_FILE)).build();
+        let request = request
+            .config()
+            .timeout_global(Some(self.within(SMALL_FILE)))
+            .build();
         let response = request.call().map_err(|source| exchange(&url, source))?;
         match response.status().as_u16() {
             200 => Ok(true),
@@ -178,6 +207,8 @@ impl Client {
                 request = request.header("if-range", validator);
             }
         }
+        let most = self.left().map(|_| self.within(Duration::MAX));
+        let request = request.config().timeout_global(most).build();
         let response = request.call().map_err(|source| exchange(url, source))?;
         tracing::debug!(url, from, status = %response.status(), at = %response.get_uri(), "asked");
         let headers = response.headers();

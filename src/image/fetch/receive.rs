@@ -94,6 +94,10 @@ impl Receiving<'_> {
             let why = match outcome {
                 Ok(()) => return Ok(resumed),
                 Err(Loss::Ended(ended)) => return Err(ended),
+                // A server that was never reached.
+                Err(Loss::Http(source)) if lost + 1 >= TRIES && before == 0 => {
+                    return Err(Ended::Failed(FetchError::Http { source }));
+                }
                 Err(Loss::Http(source)) => io::Error::other(source),
                 Err(Loss::Cut(source)) => source,
             };
@@ -101,7 +105,8 @@ impl Receiving<'_> {
                 lost = 0;
             }
             lost += 1;
-            if lost >= TRIES {
+            let is_over = self.job.client.left().is_some_and(|left| left.is_zero());
+            if lost >= TRIES || is_over {
                 return Err(Ended::Failed(FetchError::Cut {
                     url: self.job.url.to_owned(),
                     at: self.job.partial.length(),
@@ -115,6 +120,7 @@ impl Receiving<'_> {
                 why: in_one_line(&why),
             });
             let pause = FIRST_PAUSE * 2_u32.pow(lost - 1);
+            let pause = self.job.client.left().map_or(pause, |left| left.min(pause));
             if self.job.stop.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
                 return Err(Ended::Stopped);
             }

@@ -8,6 +8,7 @@ mod alone;
 mod at_once;
 mod disk;
 mod fails;
+mod fetched;
 mod life;
 mod three;
 mod user;

@@ -1,5 +1,6 @@
 //! Servers that fail and lie: the cache stays as it was, and a good server ends it well.
 
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -201,5 +202,62 @@ fn a_download_that_is_killed_leaves_what_it_received_and_goes_on() {
     net.server.asked(&path);
     net.world.ok(&["image", "pull"]);
     assert_eq!(net.server.asked(&path)[0].from, Some(2 * MIB));
+    assert_eq!(net.cached().len(), 2, "{:?}", net.cached());
+}
+
+#[test]
+fn a_time_that_the_user_names_holds_for_downloads() {
+    let net = Net::new();
+    let path = net.fedora("44.1.1.1", &image(2, 20));
+    net.spec(&json!("fedora-coreos:stable"));
+    net.behave(&path, Manners::StallOnce(MIB));
+    let ended = net.world.kiln(&["up", "--timeout", "2s"]);
+    assert_eq!(ended.code, Some(5), "{}", ended.stderr);
+    assert!(ended.took < Duration::from_secs(4), "{:?}", ended.took);
+    net.world.assert_clean();
+    // Nor is another's download waited for any longer.
+    let going = net.world.start(&["image", "pull"]);
+    crate::fake_support::wait_until("the other has begun", || {
+        !net.server.asked(&path).is_empty()
+    });
+    net.behave(&path, Manners::Held);
+    let ended = net.world.kiln(&["up", "--timeout", "1s"]);
+    assert_eq!(ended.code, Some(5), "{}", ended.stderr);
+    assert!(ended.took < Duration::from_secs(3), "{:?}", ended.took);
+    going.killed_after(Duration::ZERO);
+}
+
+#[test]
+fn a_disk_that_takes_no_more_is_told_with_its_path_and_the_rest_comes_later() {
+    let net = Net::new();
+    let path = net.fedora("44.1.1.1", &image(3, 22));
+    net.spec(&json!("fedora-coreos:stable"));
+    // A limit on files' sizes, in halves of a KiB: to a program it looks like a disk that is full.
+    let pull = net.world.command(&["image", "pull"]);
+    let output = Command::new("/bin/sh")
+        .args(["-c", "trap '' XFSZ; ulimit -f 4096; exec \"$@\"", "sh"])
+        .arg(pull.get_program())
+        .args(pull.get_args())
+        .env_clear()
+        .envs(
+            pull.get_envs()
+                .filter_map(|(key, value)| Some((key, value?))),
+        )
+        .current_dir(net.world.path("spec"))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let folder = net.world.home().join("cache/images");
+    assert!(
+        said.contains(&format!("cannot write `{}/", folder.display())),
+        "{said}"
+    );
+    assert!(said.contains("File too large"), "{said}");
+    assert!(net.cached().iter().all(|name| name.starts_with("partial-")));
+    net.server.asked(&path);
+    net.world.ok(&["image", "pull"]);
+    let from = net.server.asked(&path)[0].from.unwrap();
+    assert!((MIB..=2 * MIB).contains(&from), "{from}");
     assert_eq!(net.cached().len(), 2, "{:?}", net.cached());
 }

@@ -3,7 +3,8 @@
 mod faults;
 mod hostile;
 mod machines;
-mod server;
+mod secure;
+pub(crate) mod server;
 mod signer;
 mod sources;
-mod support;
+pub(crate) mod support;

@@ -1,12 +1,15 @@
 //! A web server of the test's own: it behaves like those of the vendors, or misbehaves as it is told.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use sha2::{Digest, Sha256};
 
 /// A held answer waits no longer, lest a failed test hang.
@@ -64,16 +67,46 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn new() -> Server {
+        Server::speaking(None)
+    }
+
+    /// By HTTPS, with the certificate of an authority that nobody knows.
+    pub(crate) fn secure() -> Server {
+        let chain = CertificateDer::from_pem_slice(include_bytes!("tls/server.pem")).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(include_bytes!("tls/server-key.pem")).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![chain], key)
+            .unwrap();
+        Server::speaking(Some(Arc::new(config)))
+    }
+
+    fn speaking(tls: Option<Arc<ServerConfig>>) -> Server {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let address = format!("{scheme}://{}", listener.local_addr().unwrap());
         let state = Arc::new(State::default());
         let shared = Arc::clone(&state);
         thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
-                let state = Arc::clone(&shared);
+                let (state, tls) = (Arc::clone(&shared), tls.clone());
                 thread::spawn(move || {
+                    let _ = stream.set_read_timeout(Some(PATIENCE));
                     // A client that has gone away is no fault of the server's.
-                    let _ = answer(&state, stream);
+                    let _ = match tls {
+                        None => answer(&state, &mut &stream),
+                        Some(config) => {
+                            let connection = ServerConnection::new(config).unwrap();
+                            let mut stream = StreamOwned::new(connection, stream);
+                            answer(&state, &mut stream).and_then(|()| {
+                                stream.conn.send_close_notify();
+                                stream.flush()
+                            })
+                        }
+                    };
                 });
             }
         });
@@ -121,9 +154,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn answer(state: &State, mut stream: TcpStream) -> std::io::Result<()> {
+fn answer<S: Read + Write>(state: &State, stream: &mut S) -> std::io::Result<()> {
     let mut head = Vec::new();
-    for line in BufReader::new(stream.try_clone()?).lines() {
+    for line in BufReader::new(&mut *stream).lines() {
         let line = line?;
         if line.is_empty() {
             break;
@@ -221,8 +254,42 @@ fn answer(state: &State, mut stream: TcpStream) -> std::io::Result<()> {
         && start == 0
     {
         // Until the client goes.
-        let _ = stream.set_read_timeout(Some(PATIENCE));
-        let _ = std::io::Read::read(&mut stream, &mut [0]);
+        let _ = stream.read(&mut [0]);
     }
     Ok(())
+}
+
+/// A proxy: passes connections on to where it is asked to, and tells whither.
+pub(crate) fn proxy() -> (String, Arc<Mutex<Vec<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&asked);
+    thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let told = Arc::clone(&told);
+            thread::spawn(move || {
+                let mut head = String::new();
+                let mut reader = BufReader::new(&stream);
+                while !head.ends_with("\r\n\r\n") {
+                    if reader.read_line(&mut head).unwrap_or(0) == 0 {
+                        return;
+                    }
+                }
+                let to = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                lock(&told).push(head.lines().next().unwrap_or_default().to_owned());
+                let there = std::net::TcpStream::connect(&to).unwrap();
+                let _ = (&stream).write_all(b"HTTP/1.1 200 Go on\r\n\r\n");
+                thread::scope(|scope| {
+                    scope.spawn(|| {
+                        let _ = std::io::copy(&mut &stream, &mut &there);
+                        let _ = there.shutdown(std::net::Shutdown::Write);
+                    });
+                    let _ = std::io::copy(&mut &there, &mut &stream);
+                    let _ = stream.shutdown(std::net::Shutdown::Both);
+                });
+            });
+        }
+    });
+    (address, asked)
 }
