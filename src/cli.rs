@@ -18,7 +18,8 @@ use tracing::level_filters::LevelFilter;
 use crate::cli::args::{
     CompletionsArgs, ConsoleArgs, CopyArgs, DownArgs, EventsArgs, ExplainArgs, InitArgs,
     InspectArgs, InventoryArgs, IpArgs, LogsArgs, MachinesArgs, ManArgs, PlanArgs, ProxyArgs,
-    RenderArgs, RestartArgs, SshArgs, StartArgs, StopArgs, SuperviseArgs, UpArgs, WaitArgs,
+    RenderArgs, ReprovisionArgs, RestartArgs, SshArgs, StartArgs, StopArgs, SuperviseArgs, UpArgs,
+    WaitArgs,
 };
 use crate::cluster::ClusterName;
 
@@ -101,6 +102,8 @@ pub enum Verb {
     Stop(StopArgs),
     /// Stop machines, then start them
     Restart(RestartArgs),
+    /// Make machines anew: their root disks are lost, and Ignition runs again
+    Reprovision(ReprovisionArgs),
     /// End machines at once, without asking their guests
     Kill(MachinesArgs),
     /// Freeze machines

@@ -15,6 +15,7 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_arch::machine::IgnitionTransport;
+use kiln_arch::machine::Sector;
 
 /// The most machines that a group can have.
 pub const COUNT_LIMIT: u16 = 1000;
@@ -138,6 +139,7 @@ pub enum DiskFormat {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataDisk {
     pub serial: Serial,
+    pub sector: Sector,
     pub source: DataSource,
 }
 
@@ -153,9 +155,18 @@ pub enum DataSource {
     /// A file or block device of the user's, used in place and never removed.
     File {
         path: PathBuf,
-        format: DiskFormat,
+        format: DataFormat,
         readonly: bool,
     },
+}
+
+/// What a data disk's file is; only what the user's spec or file ending says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataFormat {
+    Qcow2,
+    Raw,
+    /// A block device of the host, raw.
+    Device,
 }
 
 /// What a guest reads as a disk's serial: 1 to 20 bytes (virtio 1.2, section 5.2.6) of `A-Z`,
@@ -417,6 +428,18 @@ impl fmt::Debug for IgnitionSource {
             .field("text", &format_args!("{} bytes", self.text.len()))
             .field("template", &self.template)
             .finish()
+    }
+}
+
+impl DataFormat {
+    pub const ALL: [DataFormat; 3] = [DataFormat::Qcow2, DataFormat::Raw, DataFormat::Device];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            DataFormat::Qcow2 => "qcow2",
+            DataFormat::Raw => "raw",
+            DataFormat::Device => "device",
+        }
     }
 }
 

@@ -530,6 +530,19 @@ impl Plan {
         self.steps.retain(|step| names.contains(&step.name));
     }
 
+    /// Makes all machines of the plan that exist anew, whatever changed.
+    pub fn make_anew(&mut self) {
+        for step in &mut self.steps {
+            match step.action {
+                Action::Keep | Action::Start | Action::Change | Action::Restart => {
+                    step.action = Action::Recreate;
+                    step.why.push("it is asked for".to_owned());
+                }
+                Action::Recreate | Action::Create | Action::Remove => {}
+            }
+        }
+    }
+
     /// Whether doing it would change nothing.
     pub fn is_settled(&self) -> bool {
         !self.is_new

@@ -401,6 +401,7 @@ fn make_machine(
     if let Some(disk) = &record.disk {
         let size = Size::from_bytes(disk.size);
         let made = if own.disk().exists() {
+            self::disks::judge(&step.name, &own.disk())?;
             overlay::grow(means.qemu_img, &own.disk(), size)
         } else {
             overlay::create(means.qemu_img, &disk.base, &own.disk(), Some(size)).map(drop)

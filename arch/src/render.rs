@@ -161,9 +161,10 @@ impl Render<'_> {
             opt = opt.key(key, value);
         }
         if *accel == Accel::Tcg {
-            let for_kernels = match self.machine.kernel {
-                Some(_) => self.board.tcg_kernel_options,
-                None => &[],
+            let for_kernels = match (&self.machine.kernel, self.machine.tpm) {
+                (Some(_), None) => self.board.tcg_kernel_options,
+                // On some boards a TPM is only of use when their own firmware has started it.
+                (_, _) => &[],
             };
             for (key, value) in self.board.tcg_options.iter().chain(for_kernels) {
                 opt = opt.key(key, value);

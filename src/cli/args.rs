@@ -108,6 +108,15 @@ pub struct UpArgs {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct ReprovisionArgs {
+    /// These machines, by name: what is on their root disks is lost; data disks stay
+    #[arg(value_name = "MACHINE", required = true)]
+    pub machines: Vec<MachineName>,
+    #[command(flatten)]
+    pub waiting: Waiting,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct DownArgs {
     /// How long guests may take to shut down before they are ended, such as `30s` [default: 1m]
     #[arg(long, value_name = "DURATION", value_parser = duration, alias = "grace")]

@@ -221,6 +221,7 @@ fn the_help_says_it_all() {
           start        Start machines that are stopped
           stop         Stop machines and keep their disks
           restart      Stop machines, then start them
+          reprovision  Make machines anew: their root disks are lost, and Ignition runs again
           kill         End machines at once, without asking their guests
           pause        Freeze machines
           resume       Let frozen machines run on

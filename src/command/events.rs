@@ -31,11 +31,14 @@ pub(super) fn run(session: &Session<'_>, args: &EventsArgs) -> Result<(), Error>
                 for machine in status.machines {
                     if names.contains(&machine.name) {
                         session.report.item(&machine, |_| {
+                            let mut why = vec![machine.reason.as_str()];
+                            why.extend(machine.notes.iter().map(String::as_str));
+                            why.retain(|text| !text.is_empty());
                             format!(
                                 "{:<16} {:<12} {}\n",
                                 machine.name,
                                 machine.state.word(),
-                                printable(&machine.reason)
+                                printable(&why.join("; "))
                             )
                         })?;
                     }

@@ -106,6 +106,11 @@ fn shell(
         )
         .hint("`kiln up` makes it; `kiln explain` without `--shell` needs nothing made"));
     }
+    if record.tpm.is_some() {
+        session
+            .report
+            .note("the command is without the TPM, which kiln starts beside QEMU");
+    }
     // A copy of its own: the command outlives `kiln down` no more than the user wants it to.
     let copy = own.folder.join("shell.ign");
     copy_private(&config, &copy)?;

@@ -64,6 +64,7 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
         Verb::Start(args) => power::start(&session()?, args),
         Verb::Stop(args) => power::stop(&session()?, args),
         Verb::Restart(args) => power::restart(&session()?, args),
+        Verb::Reprovision(args) => up::reprovision(&mut session()?, args),
         Verb::Kill(args) => power::kill(&session()?, args),
         Verb::Pause(args) => power::pause(&session()?, args),
         Verb::Resume(args) => power::resume(&session()?, args),

@@ -92,6 +92,7 @@ fn recorded(session: &Session<'_>, made: &Made, pid: Option<u32>) -> ClusterView
             addresses: run.as_ref().map_or_else(Vec::new, |run| run.seen.clone()),
             report: run.as_ref().and_then(|run| run.report.clone()),
             started_at: run.and_then(|run| run.started_at),
+            notes: Vec::new(),
         }
     };
     let machines = made.record.machines.iter().map(of).collect();

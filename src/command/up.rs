@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::cli::args::{Goal, UpArgs};
+use crate::cli::args::{Goal, MachinesArgs, ReprovisionArgs, UpArgs};
 use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::command::wait::{default_timeout, goal, until};
@@ -17,7 +17,44 @@ use crate::state::lock::Lock;
 use crate::state::record::StateRecord;
 use crate::supervisor::protocol::Request;
 
+/// What is to become of root disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RootDisks {
+    /// None is lost.
+    Kept,
+    /// `--replace`: made anew where what changed needs it.
+    Replaced,
+    /// `reprovision`: made anew in any case.
+    Anew,
+}
+
 pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error> {
+    let disks = match args.replace {
+        true => RootDisks::Replaced,
+        false => RootDisks::Kept,
+    };
+    work(session, args, disks)
+}
+
+/// `kiln reprovision`: an `up` of these machines, with new root disks.
+pub(super) fn reprovision(session: &mut Session<'_>, args: &ReprovisionArgs) -> Result<(), Error> {
+    let made = session.made()?;
+    for name in &args.machines {
+        made.known(name.as_str())?;
+    }
+    let args = UpArgs {
+        machines: MachinesArgs {
+            machines: args.machines.clone(),
+        },
+        waiting: args.waiting.clone(),
+        dry_run: false,
+        replace: true,
+        scale: Vec::new(),
+    };
+    work(session, &args, RootDisks::Anew)
+}
+
+fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<(), Error> {
     let cluster = spec::load(session, &args.scale)?;
     let names = spec::names(&cluster, &args.machines.machines)?;
     if args.dry_run {
@@ -29,7 +66,7 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
     folder::make_private(&session.roots.clusters())
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     let lock = Lock::try_take(&files.lock(), "kiln up")?;
-    let made = make(session, args, &cluster, &names, &files);
+    let made = make(session, disks, &cluster, &names, &files);
     // The cluster can be worked on by others from here on, while this one waits for its guests.
     if files.ledger().exists() {
         drop(lock);
@@ -47,7 +84,7 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
 /// Plans, makes what is missing, and hands the machines over. The cluster's lock is held.
 fn make(
     session: &mut Session<'_>,
-    args: &UpArgs,
+    disks: RootDisks,
     cluster: &Cluster,
     names: &[String],
     files: &ClusterFiles,
@@ -55,12 +92,12 @@ fn make(
     let facts = spec::host_facts(session, cluster, true)?;
     // What takes time is done before others have to wait for it: reading images, checking configs.
     let images = spec::images(session, cluster)?;
-    let draft = decide(session, args, cluster, names, &facts, &images)?.0;
+    let draft = decide(session, disks, cluster, names, &facts, &images)?.0;
     // A config that is wrong is found before anything is made.
     spec::check_ignition(session, cluster, &draft)?;
     // Held until the cluster is recorded, so that no other `up` takes the same subnet.
     let reservations = Lock::take(&session.roots.reservations_lock(), "kiln up")?;
-    let (plan, inventory) = decide(session, args, cluster, names, &facts, &images)?;
+    let (plan, inventory) = decide(session, disks, cluster, names, &facts, &images)?;
     if plan.cluster.reservations != draft.cluster.reservations {
         // Another cluster was faster: the configs have other addresses in them.
         spec::check_ignition(session, cluster, &plan)?;
@@ -93,7 +130,7 @@ fn make(
 /// Plans by what is there now.
 fn decide(
     session: &Session<'_>,
-    args: &UpArgs,
+    disks: RootDisks,
     cluster: &Cluster,
     names: &[String],
     facts: &HostFacts,
@@ -103,7 +140,11 @@ fn decide(
     spec::refuse_other_folder(cluster, &inventory)?;
     let mut plan = plan::plan(cluster, facts, &inventory)?;
     plan.restrict(names);
-    refuse_loss(&plan, args.replace)?;
+    match disks {
+        RootDisks::Kept => refuse_loss(&plan)?,
+        RootDisks::Replaced => {}
+        RootDisks::Anew => plan.make_anew(),
+    }
     Ok((plan, inventory))
 }
 
@@ -123,14 +164,11 @@ fn take_back(session: &Session<'_>, files: &ClusterFiles, undo: &Undo) -> Result
 }
 
 /// A disk is made anew only when the user said so.
-fn refuse_loss(plan: &Plan, replace: bool) -> Result<(), Error> {
+fn refuse_loss(plan: &Plan) -> Result<(), Error> {
     let lost: Vec<&plan::Step> = plan.recreated().collect();
     let Some(first) = lost.first() else {
         return Ok(());
     };
-    if replace {
-        return Ok(());
-    }
     let names: Vec<&str> = lost.iter().map(|step| step.name.as_str()).collect();
     let mut error = Error::new(
         Exit::Unsafe,

@@ -138,6 +138,17 @@ pub(super) fn until(
             continue;
         }
         progress.clear();
+        // The time may have been over before anything was heard.
+        if machines.is_empty()
+            && let Ok(status) = client.status()
+        {
+            machines.extend(
+                status
+                    .machines
+                    .into_iter()
+                    .map(|machine| (machine.name.clone(), machine)),
+            );
+        }
         let of = |wanted: Outcome| -> Vec<&MachineStatus> {
             names
                 .iter()

@@ -54,6 +54,10 @@ pub enum ImageError {
     },
     #[error("image `{}` is neither a file nor a block device", path.display())]
     Kind { path: PathBuf },
+    #[error("`{}` is a block device", path.display())]
+    Device { path: PathBuf },
+    #[error("`{}` is not a block device", path.display())]
+    NotDevice { path: PathBuf },
     #[error("cannot read image `{}`", path.display())]
     Read {
         path: PathBuf,
@@ -111,9 +115,11 @@ pub enum Changed {
 impl ImageError {
     pub fn fault(&self) -> Fault {
         match self {
-            ImageError::Open { .. } | ImageError::Kind { .. } | ImageError::Empty { .. } => {
-                Fault::Spec
-            }
+            ImageError::Open { .. }
+            | ImageError::Kind { .. }
+            | ImageError::Device { .. }
+            | ImageError::NotDevice { .. }
+            | ImageError::Empty { .. } => Fault::Spec,
             ImageError::TooLarge { .. }
             | ImageError::Refused { .. }
             | ImageError::NotRaw { .. }

@@ -73,6 +73,8 @@ pub struct MachineView {
     pub disks: Vec<DiskView>,
     /// RFC 3339.
     pub started_at: Option<String>,
+    /// What does not work of it while it runs, a sentence each.
+    pub notes: Vec<String>,
     /// Whether kiln's keys are in it, so that `kiln ssh` gets in.
     #[serde(skip)]
     pub ssh: bool,
@@ -226,6 +228,7 @@ impl MachineView {
             image: record.map(|record| record.image.clone()),
             disks: record.map_or_else(Vec::new, |record| DiskView::all(record, files)),
             started_at: status.started_at.clone(),
+            notes: status.notes.clone(),
             ssh: record.is_some_and(|record| record.reports),
         }
     }
@@ -347,6 +350,10 @@ impl ClusterView {
         }
         if !uplink.is_empty() {
             notes.push(format!("the way out to the world is not open: {uplink}"));
+        }
+        for machine in &self.machines {
+            let of = |note| format!("{}: {note}", machine.name);
+            notes.extend(machine.notes.iter().map(of));
         }
         // What the spec asks for in so many words is told too: few know what emulation weakens.
         let emulated: Vec<&str> = self.emulated().map(|(name, _)| name).collect();

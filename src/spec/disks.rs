@@ -5,16 +5,20 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use kiln_arch::machine::Sector;
+
 use super::document::Node;
 use super::error::{Fault, Place};
 use super::fields::{self, Fields, Keys};
 use super::files::{self, Folders};
 use super::group::{DISK_LEAST, DISK_MOST, PlacedMachine};
 use super::image;
-use crate::cluster::{DataDisk, DataSource, DiskFormat, DiskImage, Image, Serial};
+use crate::cluster::{DataDisk, DataFormat, DataSource, DiskFormat, DiskImage, Image, Serial};
 
 const KEYS: Keys = Keys {
-    known: &["size", "serial", "keep", "file", "format", "readonly"],
+    known: &[
+        "size", "serial", "keep", "sector", "file", "format", "readonly",
+    ],
     not_built: &[],
 };
 
@@ -93,6 +97,22 @@ fn disk(node: Node, index: u16, owner: &str, folders: Folders<'_>) -> Result<Dat
         let place = node.place;
         Ok((place, fields::size(&node, key, DISK_LEAST, DISK_MOST)?))
     })?;
+    let sector = fields
+        .take_as("sector", |node, key| {
+            let words = [("512", Sector::Bytes512), ("4096", Sector::Bytes4096)];
+            fields::choice(node, key, &words, &[])
+        })?
+        .unwrap_or(Sector::Bytes512);
+    if let Some((place, size)) = size
+        && sector == Sector::Bytes4096
+        && !size.bytes().is_multiple_of(4096)
+    {
+        return Err(Fault::bad_value(
+            place,
+            "size",
+            format!("{size} is not a whole number of sectors of 4096 bytes"),
+        ));
+    }
     let source = match (fields.take("file"), size) {
         (None, None) => {
             return Err(fields
@@ -142,7 +162,11 @@ fn disk(node: Node, index: u16, owner: &str, folders: Folders<'_>) -> Result<Dat
             }
         }
     };
-    Ok(DataDisk { serial, source })
+    Ok(DataDisk {
+        serial,
+        sector,
+        source,
+    })
 }
 
 fn serial(place: Place, text: &str) -> Result<Serial, Fault> {
@@ -155,13 +179,16 @@ fn file(
     node: Node,
     format: Option<DiskFormat>,
     folders: Folders<'_>,
-) -> Result<(PathBuf, DiskFormat), Fault> {
+) -> Result<(PathBuf, DataFormat), Fault> {
     let place = node.place;
     let path = folders.resolve(place, "file", &fields::text(node, "file")?)?;
     let is_device = fs::metadata(&path).is_ok_and(|found| found.file_type().is_block_device());
     if !is_device {
         files::open(&path).map_err(files::fault(place, "file"))?;
-        let format = image::known_format(place, "file", &path, format)?;
+        let format = match image::known_format(place, "file", &path, format)? {
+            DiskFormat::Qcow2 => DataFormat::Qcow2,
+            DiskFormat::Raw => DataFormat::Raw,
+        };
         return Ok((path, format));
     }
     if format != Some(DiskFormat::Raw) {
@@ -172,7 +199,7 @@ fn file(
         )
         .hint("say `format: raw` beside it, if the machine may have all of it"));
     }
-    Ok((path, DiskFormat::Raw))
+    Ok((path, DataFormat::Device))
 }
 
 /// Refuses a file that one machine writes to and another one has as well, as a disk or below it.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::cluster::{DiskFormat, Size};
+use crate::cluster::{DataFormat, ROOT_SERIAL, Size};
 use crate::image::ImageError;
 use crate::image::data;
 use crate::image::overlay::{self, OverlayError};
@@ -46,7 +46,7 @@ pub(super) fn make(
         let size = Size::from_bytes(size);
         let made = if path.exists() {
             // A guest has had it: qemu-img sees no header that was not judged.
-            data::open(&path, DiskFormat::Qcow2, true).map_err(|source| DataDiskError::Judge {
+            data::open(&path, DataFormat::Qcow2, true).map_err(|source| DataDiskError::Judge {
                 machine: record.name.clone(),
                 serial: disk.serial.clone(),
                 source,
@@ -62,6 +62,18 @@ pub(super) fn make(
         })?;
     }
     Ok(())
+}
+
+/// Looks at a root disk that a guest has had, before qemu-img does.
+pub(super) fn judge(machine: &str, path: &Path) -> Result<(), Box<DataDiskError>> {
+    match data::open_overlay(path) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(Box::new(DataDiskError::Judge {
+            machine: machine.to_owned(),
+            serial: ROOT_SERIAL.to_owned(),
+            source,
+        })),
+    }
 }
 
 /// Removes those of the `new` disks (machine and serial) that no machine has, or all of them

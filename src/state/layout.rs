@@ -250,6 +250,11 @@ impl MachineFiles {
         self.folder.join("console.log")
     }
 
+    /// Held by whoever is at the console.
+    pub fn console_lock(&self) -> PathBuf {
+        self.folder.join("console.lock")
+    }
+
     pub fn qemu_log(&self) -> PathBuf {
         self.folder.join("qemu.log")
     }

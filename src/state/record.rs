@@ -10,9 +10,10 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
+use kiln_arch::machine::Sector;
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::DiskFormat;
+use crate::cluster::{DataFormat, DiskFormat};
 use crate::image::BaseFacts;
 use crate::image::base::format_name;
 
@@ -170,8 +171,20 @@ pub struct DiskRecord {
 pub struct DataDiskRecord {
     /// What the guest reads; one of a kind in the machine.
     pub serial: String,
+    #[serde(default)]
+    pub sector: SectorRecord,
     #[serde(flatten)]
     pub source: DataSourceRecord,
+}
+
+/// A disk's sectors, by their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SectorRecord {
+    #[default]
+    #[serde(rename = "512")]
+    Bytes512,
+    #[serde(rename = "4096")]
+    Bytes4096,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -187,8 +200,8 @@ pub enum DataSourceRecord {
     /// A file or block device of the user's.
     File {
         path: PathBuf,
-        #[serde(with = "crate::image::base::format_name")]
-        format: DiskFormat,
+        #[serde(with = "crate::image::data::format_name")]
+        format: DataFormat,
         readonly: bool,
         /// As the guest sees it, in bytes, when the plan was made.
         size: u64,
@@ -241,6 +254,12 @@ pub struct RunRecord {
     pub seen: Vec<SeenRecord>,
     /// RFC 3339, when QEMU was started.
     pub started_at: Option<String>,
+    /// How long the console's log was: what came later is news to the next supervisor.
+    #[serde(default)]
+    pub console: Option<u64>,
+    /// How often the policy has started it again since it was last up.
+    #[serde(default)]
+    pub restarts: u32,
 }
 
 /// The fabric's uplink, while there is one.
@@ -272,6 +291,24 @@ pub enum StateRecord {
     Failed,
     Unresponsive,
     Damaged,
+}
+
+impl From<Sector> for SectorRecord {
+    fn from(sector: Sector) -> SectorRecord {
+        match sector {
+            Sector::Bytes512 => SectorRecord::Bytes512,
+            Sector::Bytes4096 => SectorRecord::Bytes4096,
+        }
+    }
+}
+
+impl From<SectorRecord> for Sector {
+    fn from(sector: SectorRecord) -> Sector {
+        match sector {
+            SectorRecord::Bytes512 => Sector::Bytes512,
+            SectorRecord::Bytes4096 => Sector::Bytes4096,
+        }
+    }
 }
 
 impl DataDiskRecord {

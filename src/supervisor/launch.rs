@@ -16,14 +16,14 @@ use std::path::{Path, PathBuf};
 use kiln_arch::machine::{
     Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Format, Ignition,
     IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName, Run,
-    Sandbox, Socket as QemuSocket, Source, Uplink, UserNet,
+    Sandbox, Sector, Socket as QemuSocket, Source, Uplink, UserNet,
 };
 use kiln_arch::{Arch, Unsupported, drive_node};
 use kiln_netsetup::address::Subnet;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::cluster::{DiskFormat, ROOT_SERIAL};
+use crate::cluster::{DataFormat, DiskFormat, ROOT_SERIAL};
 use crate::image::ImageError;
 use crate::image::base::Changed;
 use crate::image::data;
@@ -42,12 +42,14 @@ pub enum Handle {
     Read(PathBuf),
     /// Open for reading and writing.
     ReadWrite(PathBuf),
+    /// A root disk, its header judged as it is opened.
+    Overlay(PathBuf),
     /// Open for appending; made when it is not there.
     Append(PathBuf),
     /// A data disk, its header judged as it is opened.
     Disk {
         path: PathBuf,
-        format: DiskFormat,
+        format: DataFormat,
         readonly: bool,
     },
     /// An end of a pair of sockets, the other for whoever emulates the TPM.
@@ -152,7 +154,7 @@ pub fn supervised(
         .iter()
         .map(|disk| Drive {
             image: Image::Qcow2 {
-                source: handles.source(Handle::ReadWrite(files.disk())),
+                source: handles.source(Handle::Overlay(files.disk())),
                 backing: Some(Box::new(base(
                     disk,
                     handles.source(Handle::Read(disk.base.path.clone())),
@@ -160,6 +162,7 @@ pub fn supervised(
             },
             access: Access::ReadWrite,
             serial: Some(ROOT_SERIAL.to_owned()),
+            sector: Sector::Bytes512,
         })
         .collect();
     for disk in &record.data_disks {
@@ -214,6 +217,7 @@ pub fn alone(
             },
             access: Access::ReadWrite,
             serial: Some(ROOT_SERIAL.to_owned()),
+            sector: Sector::Bytes512,
         });
     }
     for disk in &record.data_disks {
@@ -380,10 +384,10 @@ fn base(disk: &DiskRecord, source: Source) -> Image {
 fn data_drive(
     disk: &DataDiskRecord,
     files: &MachineFiles,
-    source: impl FnOnce(PathBuf, DiskFormat, bool) -> Source,
+    source: impl FnOnce(PathBuf, DataFormat, bool) -> Source,
 ) -> Drive {
     let (path, format, readonly) = match &disk.source {
-        DataSourceRecord::Made { .. } => (files.data_disk(&disk.serial), DiskFormat::Qcow2, false),
+        DataSourceRecord::Made { .. } => (files.data_disk(&disk.serial), DataFormat::Qcow2, false),
         DataSourceRecord::File {
             path,
             format,
@@ -394,8 +398,9 @@ fn data_drive(
     let source = source(path, format, readonly);
     Drive {
         image: match format {
-            DiskFormat::Raw => Image::Raw(source),
-            DiskFormat::Qcow2 => Image::Qcow2 {
+            DataFormat::Raw => Image::Raw(source),
+            DataFormat::Device => Image::Device(source),
+            DataFormat::Qcow2 => Image::Qcow2 {
                 source,
                 backing: None,
             },
@@ -406,6 +411,7 @@ fn data_drive(
             Access::ReadWrite
         },
         serial: Some(disk.serial.clone()),
+        sector: disk.sector.into(),
     }
 }
 
@@ -425,7 +431,7 @@ pub struct Opened {
     pub tpm: Option<OwnedFd>,
 }
 
-/// Opens the handles, in order. After them come the names of the listeners, which QEMU knows
+/// Opens the handles, in order. After them come the names of its listeners, which QEMU knows
 /// nothing of: see [`crate::supervisor::regain`].
 ///
 /// # Errors
@@ -433,7 +439,8 @@ pub struct Opened {
 pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
     let mut fds = Vec::with_capacity(2 * handles.len());
     let mut tpm = None;
-    let number = |index: u16| ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
+    let number = |index| ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
+    let mut names = Vec::new();
     let mut indices = 0u16..;
     for (handle, index) in handles.iter().zip(indices.by_ref()) {
         let fd = match handle {
@@ -442,9 +449,25 @@ pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
                 tpm = Some(other.into());
                 ours.into()
             }
-            Handle::Listener(path) => listen(path)?.into(),
+            Handle::Listener(path) => {
+                let listener = listen(path)?.into();
+                let flags = libc::O_PATH | libc::O_NOFOLLOW;
+                names.push(file(
+                    path,
+                    OpenOptions::new().read(true).custom_flags(flags),
+                )?);
+                listener
+            }
             Handle::Read(path) => file(path, OpenOptions::new().read(true))?,
             Handle::ReadWrite(path) => file(path, OpenOptions::new().read(true).write(true))?,
+            Handle::Overlay(path) => {
+                data::open_overlay(path)
+                    .map(OwnedFd::from)
+                    .map_err(|source| LaunchError::Disk {
+                        path: path.clone(),
+                        source,
+                    })?
+            }
             Handle::Append(path) => file(
                 path,
                 OpenOptions::new()
@@ -469,21 +492,8 @@ pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
         };
         fds.push((fd, number(index)));
     }
-    let names = handles.iter().filter_map(|handle| match handle {
-        Handle::Listener(path) => Some(path),
-        Handle::Read(_)
-        | Handle::ReadWrite(_)
-        | Handle::Append(_)
-        | Handle::Disk { .. }
-        | Handle::Tpm
-        | Handle::Sealed(_) => None,
-    });
-    for (path, index) in names.zip(indices) {
-        let mut options = OpenOptions::new();
-        options
-            .read(true)
-            .custom_flags(libc::O_PATH | libc::O_NOFOLLOW);
-        fds.push((file(path, &mut options)?, number(index)));
+    for (name, index) in names.into_iter().zip(indices) {
+        fds.push((name, number(index)));
     }
     Ok(Opened { fds, tpm })
 }

@@ -95,6 +95,9 @@ pub struct MachineStatus {
     pub report: Option<ReportRecord>,
     /// RFC 3339.
     pub started_at: Option<String>,
+    /// What does not work of it while it runs, a sentence each.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// One thing that happened, as `kiln events` prints it.

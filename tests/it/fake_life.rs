@@ -1,11 +1,13 @@
 //! The life of a cluster: each verb through the real binary, on machines that behave.
 
 use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
 
 use expect_test::expect;
 use serde_json::{Value, json};
 
-use crate::fake_support::{EMPTY_CONFIG, World, wait_until};
+use crate::fake_support::{EMPTY_CONFIG, World, holds, wait_until};
 
 /// `pid` becomes `PID` where a machine has one, times become `TIME`.
 fn masked(mut value: Value) -> Value {
@@ -143,6 +145,7 @@ fn ps_tells_programs_all_that_is_documented() {
               "image": "vmlinuz",
               "mac": "b2:6b:c6:e2:b7:b3",
               "name": "node-1",
+              "notes": [],
               "phase": "ready",
               "pid": "PID",
               "ports": [
@@ -401,6 +404,33 @@ fn a_disk_is_made_anew_only_when_told() {
 }
 
 #[test]
+fn a_machine_is_made_anew_by_name() {
+    let world = World::new();
+    world.nodes(2, "");
+    assert_eq!(world.kiln(&["reprovision", "node-1"]).code, Some(7));
+    world.ok(&["up"]);
+    let before = (world.pids(), world.ps());
+    let key = |name: &str| fs::read(world.machine("demo", name).join("ssh_host_ed25519_key")).unwrap();
+    let keys = (key("node-1"), key("node-2"));
+
+    assert_eq!(world.kiln(&["reprovision"]).code, Some(2));
+    assert_eq!(world.kiln(&["reprovision", "node-3"]).code, Some(7));
+    world.ok(&["reprovision", "node-2"]);
+    let (pids, machines) = (world.pids(), world.ps());
+    assert_eq!(pids["node-1"], before.0["node-1"]);
+    assert_ne!(pids["node-2"], before.0["node-2"]);
+    assert_eq!(key("node-1"), keys.0);
+    assert_ne!(key("node-2"), keys.1, "it is another machine to ssh");
+    assert_eq!(machines["node-2"]["state"], "ready");
+    for fixed in ["reserved_ip", "mac"] {
+        assert_eq!(machines["node-2"][fixed], before.1["node-2"][fixed]);
+    }
+    assert!(world.ok(&["plan"]).ends_with("nothing to do\n"));
+    world.ok(&["down"]);
+    world.assert_clean();
+}
+
+#[test]
 fn scaling_down_takes_only_the_last() {
     let world = World::new();
     world.nodes(3, "");
@@ -533,4 +563,34 @@ fn ten_rounds_leave_nothing() {
         world.ok(&["down", "--timeout", "0s"]);
         world.assert_clean();
     }
+}
+
+#[test]
+fn a_console_ends_with_its_input_and_has_room_for_one() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.ok(&["up"]);
+    // Standard input is /dev/null.
+    let alone = world.kiln(&["console", "node-1"]);
+    assert_eq!(alone.code, Some(0), "{}", alone.stderr);
+    assert!(alone.took < Duration::from_secs(3), "{:?}", alone.took);
+    let mut first = world
+        .command(&["console", "node-1"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lock = world.machine("demo", "node-1").join("console.lock");
+    wait_until("it is at it", || holds(&lock, "kiln console"));
+    let second = world.kiln(&["console", "node-1"]);
+    assert_eq!(second.code, Some(8), "{}", second.stderr);
+    let who = format!(
+        "error: another kiln (pid {}: kiln console) is at it",
+        first.id()
+    );
+    assert!(second.stderr.starts_with(&who), "{}", second.stderr);
+    assert!(second.took < Duration::from_secs(3), "{:?}", second.took);
+    drop(first.stdin.take());
+    assert!(first.wait().unwrap().success());
+    assert!(!lock.exists());
+    world.ok(&["console", "node-1"]);
 }

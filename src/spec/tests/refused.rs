@@ -122,6 +122,8 @@ fn disks_are_refused_with_their_reasons() {
             "disks: [{size: 5GiB, serial: 7}]",
             "disks: [{size: 5GiB, serial: data2}, {size: 5GiB}]",
             "disks: [{size: 5GiB, readonly: true}]",
+            "disks: [{size: 5GiB, sector: 520}]",
+            "disks: [{size: 1025KiB, sector: 4096}]",
             "disks: [{size: 5GiB, file: disk.raw}]",
             "disks: [{file: disk.raw, keep: true}]",
             "disks: [{file: gone.raw}]",

@@ -6,8 +6,10 @@
 mod alone;
 mod at_once;
 mod configs;
+mod data;
 mod disk;
 mod fails;
+mod firmware;
 mod five;
 mod life;
 mod three;

@@ -3,7 +3,7 @@
 use kiln_arch::Arch;
 use kiln_arch::machine::{
     Access, ConsoleBackend, Drive, Firmware, Ignition, IgnitionTransport, Image, Machine,
-    NicBackend, Sandbox,
+    NicBackend, Sandbox, Sector,
 };
 use serde_json::{Value, json};
 
@@ -46,6 +46,7 @@ impl<'a> Asked<'a> {
         self.console(qemu);
         self.kernel(qemu);
         self.flash(qemu);
+        self.tpm(qemu);
         for (index, drive) in self.machine.drives.iter().enumerate() {
             self.drive(qemu, index, drive);
         }
@@ -261,6 +262,20 @@ impl<'a> Asked<'a> {
         }
     }
 
+    fn tpm(&self, qemu: &mut Running) {
+        let devices = qemu.monitor.children("/machine/peripheral-anon");
+        let kinds = devices.iter().map(|(_, kind)| kind.as_str());
+        let tpms: Vec<&str> = kinds.filter(|kind| kind.starts_with("tpm-")).collect();
+        let wanted = self.machine.tpm.map(|_| match self.machine.arch {
+            Arch::I386 => "tpm-tis",
+            Arch::X86_64 => "tpm-crb",
+            Arch::Aarch64 => "tpm-tis-device",
+            Arch::Ppc64le => "tpm-spapr",
+            Arch::S390x => panic!("QEMU has no TPM for it"),
+        });
+        assert_eq!(tpms, wanted.as_slice());
+    }
+
     fn drive(&self, qemu: &mut Running, index: usize, drive: &Drive) {
         let device = format!("virtio-disk{index}");
         let disk = inserted(qemu, &device).unwrap();
@@ -276,21 +291,27 @@ impl<'a> Asked<'a> {
         is("serial", json!(drive.serial.as_deref().unwrap_or_default()));
         is("werror", json!("stop"));
         is("rerror", json!("stop"));
+        let sector = match drive.sector {
+            Sector::Bytes512 => 512,
+            Sector::Bytes4096 => 4096,
+        };
+        is("logical_block_size", json!(sector));
         let boots = index == 0 && self.machine.kernel.is_none();
         is("bootindex", json!(if boots { 1 } else { -1 }));
     }
 
     /// The layers of an image: their formats, their files, and that only the top may be written.
     fn chain(&self, qemu: &mut Running, found: &Value, image: &Image, read_only: bool) {
-        let (source, format, backing) = match image {
-            Image::Raw(source) => (source, "raw", None),
-            Image::Qcow2 { source, backing } => (source, "qcow2", backing.as_deref()),
+        let (source, format, protocol, backing) = match image {
+            Image::Raw(source) => (source, "raw", "file", None),
+            Image::Device(source) => (source, "raw", "host_device", None),
+            Image::Qcow2 { source, backing } => (source, "qcow2", "file", backing.as_deref()),
         };
         assert_eq!(found["format"], format);
         let nodes = qemu.monitor.ask("query-named-block-nodes");
         let file = self.stage.filename(source);
         let mut nodes = nodes.as_array().unwrap().iter();
-        let node = nodes.find(|node| node["drv"] == "file" && node["file"] == json!(file));
+        let node = nodes.find(|node| node["drv"] == protocol && node["file"] == json!(file));
         assert_eq!(node.unwrap()["ro"], json!(read_only), "{file}");
         let below = found.get("backing-image");
         match (backing, below) {

@@ -13,16 +13,18 @@
 mod fixture;
 mod machine;
 mod monitor;
+mod props;
 mod stage;
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use kiln_arch::machine::{Accel, Machine, Run};
+use kiln_arch::machine::{Accel, ChildFd, Machine, Run};
 use kiln_arch::{Arch, render, render_uplink};
 
 use crate::support::old_qemu;
 use machine::Asked;
+use props::installed;
 use stage::Stage;
 
 /// More at a time would only wait for each other.
@@ -30,13 +32,7 @@ const AT_A_TIME: usize = 2;
 
 #[test]
 fn the_installed_qemu_takes_every_golden_line() {
-    takes_every_line(&|program| {
-        let path = std::env::var_os("PATH").unwrap();
-        std::env::split_paths(&path)
-            .map(|folder| folder.join(program))
-            .find(|file| file.is_file())
-            .unwrap_or_else(|| panic!("`{program}` is not installed; `./setup packages` does it"))
-    });
+    takes_every_line(&installed);
 }
 
 #[test]
@@ -63,6 +59,12 @@ fn takes_every_line(find: Find<'_>) {
         };
         Line::Machine(way.name(), machine)
     });
+    let with_tpm = Arch::ALL.into_iter().filter(|arch| arch.has_tpm());
+    let machines = machines.chain(with_tpm.map(|arch| {
+        let machine = fixture::direct(arch);
+        let tpm = ChildFd::nth(30);
+        Line::Machine(format!("{arch}-tpm"), Machine { tpm, ..machine })
+    }));
     let shells = Arch::ALL.map(|arch| Line::Shell(fixture::shell(arch)));
     let lines: Vec<Line> = machines.chain(shells).chain([Line::Uplink]).collect();
     let left = Mutex::new(lines.iter());

@@ -1,29 +1,26 @@
 //! What a command line speaks of, put in its place: sockets, images, flash, kernels, a config.
 
-#![expect(unsafe_code, reason = "a tap is made by an ioctl")]
-
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use kiln::supervisor::process::{Exit, Identity, Launch, Process, spawn};
+use kiln::supervisor::process::{Companion, Exit, Identity, Launch, Process, spawn_both};
 use kiln_arch::Arch;
 use kiln_arch::command::QemuCommand;
 use kiln_arch::machine::{
     Access, ChildFd, ConsoleBackend, Firmware, Format, Ignition, Image, Machine, NicBackend,
     Pflash, Socket, Source, Uplink,
 };
-use nix::sched::{CloneFlags, unshare};
 use tempfile::TempDir;
 
 use crate::qemu_takes::monitor::Monitor;
+use crate::qemu_takes::props::{installed, kernel_for, new_tap};
 use crate::support::run::run;
 
 /// What Ignition is to find, to the byte.
@@ -37,6 +34,8 @@ pub(crate) struct Stage {
     name: String,
     folder: TempDir,
     fds: RefCell<Vec<(OwnedFd, RawFd)>>,
+    /// Our end of the TPM's control channel.
+    tpm: Cell<Option<OwnedFd>>,
     /// Where QMP is spoken, by the line's own words or by ours.
     monitor: PathBuf,
     pub(crate) has_tap: bool,
@@ -47,6 +46,8 @@ pub(crate) struct Running {
     pub(crate) monitor: Monitor,
     runtime: tokio::runtime::Runtime,
     process: Process,
+    /// Ends with QEMU.
+    tpm: Option<Process>,
     stderr: PathBuf,
 }
 
@@ -59,6 +60,7 @@ impl Stage {
             monitor: folder.path().join(monitor),
             folder,
             fds: RefCell::default(),
+            tpm: Cell::default(),
             has_tap: true,
         }
     }
@@ -91,6 +93,11 @@ impl Stage {
                 NicBackend::Tap(fd) => stage.tap(*fd),
                 NicBackend::User(_) => {}
             }
+        }
+        if let Some(fd) = machine.tpm {
+            let (theirs, ours) = UnixStream::pair().unwrap();
+            stage.hand(fd, theirs);
+            stage.tpm.set(Some(ours.into()));
         }
         match &machine.firmware {
             Firmware::Board => {}
@@ -195,6 +202,8 @@ impl Stage {
     fn image(&self, image: &Image, access: Access) {
         match image {
             Image::Raw(source) => self.blank(source, Format::Raw, access, DISK_SIZE),
+            // Only root has block devices to give away.
+            Image::Device(_) => panic!("{}: no stage has a block device", self.name),
             Image::Qcow2 { source, backing } => {
                 self.blank(source, Format::Qcow2, access, DISK_SIZE);
                 if let Some(backing) = backing {
@@ -224,6 +233,26 @@ impl Stage {
                 self.has_tap = false;
             }
         }
+    }
+
+    fn companion(&self) -> Option<Companion> {
+        let state = self.folder.path();
+        Some(Companion {
+            fds: vec![(self.tpm.take()?, 3)],
+            program: installed("swtpm"),
+            args: [
+                "socket",
+                "--tpm2",
+                "--terminate",
+                "--ctrl",
+                "type=unixio,clientfd=3",
+                "--tpmstate",
+                &format!("dir={}", state.display()),
+            ]
+            .map(OsString::from)
+            .into(),
+            output: File::create(state.join("tpm.log")).unwrap().into(),
+        })
     }
 
     /// Starts QEMU as the supervisor does.
@@ -264,22 +293,23 @@ impl Stage {
             .build()
             .unwrap();
         let stderr = self.folder.path().join("stderr");
-        let process = {
+        let launch = Launch {
+            program,
+            args,
+            fds: self.fds.take(),
+            stderr: File::create(&stderr).unwrap().into(),
+            identity: Identity::Same,
+        };
+        let (process, tpm) = {
             let _inside = runtime.enter();
-            spawn(Launch {
-                program,
-                args,
-                fds: self.fds.take(),
-                stderr: File::create(&stderr).unwrap().into(),
-                identity: Identity::Same,
-            })
-            .unwrap()
+            spawn_both(launch, self.companion()).unwrap()
         };
         match Monitor::connect(&self.monitor) {
             Ok(monitor) => Running {
                 monitor,
                 runtime,
                 process,
+                tpm,
                 stderr,
             },
             Err(error) => {
@@ -309,6 +339,10 @@ impl Running {
         self.monitor.ask("quit");
         let exited = async { tokio::time::timeout(PROMPT, self.process.exited()).await };
         assert_eq!(self.runtime.block_on(exited).unwrap(), Exit::Code(0));
+        if let Some(tpm) = &self.tpm {
+            let exited = async { tokio::time::timeout(PROMPT, tpm.exited()).await };
+            assert_eq!(self.runtime.block_on(exited).unwrap(), Exit::Code(0));
+        }
         fs::read_to_string(&self.stderr).unwrap()
     }
 }
@@ -321,66 +355,4 @@ impl Drop for Running {
         // One that has ended already is no error.
         let _ = self.process.kill();
     }
-}
-
-/// A kernel that QEMU's loader takes, with nothing in it to run.
-fn kernel_for(arch: Arch) -> Vec<u8> {
-    match arch {
-        // The setup header of Linux's boot protocol 2.12, one sector of setup, one of code.
-        Arch::I386 | Arch::X86_64 => {
-            let mut image = vec![0; 8192];
-            image[0x1f1] = 1;
-            image[0x1fe..0x200].copy_from_slice(&[0x55, 0xaa]);
-            image[0x202..0x206].copy_from_slice(b"HdrS");
-            image[0x206..0x208].copy_from_slice(&0x020c_u16.to_le_bytes());
-            // Loaded high, with an initrd anywhere below 896 MiB.
-            image[0x211] = 1;
-            image[0x22c..0x230].copy_from_slice(&0x37ff_ffff_u32.to_le_bytes());
-            image
-        }
-        // An ELF file of one segment of eight bytes.
-        Arch::Ppc64le => {
-            let mut image = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
-            for half in [2_u16, 21] {
-                image.extend(half.to_le_bytes());
-            }
-            image.extend(1_u32.to_le_bytes());
-            for word in [0_u64, 64, 0] {
-                image.extend(word.to_le_bytes());
-            }
-            image.extend(0_u32.to_le_bytes());
-            for half in [64_u16, 56, 1, 0, 0, 0] {
-                image.extend(half.to_le_bytes());
-            }
-            for word in [1_u32, 5] {
-                image.extend(word.to_le_bytes());
-            }
-            for word in [120_u64, 0, 0, 8, 8, 8] {
-                image.extend(word.to_le_bytes());
-            }
-            image.extend([0; 8]);
-            image
-        }
-        // Taken as it is.
-        Arch::Aarch64 | Arch::S390x => vec![0; 4096],
-    }
-}
-
-/// A tap in a network namespace of its own, so that the host has no new link.
-fn new_tap() -> io::Result<OwnedFd> {
-    use nix::libc::{IFF_NO_PI, IFF_TAP, TUNSETIFF, c_short, ifreq, ioctl};
-    unshare(CloneFlags::CLONE_NEWNET)?;
-    let tun = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/net/tun")?;
-    // SAFETY: all zeros are an `ifreq`.
-    let mut request: ifreq = unsafe { std::mem::zeroed() };
-    request.ifr_ifru.ifru_flags = c_short::try_from(IFF_TAP | IFF_NO_PI).unwrap();
-    // SAFETY: the descriptor is open, and the kernel reads and writes one `ifreq`.
-    let made = unsafe { ioctl(tun.as_raw_fd(), TUNSETIFF, &raw mut request) };
-    if made < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(tun.into())
 }
