@@ -237,6 +237,7 @@ fn the_help_says_it_all() {
           cp           Copy files from or to a machine, by scp
           ssh-config   Print settings for ssh, so that plain `ssh MACHINE` works
           inventory    Print the machines as an Ansible inventory
+          image        Fetch, list, check and remove the images of the cache
           render       Print a machine's final Ignition config, secrets included
           explain      Print a machine's QEMU command line, with a reason for each argument
           doctor       Say what this host can do, and what it lacks

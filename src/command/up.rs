@@ -1,10 +1,11 @@
 //! `kiln up`: read, plan, do, watch.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cli::args::{Goal, MachinesArgs, ReprovisionArgs, UpArgs};
 use crate::client::Client;
 use crate::cluster::Cluster;
+use crate::command::pulling::{self, Fresh};
 use crate::command::wait::{default_timeout, goal, until};
 use crate::command::{Made, Session, down, power, show, spec};
 use crate::error::{Error, Exit};
@@ -50,6 +51,7 @@ pub(super) fn reprovision(session: &mut Session<'_>, args: &ReprovisionArgs) -> 
         dry_run: false,
         replace: true,
         scale: Vec::new(),
+        force_download: false,
     };
     work(session, &args, RootDisks::Anew)
 }
@@ -62,11 +64,26 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
         plan.restrict(&names);
         return spec::show_plan(session, &plan);
     }
+    let fresh = if args.force_download {
+        Fresh::Download
+    } else {
+        Fresh::No
+    };
+    // Before the cluster is locked: others may look at it and take it down while this downloads. The
+    // images are held until the machines' records name them.
+    let deadline = args.waiting.timeout.map(|timeout| session.begun + timeout);
+    let images = pulling::of_spec(session, &cluster, &names, fresh, deadline)?;
+    // Who named no time did not think of downloads.
+    let begun = match args.waiting.timeout {
+        Some(_) => session.begun,
+        None => Instant::now(),
+    };
     let files = session.roots.cluster(cluster.name.as_str());
     folder::make_private(&session.roots.clusters())
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     let lock = Lock::try_take(&files.lock(), "kiln up")?;
     let made = make(session, disks, &cluster, &names, &files);
+    drop(images);
     // The cluster can be worked on by others from here on, while this one waits for its guests.
     if files.ledger().exists() {
         drop(lock);
@@ -78,7 +95,7 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     for note in view.notes().iter().chain(&view.why_emulated()) {
         session.report.note(note);
     }
-    finish(session, args, &made, &client, &prepared)
+    finish(session, args, begun, &made, &client, &prepared)
 }
 
 /// Plans, makes what is missing, and hands the machines over. The cluster's lock is held.
@@ -140,6 +157,7 @@ fn decide(
     spec::refuse_other_folder(cluster, &inventory)?;
     let mut plan = plan::plan(cluster, facts, &inventory)?;
     plan.restrict(names);
+    refuse_missing_images(&plan, &inventory)?;
     match disks {
         RootDisks::Kept => refuse_loss(&plan)?,
         RootDisks::Replaced => {}
@@ -161,6 +179,24 @@ fn take_back(session: &Session<'_>, files: &ClusterFiles, undo: &Undo) -> Result
     }
     undo.run();
     Ok(())
+}
+
+/// What was fetched before the plan was made may be gone again, with the whole cache.
+fn refuse_missing_images(plan: &Plan, inventory: &plan::Inventory) -> Result<(), Error> {
+    let missing = plan
+        .steps
+        .iter()
+        .filter(|step| step.record.is_some())
+        .filter_map(|step| inventory.images.get(&step.name))
+        .find(|image| image.download.is_some());
+    match missing {
+        None => Ok(()),
+        Some(image) => Err(Error::new(
+            Exit::Failed,
+            format!("the image `{}` has gone from the cache", image.label),
+        )
+        .hint("the same command fetches it again")),
+    }
 }
 
 /// A disk is made anew only when the user said so.
@@ -259,6 +295,7 @@ fn start(files: &ClusterFiles, plan: &Plan) -> Result<Client, Error> {
 fn finish(
     session: &Session<'_>,
     args: &UpArgs,
+    begun: Instant,
     made: &Made,
     client: &Client,
     prepared: &Prepared,
@@ -291,7 +328,7 @@ fn finish(
             if names.is_empty() {
                 continue;
             }
-            match until(session, client, made, &names, goal, session.begun, timeout) {
+            match until(session, client, made, &names, goal, begun, timeout) {
                 Ok(now) => status = Some(now),
                 Err(error) => {
                     return Err(undo_if_never_started(

@@ -410,7 +410,8 @@ fn a_machine_is_made_anew_by_name() {
     assert_eq!(world.kiln(&["reprovision", "node-1"]).code, Some(7));
     world.ok(&["up"]);
     let before = (world.pids(), world.ps());
-    let key = |name: &str| fs::read(world.machine("demo", name).join("ssh_host_ed25519_key")).unwrap();
+    let key =
+        |name: &str| fs::read(world.machine("demo", name).join("ssh_host_ed25519_key")).unwrap();
     let keys = (key("node-1"), key("node-2"));
 
     assert_eq!(world.kiln(&["reprovision"]).code, Some(2));
