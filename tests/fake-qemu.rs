@@ -66,6 +66,8 @@ pub(crate) struct Behavior {
     console: Vec<(u64, String)>,
     /// When the guest reports; never if null.
     report: Option<u64>,
+    /// It reports to whoever listens first, and to nobody later, as a guest does.
+    report_once: bool,
     /// The addresses that it reports.
     addresses: Vec<String>,
     /// The guest's kernel panics.

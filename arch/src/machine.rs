@@ -154,6 +154,16 @@ pub struct Drive {
     pub access: Access,
     /// What the guest reads as the disk's serial: at most 20 bytes.
     pub serial: Option<String>,
+    pub sector: Sector,
+}
+
+/// The smallest piece of a disk that the guest can read or write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sector {
+    /// 512 bytes, which is QEMU's own choice as well.
+    Bytes512,
+    /// 4096 bytes ("4K native").
+    Bytes4096,
 }
 
 /// Whether the guest may write.

@@ -6,7 +6,7 @@ use super::Grown;
 use crate::cluster::{ROOT_SERIAL, Size};
 use crate::state::record::{
     DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind, FirmwareRecord, KernelRecord,
-    MachineRecord, TransportRecord,
+    MachineRecord, SectorRecord, TransportRecord,
 };
 
 /// One thing that changed.
@@ -232,6 +232,12 @@ impl Found {
             None => Price::Restart,
         };
         self.add(what, &source_text(old), &source_text(new), price);
+        self.add(
+            &format!("{what}, sector"),
+            sector_text(old.sector),
+            sector_text(new.sector),
+            Price::Restart,
+        );
         if let Some((old, new)) = keeps {
             self.add(&format!("{what}, keep"), &old, &new, Price::Nothing);
         }
@@ -252,6 +258,13 @@ impl Found {
 fn disk_text(disk: &DiskRecord) -> String {
     let size = Size::from_bytes(disk.size);
     format!("{size} on {}", disk.base.path.display())
+}
+
+fn sector_text(sector: SectorRecord) -> &'static str {
+    match sector {
+        SectorRecord::Bytes512 => "512",
+        SectorRecord::Bytes4096 => "4096",
+    }
 }
 
 fn source_text(disk: &DataDiskRecord) -> String {

@@ -5,16 +5,22 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use kiln_arch::machine::Sector;
+
 use super::document::Node;
 use super::error::{Fault, Place};
 use super::fields::{self, Fields, Keys};
 use super::files::{self, Folders};
 use super::group::{DISK_LEAST, DISK_MOST, PlacedMachine};
 use super::image;
-use crate::cluster::{DataDisk, DataFormat, DataSource, DiskFormat, DiskImage, Image, Serial};
+use crate::cluster::{
+    DataDisk, DataFormat, DataSource, DiskFormat, DiskImage, DiskSource, Image, Serial,
+};
 
 const KEYS: Keys = Keys {
-    known: &["size", "serial", "keep", "file", "format", "readonly"],
+    known: &[
+        "size", "serial", "keep", "sector", "file", "format", "readonly",
+    ],
     not_built: &[],
 };
 
@@ -93,6 +99,22 @@ fn disk(node: Node, index: u16, owner: &str, folders: Folders<'_>) -> Result<Dat
         let place = node.place;
         Ok((place, fields::size(&node, key, DISK_LEAST, DISK_MOST)?))
     })?;
+    let sector = fields
+        .take_as("sector", |node, key| {
+            let words = [("512", Sector::Bytes512), ("4096", Sector::Bytes4096)];
+            fields::choice(node, key, &words, &[])
+        })?
+        .unwrap_or(Sector::Bytes512);
+    if let Some((place, size)) = size
+        && sector == Sector::Bytes4096
+        && !size.bytes().is_multiple_of(4096)
+    {
+        return Err(Fault::bad_value(
+            place,
+            "size",
+            format!("{size} is not a whole number of sectors of 4096 bytes"),
+        ));
+    }
     let source = match (fields.take("file"), size) {
         (None, None) => {
             return Err(fields
@@ -142,7 +164,11 @@ fn disk(node: Node, index: u16, owner: &str, folders: Folders<'_>) -> Result<Dat
             }
         }
     };
-    Ok(DataDisk { serial, source })
+    Ok(DataDisk {
+        serial,
+        sector,
+        source,
+    })
 }
 
 fn serial(place: Place, text: &str) -> Result<Serial, Fault> {
@@ -223,9 +249,9 @@ fn files(placed: &PlacedMachine) -> impl Iterator<Item = (PathBuf, bool)> {
 }
 
 fn base(image: &Image) -> Option<&DiskImage> {
-    match image {
-        Image::Disk(disk) => Some(disk),
-        Image::Kernel { disk, .. } => disk.as_ref(),
+    match image.disk()? {
+        DiskSource::Local(disk) => Some(disk),
+        DiskSource::Remote(_) => None,
     }
 }
 

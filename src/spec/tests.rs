@@ -142,7 +142,7 @@ machines:
     cpus: 2
     memory: 2GiB
     disk: 20GiB
-    disks: [{size: 5GiB, serial: db, keep: true}, {size: 1GiB}, {file: disk.iso, format: raw, readonly: true}]
+    disks: [{size: 5GiB, serial: db, keep: true}, {size: 1GiB, sector: 4096}, {file: disk.iso, format: raw, readonly: true}]
     ignition: node.ign.j2
     vars: {role: worker, deep: [1, {a: yes}]}
     profile: none
@@ -281,6 +281,34 @@ machines:
         3: `subnet` is not a private one: the machines cannot reach the hosts that own these addresses
         5: group `a` has `vars`, but its Ignition config is not a template: say `template: true` or end its name in `.j2`
         6: `insecure: true` changes nothing for a local file: only downloads carry signatures"#]].assert_eq(&folder.anonymous(&lines.join("\n")));
+}
+
+#[test]
+fn images_from_elsewhere_are_read() {
+    let zeros = "0".repeat(64);
+    for (image, want) in [
+        ("fedora-coreos:stable".to_owned(), "fedora-coreos:stable"),
+        (
+            "{disk: 'flatcar:beta@4230.1.0', insecure: true}".to_owned(),
+            "flatcar:beta@4230.1.0",
+        ),
+        ("rhcos:4.18".to_owned(), "rhcos:4.18"),
+        (
+            format!("{{disk: 'http://a.example/x.raw.xz', sha256: '{zeros}'}}"),
+            "http://a.example/x.raw.xz",
+        ),
+        (
+            "{disk: 'https://a.example/x', format: raw, insecure: true}".to_owned(),
+            "https://a.example/x",
+        ),
+    ] {
+        let loaded = loaded(&format!(
+            "cluster: demo\nimage: {image}\nmachines: {{node: }}"
+        ));
+        let remote = loaded.cluster.machines[0].remote_image().unwrap();
+        assert_eq!(remote.source.to_string(), want);
+        assert_eq!(remote.insecure, image.contains("insecure"), "{image}");
+    }
 }
 
 #[test]

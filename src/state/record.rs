@@ -10,6 +10,7 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
+use kiln_arch::machine::Sector;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{DataFormat, DiskFormat};
@@ -190,8 +191,20 @@ pub struct DiskRecord {
 pub struct DataDiskRecord {
     /// What the guest reads; one of a kind in the machine.
     pub serial: String,
+    #[serde(default)]
+    pub sector: SectorRecord,
     #[serde(flatten)]
     pub source: DataSourceRecord,
+}
+
+/// A disk's sectors, by their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SectorRecord {
+    #[default]
+    #[serde(rename = "512")]
+    Bytes512,
+    #[serde(rename = "4096")]
+    Bytes4096,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -261,6 +274,9 @@ pub struct RunRecord {
     pub seen: Vec<SeenRecord>,
     /// RFC 3339, when QEMU was started.
     pub started_at: Option<String>,
+    /// How long the console's log was: what came later is news to the next supervisor.
+    #[serde(default)]
+    pub console: Option<u64>,
     /// How often the policy has started it again since it was last up.
     #[serde(default)]
     pub restarts: u32,
@@ -295,6 +311,24 @@ pub enum StateRecord {
     Failed,
     Unresponsive,
     Damaged,
+}
+
+impl From<Sector> for SectorRecord {
+    fn from(sector: Sector) -> SectorRecord {
+        match sector {
+            Sector::Bytes512 => SectorRecord::Bytes512,
+            Sector::Bytes4096 => SectorRecord::Bytes4096,
+        }
+    }
+}
+
+impl From<SectorRecord> for Sector {
+    fn from(sector: SectorRecord) -> Sector {
+        match sector {
+            SectorRecord::Bytes512 => Sector::Bytes512,
+            SectorRecord::Bytes4096 => Sector::Bytes4096,
+        }
+    }
 }
 
 impl DataDiskRecord {

@@ -46,6 +46,8 @@ pub enum FindingKind {
     Userspace,
     /// Ignition gave up; the line is its own message where it printed one.
     IgnitionFailed,
+    /// systemd says that a stage of Ignition failed, and Ignition said nothing here.
+    IgnitionUnitFailed,
     KernelPanic,
     /// A shell waits for somebody at the console.
     Emergency,
@@ -210,6 +212,12 @@ impl Scanner {
     }
 
     fn judge(&mut self, verdict: FindingKind, line: &str, findings: &mut Vec<Finding>) {
+        // systemd says it after Ignition, where that has a say on the console.
+        let verdict = if verdict == FindingKind::IgnitionUnitFailed && self.complaint.is_some() {
+            FindingKind::IgnitionFailed
+        } else {
+            verdict
+        };
         if self.found.contains(&verdict) {
             return;
         }
@@ -231,7 +239,8 @@ impl Scanner {
             FindingKind::Firmware
             | FindingKind::Kernel
             | FindingKind::Ignition { .. }
-            | FindingKind::Userspace => shown(line),
+            | FindingKind::Userspace
+            | FindingKind::IgnitionUnitFailed => shown(line),
         };
         findings.push(Finding {
             kind: verdict,
@@ -379,11 +388,10 @@ fn ignition_complaint(line: &str) -> Option<String> {
 fn verdict(line: &str) -> Option<FindingKind> {
     if line.contains("Kernel panic - not syncing") {
         Some(FindingKind::KernelPanic)
-    } else if line.contains("Ignition failed")
-        || line.contains("Ignition has failed")
-        || (line.contains("Failed to start") && ignition_stage(line).is_some())
-    {
+    } else if line.contains("Ignition failed") || line.contains("Ignition has failed") {
         Some(FindingKind::IgnitionFailed)
+    } else if line.contains("Failed to start") && ignition_stage(line).is_some() {
+        Some(FindingKind::IgnitionUnitFailed)
     } else if has_one(line, &EMERGENCY) {
         Some(FindingKind::Emergency)
     } else if has_one(line, &NO_BOOT) || has_one(line, &UNSIGNED) {

@@ -132,6 +132,12 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         generation: 0,
         ending: false,
     };
+    for (name, log) in [
+        ("/supervisor", dispatcher.files.supervisor_log()),
+        ("/uplink", dispatcher.files.uplink().qemu_log()),
+    ] {
+        dispatcher.consoles.keep_short(name, &log);
+    }
     dispatcher.adopt_all();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(SupervisorError::Signals)?;
@@ -219,7 +225,12 @@ impl Dispatcher {
             carriers,
         );
         slot.adopt(&self.inbox, &mut self.consoles, &self.network);
+        let findings = std::mem::take(&mut slot.missed);
         self.slots.insert(name.to_owned(), slot);
+        self.of_console(ConsoleEvent {
+            machine: name.to_owned(),
+            findings,
+        });
         // What was found is on the disk in some form, or in /proc.
         self.write_soon(name);
         self.announce(name, Change::Address);
@@ -384,6 +395,7 @@ impl Dispatcher {
                 FindingKind::Ignition { stage } => Event::PhaseSeen(Phase::Ignition(stage)),
                 FindingKind::Userspace => Event::PhaseSeen(Phase::Userspace),
                 FindingKind::KernelPanic => Event::PanicLine { line },
+                FindingKind::IgnitionUnitFailed => Event::GaveUpUntold { line },
                 FindingKind::IgnitionFailed | FindingKind::Emergency | FindingKind::NoBoot => {
                     Event::GaveUp { line }
                 }

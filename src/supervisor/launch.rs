@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use kiln_arch::machine::{
     Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Format, Ignition,
     IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName, Run,
-    Sandbox, Socket as QemuSocket, Source, Uplink, UplinkPort, UserNet,
+    Sandbox, Sector, Socket as QemuSocket, Source, Uplink, UplinkPort, UserNet,
 };
 use kiln_arch::{Arch, Unsupported, drive_node};
 use kiln_netsetup::address::Subnet;
@@ -180,6 +180,7 @@ pub fn supervised(
             },
             access: Access::ReadWrite,
             serial: Some(ROOT_SERIAL.to_owned()),
+            sector: Sector::Bytes512,
         })
         .collect();
     for disk in &record.data_disks {
@@ -234,6 +235,7 @@ pub fn alone(
             },
             access: Access::ReadWrite,
             serial: Some(ROOT_SERIAL.to_owned()),
+            sector: Sector::Bytes512,
         });
     }
     for disk in &record.data_disks {
@@ -441,6 +443,7 @@ fn data_drive(
             Access::ReadWrite
         },
         serial: Some(disk.serial.clone()),
+        sector: disk.sector.into(),
     }
 }
 

@@ -18,6 +18,7 @@
 
 mod asked;
 mod seen;
+mod verdict;
 
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ pub const QUIT_DEADLINE: Duration = Duration::from_secs(2);
 pub const KILL_DEADLINE: Duration = Duration::from_secs(2);
 /// The longest grace of a guest that has not come up: nobody in it hears the button.
 pub const UNHEARD_GRACE: Duration = Duration::from_secs(5);
+/// How long the journal of a failed Ignition is waited for where the console does not say why.
+pub const EXPLANATION_DEADLINE: Duration = Duration::from_secs(4);
 /// The first pause before a machine is started again by its policy; it doubles.
 pub const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How the reason of a crash ends when the policy will start the machine again.
@@ -140,6 +143,14 @@ pub enum Event {
     GaveUp {
         line: String,
     },
+    /// The console shows that Ignition failed, and not why; its journal may tell that yet.
+    GaveUpUntold {
+        line: String,
+    },
+    /// The journal of a failed Ignition came in; `line` says why.
+    Explained {
+        line: String,
+    },
     /// The console shows the line of a kernel panic.
     PanicLine {
         line: String,
@@ -244,6 +255,10 @@ pub struct Machine {
     phase: Phase,
     report: Option<ReportRecord>,
     gave_up: Option<String>,
+    /// What the console shows of a failed Ignition, until its journal tells more or this is due.
+    untold: Option<(Instant, String)>,
+    /// The journal has told.
+    explained: bool,
     panic_line: Option<String>,
     responsive: bool,
     came_up: bool,
@@ -266,6 +281,8 @@ impl Machine {
             phase: Phase::Start,
             report: None,
             gave_up: None,
+            untold: None,
+            explained: false,
             panic_line: None,
             responsive: true,
             came_up: false,
@@ -418,7 +435,8 @@ impl Machine {
             } => None,
             State::Stopping { deadline, .. } => Some(*deadline),
             State::Crashed { again, .. } => *again,
-            State::Stopped { .. } | State::Running | State::Paused { .. } => None,
+            State::Running => self.untold.as_ref().map(|(due, _)| *due),
+            State::Stopped { .. } | State::Paused { .. } => None,
         }
     }
 
@@ -439,6 +457,8 @@ impl Machine {
             Event::AddressSeen => self.address_seen(),
             Event::PhaseSeen(phase) => self.phase_seen(phase),
             Event::GaveUp { line } => self.guest_gave_up(line),
+            Event::GaveUpUntold { line } => self.guest_gave_up_untold(now, line),
+            Event::Explained { line } => self.explained(line),
             Event::PanicLine { line } => {
                 self.panic_line.get_or_insert(line);
                 Vec::new()

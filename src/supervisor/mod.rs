@@ -9,6 +9,7 @@ mod control;
 pub mod diagnose;
 pub mod dispatcher;
 mod door;
+mod journal;
 pub mod launch;
 pub mod machine;
 mod message;

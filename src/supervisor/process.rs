@@ -11,6 +11,7 @@
 
 mod child;
 mod proc;
+mod stranger;
 #[cfg(test)]
 mod tests;
 
@@ -88,7 +89,7 @@ pub struct Detached {
 pub enum Exit {
     Code(i32),
     Signal(i32),
-    /// It was not our child (adopted), so the kernel tells nobody here.
+    /// It was not our child (adopted), and this kernel tells its parent alone.
     Unknown,
 }
 
@@ -442,7 +443,11 @@ impl Process {
                 Ok(WaitStatus::Signaled(_, signal, _)) => Some(Exit::Signal(signal as i32)),
                 Ok(_) | Err(Errno::EINTR) => None,
                 // Not our child.
-                Err(_) => Some(Exit::Unknown),
+                Err(_) => Some(stranger::exit(
+                    self.pidfd.get_ref().as_fd(),
+                    self.pid,
+                    self.start_time,
+                )),
             };
         }
         *exit

@@ -21,8 +21,10 @@ use crate::state::record::{
     ClusterRecord, MachineRecord, ProcessRecord, ReportRecord, RestartRecord, RunRecord,
     SeenRecord, StateRecord,
 };
-use crate::supervisor::console::ConsoleWatch;
+use crate::supervisor::console::{self, ConsoleWatch};
+use crate::supervisor::diagnose::Finding;
 use crate::supervisor::dispatcher::phase_text;
+use crate::supervisor::journal;
 use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::machine::{AGAIN, Machine, Restart};
 use crate::supervisor::message::{Message, News, Reply};
@@ -86,6 +88,8 @@ pub(super) struct Slot {
     kept_report: Option<ReportRecord>,
     /// What does not work of its QEMU, a sentence each.
     pub(super) notes: Vec<String>,
+    /// What the console has said before this supervisor was there.
+    pub(super) missed: Vec<Finding>,
     found: Option<Process>,
     saved: Option<RunRecord>,
     /// Whether its QEMU was found, and has not answered yet.
@@ -123,6 +127,7 @@ impl Slot {
             started_at: None,
             kept_report: None,
             notes: Vec::new(),
+            missed: Vec::new(),
             found: None,
             saved: None,
             adopting: false,
@@ -143,10 +148,11 @@ impl Slot {
             .and_then(|run| run.process.as_ref())
             .and_then(|process| Process::adopt(process.pid, process.start_time, uuid).ok()?)
             .or_else(|| carriers.find(uuid));
+        let rebooted = self.found.is_some() && recorded.is_some_and(|run| self.catch_up(run));
         self.machine = match (&run, &self.found) {
             (_, Some(_)) => {
                 let gave_up = recorded
-                    .filter(|run| run.state == StateRecord::Failed)
+                    .filter(|run| run.state == StateRecord::Failed && !rebooted)
                     .map(|run| run.reason.clone());
                 Machine::adopting(restart, reports, gave_up, Instant::now())
             }
@@ -180,8 +186,22 @@ impl Slot {
         if let (Some(run), Some(_)) = (run.filter(|_| this_boot), &self.found) {
             self.seen = run.seen;
             self.started_at = run.started_at;
-            self.kept_report = run.report;
+            self.kept_report = run.report.filter(|_| !rebooted);
         }
+    }
+
+    /// Reads what the console has said while no supervisor read it; whether the guest has begun
+    /// anew since the record. QEMU tells that to nobody later.
+    fn catch_up(&mut self, run: &RunRecord) -> bool {
+        let Some(offset) = run.console else {
+            return false;
+        };
+        let missed = console::missed(&self.files.console_log(), offset).unwrap_or_default();
+        // The console of a guest that was up proves nothing, unless it has begun anew.
+        if missed.begins_anew || run.report.is_none() {
+            self.missed = missed.findings;
+        }
+        missed.begins_anew
     }
 
     fn policy(&self) -> (Restart, bool) {
@@ -248,6 +268,7 @@ impl Slot {
         mend(&process, &self.files);
         // Only what comes from now on: the verdicts of the past are in the record.
         consoles.add_at_end(&self.name, &self.files.console_log());
+        consoles.keep_short(&self.log_name(), &self.files.qemu_log());
         if let Err(error) = self.publish(network) {
             let error = in_one_line(&error);
             tracing::warn!(machine = self.name, error, "ports are not published");
@@ -258,6 +279,11 @@ impl Slot {
         self.adopting = true;
         // Its TPM, if it has one, is no child of ours; it ends with its QEMU.
         self.attend(process, None, Origin::Found, inbox, network);
+    }
+
+    /// Of QEMU's own log, beside the machine's console. No machine's name has a slash.
+    fn log_name(&self) -> String {
+        format!("{}/qemu", self.name)
     }
 
     pub(super) fn mend_sockets(&self) {
@@ -340,6 +366,7 @@ impl Slot {
         };
         self.started_at = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         consoles.add_at_end(&self.name, &self.files.console_log());
+        consoles.keep_short(&self.log_name(), &self.files.qemu_log());
         let tpm = companion.map(|process| Tpm {
             process,
             log: self.files.tpm_log(),
@@ -381,6 +408,10 @@ impl Slot {
         self.tasks.push(watch::reports(
             teller.clone(),
             self.files.socket(Socket::Report),
+        ));
+        self.tasks.push(journal::watch(
+            teller.clone(),
+            self.files.socket(Socket::Journal),
         ));
         // Not in `tasks`: it has to outlive them, to reap the process.
         drop(watch::process(teller, process, self.files.qemu_log(), tpm));
@@ -502,6 +533,7 @@ impl Slot {
         self.notes.clear();
         self.started_at = None;
         consoles.remove(&self.name);
+        consoles.remove(&self.log_name());
         for socket in Socket::ALL {
             let _ = std::fs::remove_file(self.files.socket(socket));
         }
@@ -519,7 +551,7 @@ impl Slot {
         if self.is_damaged() || self.is_adopting() {
             return;
         }
-        let run = RunRecord {
+        let mut run = RunRecord {
             schema: SCHEMA,
             boot_id: boot_id.to_owned(),
             process: self.process.as_ref().map(|process| ProcessRecord {
@@ -531,11 +563,14 @@ impl Slot {
             report: self.machine.report().cloned(),
             seen: self.seen.clone(),
             started_at: self.started_at.clone(),
+            console: self.saved.as_ref().and_then(|saved| saved.console),
             restarts: self.machine.restarts(),
         };
         if self.saved.as_ref() == Some(&run) {
             return;
         }
+        let log = std::fs::symlink_metadata(self.files.console_log());
+        run.console = log.ok().map(|log| log.len());
         match files::save(&self.files.run(), &run) {
             Ok(()) => self.saved = Some(run),
             Err(error) => {

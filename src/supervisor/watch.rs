@@ -50,7 +50,7 @@ impl Teller {
         self.inbox.send(message).await.is_ok()
     }
 
-    async fn event(&self, event: Event) -> bool {
+    pub(super) async fn event(&self, event: Event) -> bool {
         self.tell(News::Event(event)).await
     }
 }
@@ -72,7 +72,10 @@ pub(super) fn process(
             Exit::Code(0) => ("status 0".to_owned(), true),
             Exit::Code(code) => (format!("QEMU exited with status {code}"), false),
             Exit::Signal(signal) => (format!("signal {signal}"), false),
-            Exit::Unknown => ("QEMU ended".to_owned(), false),
+            Exit::Unknown => (
+                "QEMU was killed or ended; how, its parent alone was told".to_owned(),
+                false,
+            ),
         };
         let how = match last_line(&log) {
             Some(line) if !clean => format!("{how}: {line}"),

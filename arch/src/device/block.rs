@@ -2,7 +2,7 @@
 
 use crate::board::Bus;
 use crate::device::virtio;
-use crate::machine::Access;
+use crate::machine::{Access, Sector};
 use crate::opt::{Object, Opt};
 
 /// `-blockdev`: a node, and the nodes that it stands on.
@@ -87,6 +87,7 @@ pub(crate) struct VirtioBlk<'a> {
     pub(crate) drive: &'a str,
     pub(crate) serial: Option<&'a str>,
     pub(crate) bootindex: Option<u32>,
+    pub(crate) sector: Sector,
 }
 
 impl VirtioBlk<'_> {
@@ -104,7 +105,12 @@ impl VirtioBlk<'_> {
         if let Some(bootindex) = self.bootindex {
             opt = opt.key("bootindex", bootindex.to_string());
         }
-        opt
+        match self.sector {
+            Sector::Bytes512 => opt,
+            Sector::Bytes4096 => opt
+                .key("logical_block_size", "4096")
+                .key("physical_block_size", "4096"),
+        }
     }
 }
 

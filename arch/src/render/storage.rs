@@ -7,7 +7,7 @@ use crate::Unsupported;
 use crate::command::Reason;
 use crate::device::{Blockdev, FwCfg, VirtioBlk, reopened};
 use crate::machine::{
-    Access, Drive, Format, Ignition, IgnitionTransport, Image, Kernel, Pflash, Source,
+    Access, Drive, Format, Ignition, IgnitionTransport, Image, Kernel, Pflash, Sector, Source,
 };
 use crate::render::Render;
 
@@ -103,6 +103,7 @@ impl Render<'_> {
             drive: &name,
             serial,
             bootindex: boots.then_some(1),
+            sector: drive.sector,
         };
         self.device(front.opt(), why)
     }
@@ -162,6 +163,7 @@ impl Render<'_> {
             drive: "ignition",
             serial: Some("ignition"),
             bootindex: None,
+            sector: Sector::Bytes512,
         };
         self.device(front.opt(), why)
     }

@@ -9,7 +9,7 @@ use kiln_arch::Arch;
 use kiln_arch::machine::{
     Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Format, Forward, Ignition,
     IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName,
-    Protocol, Run, Sandbox, Socket, Source, Uplink, UplinkPort, UserNet,
+    Protocol, Run, Sandbox, Sector, Socket, Source, Uplink, UplinkPort, UserNet,
 };
 use macaddr::MacAddr6;
 
@@ -186,6 +186,7 @@ pub(crate) fn direct(arch: Arch) -> Machine {
             },
             access: Access::ReadWrite,
             serial: Some("root".to_owned()),
+            sector: Sector::Bytes512,
         }],
         ignition: Ignition::Config(fds.source()),
         sandbox: Sandbox::Full,
@@ -229,11 +230,13 @@ pub(crate) fn disk(arch: Arch) -> Machine {
                 },
                 access: Access::ReadWrite,
                 serial: None,
+                sector: Sector::Bytes512,
             },
             Drive {
                 image: Image::Raw(fds.source()),
                 access: Access::ReadWrite,
                 serial: Some("data".to_owned()),
+                sector: Sector::Bytes4096,
             },
             Drive {
                 image: Image::Qcow2 {
@@ -242,6 +245,7 @@ pub(crate) fn disk(arch: Arch) -> Machine {
                 },
                 access: Access::ReadOnly,
                 serial: Some("tools".to_owned()),
+                sector: Sector::Bytes512,
             },
         ],
         ignition: Ignition::None,
@@ -288,6 +292,7 @@ pub(crate) fn shell(arch: Arch) -> Machine {
             },
             access: Access::ReadWrite,
             serial: None,
+            sector: Sector::Bytes512,
         }],
         ignition: Ignition::Config(path("/run/kiln/a,b.ign")),
         run: Run::Alone,

@@ -128,7 +128,7 @@ fn a_quiet_failure_of_ignition_is_still_seen() {
         "[FAILED] Failed to start Ignition (fetch).\r\n",
         &expect![[r#"
             Ignition { stage: "fetch" } | [FAILED] Failed to start Ignition (fetch).
-            IgnitionFailed | [FAILED] Failed to start Ignition (fetch).
+            IgnitionUnitFailed | [FAILED] Failed to start Ignition (fetch).
         "#]],
     );
 }

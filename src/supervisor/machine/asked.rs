@@ -44,6 +44,8 @@ impl Machine {
         self.phase = Phase::Start;
         self.report = None;
         self.gave_up = None;
+        self.untold = None;
+        self.explained = false;
         self.panic_line = None;
     }
 

@@ -51,10 +51,11 @@ impl Machine {
         self.came_up = true;
         // A guest that waited for someone to report to may have been heard before QMP was.
         let report = self.report.take().or(report);
-        self.phase = if report.is_some() {
-            Phase::Ready
-        } else {
-            Phase::Userspace
+        self.phase = match (&report, &self.phase) {
+            (Some(_), _) => Phase::Ready,
+            (None, Phase::Start) => Phase::Userspace,
+            // As its console has told meanwhile.
+            (None, phase) => phase.clone(),
         };
         self.report = report;
         self.state = State::Running;
@@ -206,6 +207,7 @@ impl Machine {
                 self.came_up = true;
                 self.restarts = 0;
                 self.gave_up = None;
+                self.untold = None;
                 vec![Effect::Changed(Change::Ready)]
             }
             State::Stopped { .. } | State::Crashed { .. } | State::Stopping { .. } => Vec::new(),
@@ -229,24 +231,6 @@ impl Machine {
             }
             State::Starting { .. }
             | State::Running
-            | State::Paused { .. }
-            | State::Stopped { .. }
-            | State::Crashed { .. }
-            | State::Stopping { .. } => Vec::new(),
-        }
-    }
-
-    pub(super) fn guest_gave_up(&mut self, line: String) -> Vec<Effect> {
-        match self.state {
-            // A machine that has reported may print what it likes: its console proves nothing.
-            State::Running | State::Starting { .. }
-                if self.gave_up.is_none() && self.report.is_none() =>
-            {
-                self.gave_up = Some(line);
-                vec![Effect::Changed(Change::Failed)]
-            }
-            State::Running
-            | State::Starting { .. }
             | State::Paused { .. }
             | State::Stopped { .. }
             | State::Crashed { .. }
@@ -379,11 +363,11 @@ impl Machine {
                 self.restarts = restarts;
                 effects
             }
+            State::Running => self.verdict_due(now),
             State::Starting { .. }
             | State::Stopping { .. }
             | State::Crashed { .. }
             | State::Stopped { .. }
-            | State::Running
             | State::Paused { .. } => Vec::new(),
         }
     }

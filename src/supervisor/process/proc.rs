@@ -56,6 +56,19 @@ pub(super) fn carriers() -> io::Result<Vec<Carrier>> {
     Ok(found)
 }
 
+/// Field 52 of `/proc/PID/stat`, as wait(2) has it, of a process that has ended and that nobody has
+/// reaped yet.
+pub(super) fn exit_status(pid: u32, started: u64) -> Option<i32> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = fields(&stat)?.collect();
+    let same = fields.get(22 - 3)?.parse() == Ok(started);
+    if same && *fields.first()? == "Z" {
+        fields.get(52 - 3)?.parse().ok()
+    } else {
+        None
+    }
+}
+
 /// Field 22 of `/proc/PID/stat`, in ticks since boot.
 pub(super) fn start_time(pid: u32) -> io::Result<u64> {
     let stat = fs::read(format!("/proc/{pid}/stat"))?;

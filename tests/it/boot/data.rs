@@ -96,24 +96,27 @@ fn data_disks_keep_what_was_written_and_grow_while_the_machine_runs() {
         {"file": "tools.raw", "serial": "tools", "readonly": true},
         {"size": "64MiB", "serial": "logs"},
         {"size": "128MiB", "serial": "db"},
+        {"size": "64MiB", "serial": "native", "sector": 4096},
     ]);
     story.spec(Some("300MiB"), "second", &disks);
     home.within(BOOT, &["up", "--replace"]).ok();
     assert_eq!(home.ssh("node", "cat /etc/told"), "second");
     assert_eq!(
         story.sees(),
-        "root 614400\ntools 136\nlogs 131072\ndb 262144\n"
+        "root 614400\ntools 136\nlogs 131072\ndb 262144\nnative 131072\n"
     );
     assert_eq!(story.read("logs"), "written-to-logs");
     assert_eq!(story.read("db"), "written-to-db");
     assert_eq!(story.read("tools"), "made-by-the-user");
+    let sectors = "cat /sys/block/vd?/queue/logical_block_size";
+    assert_eq!(home.ssh("node", sectors), "512\n512\n512\n512\n4096\n");
     let denied = "echo x | sudo dd of=/dev/disk/by-id/virtio-tools conv=fsync 2>&1 || echo refused";
     assert!(home.ssh("node", denied).contains("refused"));
 
     home.kiln(&["down", "--keep-disks"]).ok();
     assert_eq!(
         home.json(&["down"])["kept_disks"].as_array().unwrap().len(),
-        2
+        3
     );
     home.kiln(&["down", "--remove-disks"]).ok();
 }

@@ -9,6 +9,8 @@ mod configs;
 mod data;
 mod disk;
 mod fails;
+mod fetched;
+mod firmware;
 mod five;
 mod life;
 mod namespace;

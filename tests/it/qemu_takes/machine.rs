@@ -3,7 +3,7 @@
 use kiln_arch::Arch;
 use kiln_arch::machine::{
     Access, ConsoleBackend, Drive, Firmware, Ignition, IgnitionTransport, Image, Machine,
-    NicBackend, Sandbox,
+    NicBackend, Sandbox, Sector,
 };
 use serde_json::{Value, json};
 
@@ -291,6 +291,11 @@ impl<'a> Asked<'a> {
         is("serial", json!(drive.serial.as_deref().unwrap_or_default()));
         is("werror", json!("stop"));
         is("rerror", json!("stop"));
+        let sector = match drive.sector {
+            Sector::Bytes512 => 512,
+            Sector::Bytes4096 => 4096,
+        };
+        is("logical_block_size", json!(sector));
         let boots = index == 0 && self.machine.kernel.is_none();
         is("bootindex", json!(if boots { 1 } else { -1 }));
     }

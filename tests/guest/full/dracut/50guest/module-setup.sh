@@ -30,6 +30,9 @@ install() {
 
     inst_script "$moddir/guest-failed" /usr/bin/guest-failed
     inst_simple "$moddir/emergency.service" "$systemdsystemunitdir/emergency.service"
+    inst_script "$moddir/guest-journal" /usr/bin/guest-journal
+    inst_simple "$moddir/guest-journal.service" "$systemdsystemunitdir/guest-journal.service"
+    $SYSTEMCTL -q --root "$initdir" add-wants emergency.target guest-journal.service
     echo 'root::0:0::/root:/bin/sh' >>"$initdir/etc/passwd"
     mkdir -p "$initdir/root" "$initdir/sysroot" "$initdir/tmp"
     grep -v '^PRETTY_NAME' "$dracutsysrootdir/etc/os-release" >"$initdir/usr/lib/initrd-release"
