@@ -19,6 +19,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::process;
+
 /// No command of these tests takes longer, however loaded the machine is.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -147,19 +149,25 @@ impl World {
             .join(machine)
     }
 
+    /// A spec that does not say how its machines are joined is completed: in the fabric, because the tests leave the
+    /// host's network alone.
     pub(crate) fn write(&self, below: &str, text: impl AsRef<[u8]>) {
         let path = self.path(below);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let mut text = text.as_ref().to_vec();
+        let has = |words: &str| process::contains(&text, words);
+        if below.ends_with(".yaml")
+            && has("\nmachines:")
+            && !has("\nnetwork:")
+            && text.ends_with(b"\n")
+        {
+            text.extend(b"network: {mode: fabric}\n");
+        }
         fs::write(path, text).unwrap();
     }
 
-    /// In the fabric, where nothing else is said: the tests leave the host's network alone.
     pub(crate) fn spec(&self, text: &str) {
-        let mode = match text.contains("network:") || !text.ends_with('\n') {
-            true => "",
-            false => "network: {mode: fabric}\n",
-        };
-        self.write("spec/kiln.yaml", format!("{text}{mode}"));
+        self.write("spec/kiln.yaml", text);
     }
 
     /// A cluster `demo` of `count` machines `node-1`…, with further lines for the group.
