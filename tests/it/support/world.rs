@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::mpsc::channel;
 use std::thread;
@@ -16,11 +16,10 @@ use kiln_netsetup::name::IfName;
 use kiln_netsetup::namespace;
 use kiln_netsetup::netlink::nft::Rules;
 use kiln_netsetup::netlink::route::{Route, Way};
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::Uid;
-use tempfile::TempDir;
 
 /// The addresses on the wire; the networks are those of documentation (RFC 5737).
 const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
@@ -33,7 +32,6 @@ pub(crate) const GREETING: &str = "hello from the world outside";
 pub(crate) struct World {
     /// Where the greeting is to be had.
     pub(crate) outside: SocketAddr,
-    _tun: TempDir,
 }
 
 /// What of a host's network could be left changed.
@@ -59,7 +57,7 @@ impl World {
             None::<&str>,
         )
         .unwrap();
-        let tun = open_tun();
+        open_tun();
         // Whoever is in the group of nobody may ping, as on most hosts.
         fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647").unwrap();
         let mut route = Route::here().unwrap();
@@ -76,10 +74,7 @@ impl World {
             source: HOST,
         };
         route.route(&out).unwrap();
-        World {
-            outside: outside(),
-            _tun: tun,
-        }
+        World { outside: outside() }
     }
 
     /// Links, and whether they route packets on, and packet rules.
@@ -96,24 +91,33 @@ impl World {
     }
 }
 
-/// A `/dev/net/tun` that everybody may open, as hosts have it and containers often do not.
-fn open_tun() -> TempDir {
+/// Puts a `/dev/net/tun` in place that everybody may open, as hosts have it and containers often do not. Only this
+/// thread and its children see it.
+fn open_tun() {
     const TUN: &str = "/dev/net/tun";
-    let folder = tempfile::tempdir_in("/dev/shm").unwrap();
-    let device =
-        fs::metadata(TUN).unwrap_or_else(|error| panic!("these tests need {TUN}: {error}"));
-    assert!(device.file_type().is_char_device());
-    if device.permissions().mode() & 0o666 != 0o666 {
-        let own = folder.path().join("tun");
-        mknod(&own, SFlag::S_IFCHR, Mode::all(), makedev(10, 200)).unwrap();
-        fs::set_permissions(&own, fs::Permissions::from_mode(0o666)).unwrap();
-        bind(&own, Path::new(TUN));
-    }
-    folder
-}
-
-fn bind(from: &Path, to: &Path) {
-    mount(Some(from), to, None::<&str>, MsFlags::MS_BIND, None::<&str>).unwrap();
+    assert!(Path::new(TUN).exists(), "these tests need {TUN}");
+    let folder = tempfile::tempdir().unwrap();
+    // A file system of its own, since that of temporary files may be one without devices.
+    mount(
+        Some("tun"),
+        folder.path(),
+        Some("tmpfs"),
+        MsFlags::MS_NOSUID,
+        None::<&str>,
+    )
+    .unwrap();
+    let own = folder.path().join("tun");
+    mknod(&own, SFlag::S_IFCHR, Mode::all(), makedev(10, 200)).unwrap();
+    fs::set_permissions(&own, fs::Permissions::from_mode(0o666)).unwrap();
+    mount(
+        Some(&own),
+        TUN,
+        None::<&str>,
+        MsFlags::MS_BIND,
+        None::<&str>,
+    )
+    .unwrap();
+    umount2(folder.path(), MntFlags::MNT_DETACH).unwrap();
 }
 
 /// A namespace with a web server, and what waits for that once the wire is there.
