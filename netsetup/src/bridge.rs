@@ -214,21 +214,19 @@ impl Bridge {
     /// [`BridgeError`], as when the machine has a tap already.
     pub fn tap(&self, name: &str) -> Result<OwnedFd, BridgeError> {
         let mut state = self.lock();
-        if !state.machines.iter().any(|machine| machine.name == name) {
-            return Err(BridgeError::Unknown {
-                machine: name.to_owned(),
-            });
-        }
+        let machine = state.machines.iter().find(|machine| machine.name == name);
+        let machine = machine.cloned().ok_or_else(|| BridgeError::Unknown {
+            machine: name.to_owned(),
+        })?;
         let tun = self.tun(&mut state)?;
         let tap = IfName::tap(name);
         tap::make(&tun, &tap).map_err(|source| BridgeError::Tap {
             tap: tap.clone(),
             source,
         })?;
-        let links = state.set_up(&self.config)?;
-        if let Some(link) = links.into_iter().find(|link| link.name == tap) {
+        if let Some(link) = state.join(&self.config, &machine)? {
             self.tell(Command::Port {
-                machine: name.to_owned(),
+                machine: machine.name,
                 index: link.index,
             });
         }
@@ -385,22 +383,27 @@ impl State {
         self.rules.replace(&tables).map_err(BridgeError::Netlink)
     }
 
+    /// Makes a machine's new tap a port of the bridge. Looks at no other link, of which there may be many.
+    fn join(
+        &mut self,
+        config: &BridgeConfig,
+        machine: &Reservation,
+    ) -> Result<Option<Present>, BridgeError> {
+        let wanted = wanted(config, std::slice::from_ref(machine))?;
+        let tap = IfName::tap(&machine.name);
+        let mut present = Vec::new();
+        for name in [&wanted.bridge, &tap] {
+            present.extend(self.route.link(name).map_err(BridgeError::Netlink)?);
+        }
+        for step in &link::steps(&wanted, &present) {
+            self.route.perform(step).map_err(BridgeError::Netlink)?;
+        }
+        Ok(present.into_iter().find(|link| link.name == tap))
+    }
+
     /// Makes the links as they are to be, and says which there are then.
     fn set_up(&mut self, config: &BridgeConfig) -> Result<Vec<Present>, BridgeError> {
-        let gateway = config.subnet.gateway();
-        let wanted = Wanted {
-            bridge: name(BRIDGE)?,
-            mac: config.gateway_mac,
-            address: Ipv4Net::new_assert(gateway, config.subnet.net().prefix_len()),
-            ports: self
-                .machines
-                .iter()
-                .map(|machine| Port {
-                    tap: IfName::tap(&machine.name),
-                    mac: machine.mac,
-                })
-                .collect(),
-        };
+        let wanted = wanted(config, &self.machines)?;
         let present = self.route.links().map_err(BridgeError::Netlink)?;
         let steps = link::steps(&wanted, &present);
         if steps.is_empty() {
@@ -411,6 +414,20 @@ impl State {
         }
         self.route.links().map_err(BridgeError::Netlink)
     }
+}
+
+fn wanted(config: &BridgeConfig, machines: &[Reservation]) -> Result<Wanted, BridgeError> {
+    let gateway = config.subnet.gateway();
+    let port = |machine: &Reservation| Port {
+        tap: IfName::tap(&machine.name),
+        mac: machine.mac,
+    };
+    Ok(Wanted {
+        bridge: name(BRIDGE)?,
+        mac: config.gateway_mac,
+        address: Ipv4Net::new_assert(gateway, config.subnet.net().prefix_len()),
+        ports: machines.iter().map(port).collect(),
+    })
 }
 
 /// Finds out whether this mode works here, by doing it: a namespace with a bridge, its rules and a tap, which is gone

@@ -130,7 +130,19 @@ impl Route {
     /// # Errors
     /// [`NetlinkError`].
     pub fn link(&mut self, name: &IfName) -> Result<Option<Present>, NetlinkError> {
-        Ok(self.links()?.into_iter().find(|link| link.name == *name))
+        let mut found = None;
+        let message = Message::new(RTM_GETLINK, DO)
+            .fixed(&ifinfo(0, 0, 0, 0))
+            .with(IFLA_IFNAME, &name.with_nul());
+        let asked = self.0.dump(
+            || format!("find link `{name}`"),
+            message,
+            |answer| found = parse_link(answer),
+        );
+        match asked {
+            Err(error) if error.is(Errno::ENODEV) => Ok(None),
+            other => other.map(|()| found),
+        }
     }
 
     /// Does a step.
@@ -386,19 +398,12 @@ impl Route {
     }
 
     fn index(&mut self, name: &IfName) -> Result<u32, NetlinkError> {
-        let mut index = None;
-        let message = Message::new(RTM_GETLINK, DO)
-            .fixed(&ifinfo(0, 0, 0, 0))
-            .with(IFLA_IFNAME, &name.with_nul());
-        self.0.dump(
-            || format!("find link `{name}`"),
-            message,
-            |answer| index = parse_link(answer).map(|link| link.index),
-        )?;
-        index.ok_or_else(|| NetlinkError::Refused {
-            act: format!("find link `{name}`"),
-            source: Errno::ENODEV.into(),
-        })
+        let link = self.link(name)?;
+        link.map(|link| link.index)
+            .ok_or_else(|| NetlinkError::Refused {
+                act: format!("find link `{name}`"),
+                source: Errno::ENODEV.into(),
+            })
     }
 }
 
