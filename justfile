@@ -56,10 +56,10 @@ test-long *args:
 bless:
     UPDATE_EXPECT=1 cargo test --workspace --locked --lib --bins --test '*' --no-fail-fast
 
-# Build the tiny guest of an architecture and print its folder.
+# Build a guest (tiny, disk, full) of an architecture and print its folder.
 [group('test')]
-guest arch='x86_64':
-    tests/guest/build tiny {{ arch }}
+guest arch='x86_64' kind='tiny':
+    tests/guest/build {{ kind }} {{ arch }}
 
 # Build kiln and boot the three machines of examples/three.
 [group('run')]

@@ -213,11 +213,10 @@ impl Scanner {
 
     fn judge(&mut self, verdict: FindingKind, line: &str, findings: &mut Vec<Finding>) {
         // systemd says it after Ignition, where that has a say on the console.
-        let verdict = match verdict {
-            FindingKind::IgnitionUnitFailed if self.complaint.is_some() => {
-                FindingKind::IgnitionFailed
-            }
-            other => other,
+        let verdict = if verdict == FindingKind::IgnitionUnitFailed && self.complaint.is_some() {
+            FindingKind::IgnitionFailed
+        } else {
+            verdict
         };
         if self.found.contains(&verdict) {
             return;

@@ -11,6 +11,7 @@ mod disk;
 mod fails;
 mod firmware;
 mod five;
+mod full;
 mod life;
 mod three;
 mod user;
