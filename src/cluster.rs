@@ -5,6 +5,8 @@
 //! knows serde. A value that exists is valid: names are DNS labels, amounts
 //! carry their unit, paths are absolute.
 
+pub mod remote;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
@@ -16,6 +18,8 @@ use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_arch::machine::IgnitionTransport;
 use kiln_arch::machine::Sector;
+
+use crate::cluster::remote::RemoteImage;
 
 /// The most machines that a group can have.
 pub const COUNT_LIMIT: u16 = 1000;
@@ -109,14 +113,21 @@ pub enum AccelWish {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Image {
     /// A bootable disk image; machines stand on overlays of it.
-    Disk(DiskImage),
+    Disk(DiskSource),
     /// Direct kernel boot, with an optional disk.
     Kernel {
         kernel: PathBuf,
         initrd: Option<PathBuf>,
         cmdline: String,
-        disk: Option<DiskImage>,
+        disk: Option<DiskSource>,
     },
+}
+
+/// Where a disk image is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskSource {
+    Local(DiskImage),
+    Remote(RemoteImage),
 }
 
 /// A local disk image and what may be believed of it.
@@ -129,7 +140,7 @@ pub struct DiskImage {
 }
 
 /// Only what the user's spec or file ending says; never guessed from content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DiskFormat {
     Qcow2,
     Raw,
@@ -439,6 +450,26 @@ impl DataFormat {
             DataFormat::Qcow2 => "qcow2",
             DataFormat::Raw => "raw",
             DataFormat::Device => "device",
+        }
+    }
+}
+
+impl Image {
+    /// Its disk, if it has one.
+    pub fn disk(&self) -> Option<&DiskSource> {
+        match self {
+            Image::Disk(disk) => Some(disk),
+            Image::Kernel { disk, .. } => disk.as_ref(),
+        }
+    }
+}
+
+impl Machine {
+    /// The image that has to be fetched for it, if its disk is not a local one.
+    pub fn remote_image(&self) -> Option<&RemoteImage> {
+        match self.image.disk() {
+            Some(DiskSource::Remote(image)) => Some(image),
+            Some(DiskSource::Local(_)) | None => None,
         }
     }
 }

@@ -213,6 +213,11 @@ impl Incoming {
         }
     }
 
+    /// The name that it has until then.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Gives the file its name, over what had it, for good: it is on the disk when this returns.
     pub fn keep_as(self, path: &Path) -> io::Result<()> {
         self.file.sync_all()?;

@@ -8,8 +8,13 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::cluster::{Cluster, DataSource, DiskImage, Image, Machine};
+use crate::cluster::remote::RemoteImage;
+use crate::cluster::{Cluster, DataSource, DiskImage, DiskSource, Image, Machine};
 use crate::host::Host;
+use crate::image::base::BaseFacts;
+use crate::image::cache::{Cache, CacheError, Kept, Verified};
+use crate::image::pins::{Pin, PinError, Pins};
+use crate::image::source::Artifact;
 use crate::image::store::{Store, StoreError};
 use crate::image::{self, ImageError};
 use crate::plan::{ImageFacts, Inventory, Known};
@@ -54,6 +59,22 @@ pub enum InventoryError {
         machine: String,
         #[source]
         source: StoreError,
+    },
+    #[error("cannot use the pinned releases")]
+    Pins {
+        #[source]
+        source: StateError,
+    },
+    #[error("cannot use a pinned release")]
+    Pin {
+        #[source]
+        source: PinError,
+    },
+    #[error("cannot use the cached image of machine `{machine}`")]
+    Cache {
+        machine: String,
+        #[source]
+        source: CacheError,
     },
 }
 
@@ -185,6 +206,23 @@ pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Option<Known> {
     })
 }
 
+/// What images are looked at with.
+struct Looking<'a> {
+    host: &'a Host,
+    store: Store,
+    cache: Cache,
+    pins: Pins,
+}
+
+/// A disk image as it was found.
+struct Disk {
+    base: BaseFacts,
+    label: String,
+    /// For an image that is known by its digest wherever it lies.
+    identity: Option<String>,
+    download: Option<String>,
+}
+
 /// Looks at the images of all machines: their headers, their digests where the spec gives one. Takes
 /// as long as it takes to read them, once.
 pub fn images(
@@ -192,15 +230,23 @@ pub fn images(
     host: &Host,
     hashing: Hashing<'_>,
 ) -> Result<Images, InventoryError> {
-    let store = Store::new(&host.folders.cache, host.memo.clone());
+    let looking = Looking {
+        host,
+        store: Store::new(&host.folders.cache, host.memo.clone()),
+        cache: Cache::new(&host.folders.cache),
+        pins: Pins::load(&cluster.folder).map_err(|source| InventoryError::Pins { source })?,
+    };
     let mut images = BTreeMap::new();
-    let mut seen: Vec<(&Image, ImageFacts)> = Vec::new();
+    let mut seen: Vec<(&Machine, ImageFacts)> = Vec::new();
     for machine in &cluster.machines {
-        let facts = match seen.iter().find(|(image, _)| *image == &machine.image) {
+        // A name means another file for each architecture.
+        let same =
+            |it: &&(&Machine, ImageFacts)| it.0.image == machine.image && it.0.arch == machine.arch;
+        let facts = match seen.iter().find(same) {
             Some((_, facts)) => facts.clone(),
             None => {
-                let facts = image_facts(machine, host, &store, hashing)?;
-                seen.push((&machine.image, facts.clone()));
+                let facts = looking.image(machine, hashing)?;
+                seen.push((machine, facts.clone()));
                 facts
             }
         };
@@ -209,56 +255,197 @@ pub fn images(
     Ok(images)
 }
 
-fn image_facts(
-    machine: &Machine,
-    host: &Host,
-    store: &Store,
-    hashing: Hashing<'_>,
-) -> Result<ImageFacts, InventoryError> {
-    let name = machine.name.as_str();
-    let mut disk_facts = |disk: &DiskImage| {
-        image::base::check(disk, &host.memo, &mut |done, all| hashing(name, done, all)).map_err(
-            |source| InventoryError::Image {
-                machine: name.to_owned(),
-                source,
-            },
-        )
-    };
-    let (kernel, disk, label) = match &machine.image {
-        Image::Disk(disk) => (None, Some(disk_facts(disk)?), file_name(&disk.path)),
-        Image::Kernel {
+impl Looking<'_> {
+    fn image(&self, machine: &Machine, hashing: Hashing<'_>) -> Result<ImageFacts, InventoryError> {
+        let name = machine.name.as_str();
+        let disk = match machine.image.disk() {
+            None => None,
+            Some(DiskSource::Local(disk)) => Some(self.local(name, disk, hashing)?),
+            Some(DiskSource::Remote(image)) => Some(self.remote(machine, image)?),
+        };
+        let kernel = match &machine.image {
+            Image::Disk(_) => None,
+            Image::Kernel {
+                kernel,
+                initrd,
+                cmdline,
+                ..
+            } => {
+                let intern = |path: &Path| {
+                    self.store
+                        .intern(path, &mut |_| {})
+                        .map_err(|source| InventoryError::Kernel {
+                            machine: name.to_owned(),
+                            source,
+                        })
+                };
+                let record = KernelRecord {
+                    kernel: intern(kernel)?.path,
+                    initrd: initrd.as_deref().map(intern).transpose()?.map(|it| it.path),
+                    cmdline: cmdline.clone(),
+                };
+                Some((record, file_name(kernel)))
+            }
+        };
+        let (kernel, kernel_label) = kernel.unzip();
+        let label = kernel_label.or_else(|| disk.as_ref().map(|disk| disk.label.clone()));
+        let download = disk.as_ref().and_then(|disk| disk.download.clone());
+        let known = disk.as_ref().and_then(|disk| disk.identity.clone());
+        let disk = disk.map(|disk| DiskRecord {
+            size: disk.base.virtual_size,
+            base: disk.base,
+        });
+        Ok(ImageFacts {
+            identity: known.unwrap_or_else(|| image_identity(kernel.as_ref(), disk.as_ref())),
             kernel,
-            initrd,
-            cmdline,
             disk,
-        } => {
-            let intern = |path: &Path| {
-                store
-                    .intern(path, &mut |_| {})
-                    .map_err(|source| InventoryError::Kernel {
+            label: label.unwrap_or_default(),
+            download,
+        })
+    }
+
+    fn local(
+        &self,
+        machine: &str,
+        disk: &DiskImage,
+        hashing: Hashing<'_>,
+    ) -> Result<Disk, InventoryError> {
+        let mut heard = |done, all| hashing(machine, done, all);
+        let base = self.check(machine, disk, &mut heard)?;
+        Ok(Disk {
+            base,
+            label: file_name(&disk.path),
+            identity: None,
+            download: None,
+        })
+    }
+
+    /// An image that comes from a server: as it lies in the cache, or as far as it is known without
+    /// asking anybody.
+    fn remote(&self, machine: &Machine, image: &RemoteImage) -> Result<Disk, InventoryError> {
+        let name = machine.name.as_str();
+        let pin = self.pins.get(&image.source, machine.arch);
+        let artifact =
+            known_file(&self.pins, pin, image).map_err(|source| InventoryError::Pin { source })?;
+        let kept =
+            match &artifact {
+                None => None,
+                Some(artifact) => self.cache.find(&image.need(artifact)).map_err(|source| {
+                    InventoryError::Cache {
                         machine: name.to_owned(),
                         source,
-                    })
+                    }
+                })?,
             };
-            let record = KernelRecord {
-                kernel: intern(kernel)?.path,
-                initrd: initrd.as_deref().map(intern).transpose()?.map(|it| it.path),
-                cmdline: cmdline.clone(),
-            };
-            let disk = disk.as_ref().map(disk_facts).transpose()?;
-            (Some(record), disk, file_name(kernel))
+        let Some(Kept { record, path, .. }) = &kept else {
+            return Ok(self.to_be_fetched(image, pin));
+        };
+        let local = DiskImage {
+            path: path.clone(),
+            format: record.format(),
+            sha256: None,
+        };
+        let base = self.check(name, &local, &mut |_, _| {})?;
+        Ok(Disk {
+            base: BaseFacts {
+                sha256: Some(record.unpacked_sha256.clone()),
+                ..base
+            },
+            label: match record.verified {
+                Verified::No => format!("{} (not verified)", record.image),
+                Verified::Digest | Verified::Signature => record.image.clone(),
+            },
+            identity: Some(format!("{} {}", record.format, record.unpacked_sha256)),
+            download: None,
+        })
+    }
+
+    fn to_be_fetched(&self, image: &RemoteImage, pin: Option<&Pin>) -> Disk {
+        let label = match pin {
+            Some(pin) => image.source.at(&pin.release),
+            None => image.source.to_string(),
+        };
+        let size = pin.and_then(|pin| pin.size);
+        let size = size.map_or(String::new(), |size| {
+            format!(" ({} MiB)", size.div_ceil(1 << 20))
+        });
+        let digest = pin.and_then(|pin| pin.unpacked_sha256.clone());
+        Disk {
+            base: BaseFacts {
+                path: self.cache.folder().join("to-be-fetched"),
+                format: image.source.format(),
+                length: 0,
+                file: None,
+                virtual_size: 0,
+                sha256: digest,
+            },
+            download: Some(format!("will download {label}{size}")),
+            identity: Some(format!("to be fetched: {label}")),
+            label,
         }
-    };
-    let disk = disk.map(|base| DiskRecord {
-        size: base.virtual_size,
-        base,
-    });
-    Ok(ImageFacts {
-        identity: image_identity(kernel.as_ref(), disk.as_ref()),
-        kernel,
-        disk,
-        label,
-    })
+    }
+
+    fn check(
+        &self,
+        machine: &str,
+        disk: &DiskImage,
+        heard: &mut dyn FnMut(u64, u64),
+    ) -> Result<BaseFacts, InventoryError> {
+        image::base::check(disk, &self.host.memo, heard).map_err(|source| InventoryError::Image {
+            machine: machine.to_owned(),
+            source,
+        })
+    }
+}
+
+/// The file that an image means, where that is known without asking its server.
+pub fn known_file(
+    pins: &Pins,
+    pin: Option<&Pin>,
+    image: &RemoteImage,
+) -> Result<Option<Artifact>, PinError> {
+    use crate::cluster::remote::Source;
+    match (&image.source, pin) {
+        (
+            Source::Address {
+                url,
+                sha256: Some(sha256),
+                ..
+            },
+            _,
+        ) => Ok(Some(Artifact {
+            release: String::new(),
+            url: url.clone(),
+            signature: None,
+            sha256: Some(sha256.clone()),
+            unpacked_sha256: None,
+        })),
+        (_, Some(pin)) => pins.artifact(pin).map(Some),
+        (_, None) => Ok(None),
+    }
+}
+
+/// The images that machines of any cluster stand on, and the machines whose records cannot be read.
+pub fn standing_on(roots: &Roots) -> (BTreeMap<std::path::PathBuf, Vec<String>>, Vec<String>) {
+    let mut users: BTreeMap<_, Vec<String>> = BTreeMap::new();
+    let mut damaged = Vec::new();
+    for cluster in cluster_names(roots) {
+        let files = roots.cluster(&cluster);
+        for machine in files::names_in(&files.machines()) {
+            let name = format!("{cluster}/{machine}");
+            match files::load::<MachineRecord>(&files.machine(&machine).record()) {
+                Ok(Some(record)) => {
+                    if let Some(disk) = record.disk {
+                        users.entry(disk.base.path).or_default().push(name);
+                    }
+                }
+                // Begun and not finished: whoever makes it holds its image.
+                Ok(None) => {}
+                Err(_) => damaged.push(name),
+            }
+        }
+    }
+    (users, damaged)
 }
 
 /// A disk belongs to its base; a kernel beside it may change like any other program.

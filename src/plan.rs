@@ -96,6 +96,8 @@ pub struct ImageFacts {
     pub identity: String,
     /// For tables.
     pub label: String,
+    /// What `up` has to download first; the disk is then only known by name.
+    pub download: Option<String>,
 }
 
 /// All choices for one `up`.
@@ -500,10 +502,14 @@ fn step(
             }
         }
     };
+    let download = inventory
+        .images
+        .get(&name)
+        .and_then(|it| it.download.as_ref());
     Ok(Step {
+        why: why.into_iter().chain(download.cloned()).collect(),
         name,
         action,
-        why,
         record: Some(record),
         grown,
     })
@@ -528,6 +534,19 @@ impl Plan {
             }
         }
         self.steps.retain(|step| names.contains(&step.name));
+    }
+
+    /// Makes all machines of the plan that exist anew, whatever changed.
+    pub fn make_anew(&mut self) {
+        for step in &mut self.steps {
+            match step.action {
+                Action::Keep | Action::Start | Action::Change | Action::Restart => {
+                    step.action = Action::Recreate;
+                    step.why.push("it is asked for".to_owned());
+                }
+                Action::Recreate | Action::Create | Action::Remove => {}
+            }
+        }
     }
 
     /// Whether doing it would change nothing.

@@ -12,4 +12,5 @@ pub mod progress;
 pub mod style;
 pub mod table;
 pub mod text;
+pub mod transfer;
 pub mod view;

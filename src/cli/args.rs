@@ -8,7 +8,8 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
+use kiln_arch::Arch;
 
 use crate::cluster::{COUNT_LIMIT, ClusterName, MachineName};
 
@@ -105,6 +106,80 @@ pub struct UpArgs {
     /// How many machines a group has, whatever the spec's `count` says; it is remembered
     #[arg(long, value_name = "GROUP=N", value_parser = group_count, conflicts_with = "machines")]
     pub scale: Vec<GroupCount>,
+    /// Download images anew, also those that are in the cache
+    #[arg(long)]
+    pub force_download: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct ReprovisionArgs {
+    /// These machines, by name: what is on their root disks is lost; data disks stay
+    #[arg(value_name = "MACHINE", required = true)]
+    pub machines: Vec<MachineName>,
+    #[command(flatten)]
+    pub waiting: Waiting,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(arg_required_else_help = true, subcommand_required = true)]
+pub struct ImageArgs {
+    #[command(subcommand)]
+    pub verb: ImageVerb,
+}
+
+/// What can be done with images.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub enum ImageVerb {
+    /// Download images, verify them, and keep them in the cache
+    #[command(after_help = "\
+Examples:
+  kiln image pull                           all images of the spec, pinned in kiln.lock
+  kiln image pull fedora-coreos:stable      the newest of a stream, whatever the spec says
+  kiln image pull https://… --sha256 0123…  any image")]
+    Pull(PullArgs),
+    /// Move the pins in kiln.lock to the newest releases, and download these
+    Update,
+    /// List the images of the cache
+    Ls,
+    /// Remove images that no machine stands on
+    Rm(RemoveArgs),
+    /// Remove all images that no machine stands on, and what broken-off downloads left
+    Prune,
+    /// Read images again and compare them with their digests
+    Verify(SomeImagesArgs),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct PullArgs {
+    /// A stream, a release or an address; all images of the spec when none is named
+    #[arg(value_name = "IMAGE")]
+    pub images: Vec<String>,
+    /// The architecture of images that are named; the host's when not given
+    #[arg(long, value_name = "ARCH", requires = "images")]
+    pub arch: Option<Arch>,
+    /// The digest of the file at an address
+    #[arg(long, value_name = "DIGEST", requires = "images")]
+    pub sha256: Option<String>,
+    /// Take images that are named also without a signature or digest
+    #[arg(long, requires = "images")]
+    pub insecure: bool,
+    /// Download also what is in the cache
+    #[arg(long)]
+    pub force_download: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct RemoveArgs {
+    /// As `image ls` lists them, or the beginning of a digest
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct SomeImagesArgs {
+    /// As `image ls` lists them, or the beginning of a digest; all when none is named
+    #[arg(value_name = "IMAGE")]
+    pub images: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]

@@ -4,7 +4,11 @@ use crate::client::ClientError;
 use crate::error::{Error, Exit};
 use crate::host::qemu::QemuError;
 use crate::image::base::Fault;
+use crate::image::cache::CacheError;
+use crate::image::fetch::FetchError;
 use crate::image::overlay::OverlayError;
+use crate::image::pull::PullError;
+use crate::image::source::resolve::ResolveError;
 use crate::image::store::StoreError;
 use crate::inventory::InventoryError;
 use crate::plan::PlanError;
@@ -68,6 +72,12 @@ impl From<InventoryError> for Error {
                 ..
             } => source.fault(),
             InventoryError::Kernel { .. } => Fault::Host,
+            InventoryError::Pins { .. } | InventoryError::Pin { .. } => {
+                return Error::from_source(Exit::Spec, &error).hint(
+                    "mend `kiln.lock`, or remove it to have the newest releases pinned anew",
+                );
+            }
+            InventoryError::Cache { source, .. } => return cache_error(source, &error),
         };
         let exit = match fault {
             Fault::Spec => Exit::Spec,
@@ -235,3 +245,85 @@ impl From<ClientError> for Error {
         Error::from_source(Exit::Failed, &error).hint(hint)
     }
 }
+
+/// What a fault of the cache means; `told` is the error that it is the cause of, or itself.
+fn cache_error(cause: &CacheError, told: &(dyn std::error::Error + 'static)) -> Error {
+    match cause {
+        CacheError::Changed { .. } | CacheError::Damaged { .. } => {
+            Error::from_source(Exit::Unsafe, told).hint(
+                "`kiln image verify` looks at all images; `kiln image rm` and `kiln image pull` replace one",
+            )
+        }
+        CacheError::Folder { .. }
+        | CacheError::Read { .. }
+        | CacheError::Write { .. }
+        | CacheError::Record { .. }
+        | CacheError::Lock { .. } => Error::from_source(Exit::Failed, told),
+    }
+}
+
+impl From<CacheError> for Error {
+    fn from(error: CacheError) -> Error {
+        cache_error(&error, &error)
+    }
+}
+
+impl From<PullError> for Error {
+    fn from(error: PullError) -> Error {
+        let (exit, hint) = match &error {
+            PullError::Resolve { source } => match source {
+                ResolveError::Missing { .. } | ResolveError::Arch { .. } => (
+                    Exit::Spec,
+                    Some("look for its name, its release and its architecture at its maker's"),
+                ),
+                ResolveError::Http { .. } => (Exit::Failed, Some(NETWORK)),
+                ResolveError::Metadata { .. } => (Exit::Failed, None),
+            },
+            PullError::Fetch { source, .. } => match source {
+                FetchError::Missing { .. } => (
+                    Exit::Spec,
+                    Some("`kiln image update` moves a pinned release that is gone to the newest"),
+                ),
+                FetchError::Http { .. } => (Exit::Failed, Some(NETWORK)),
+                FetchError::Cut { .. } => (
+                    Exit::Failed,
+                    Some("what was received is kept; the same command goes on from there"),
+                ),
+                FetchError::Unpack { .. } => (Exit::Unsafe, None),
+                FetchError::Write { .. } => (
+                    Exit::Failed,
+                    Some("`kiln image prune` makes room; what was received is kept"),
+                ),
+                FetchError::Changed { .. } | FetchError::Length { .. } | FetchError::Thread => {
+                    (Exit::Failed, None)
+                }
+            },
+            PullError::Signature { .. } => (Exit::Failed, Some(NETWORK)),
+            PullError::Unsigned { .. } => (
+                Exit::Unsafe,
+                Some("`insecure: true` in the spec, or `--insecure`, takes it all the same"),
+            ),
+            PullError::Trust { .. } => (
+                Exit::Unsafe,
+                Some("if its maker has a new key, docs/images.md says where to put it"),
+            ),
+            PullError::Digest { .. } => (
+                Exit::Unsafe,
+                Some(
+                    "it is not the file that the digest is of; if it was replaced, `kiln image update` pins the newest",
+                ),
+            ),
+            PullError::Image { .. } => (Exit::Unsafe, None),
+            PullError::Keyring { .. } | PullError::ReadKeyring { .. } => (Exit::Spec, None),
+            PullError::Cache { source } => return cache_error(source, &error),
+            PullError::Write { .. } => (Exit::Failed, None),
+        };
+        let told = Error::from_source(exit, &error);
+        match hint {
+            Some(hint) => told.hint(hint),
+            None => told,
+        }
+    }
+}
+
+const NETWORK: &str = "a proxy is named by `HTTPS_PROXY`, a company's authority by `SSL_CERT_FILE`; docs/images.md tells of mirrors";

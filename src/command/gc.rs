@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::client::Client;
 use crate::command::{Session, down, power};
 use crate::error::{Error, Exit};
+use crate::folder;
 use crate::inventory;
 use crate::stage;
 use crate::state::files;
@@ -88,6 +89,13 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
         {
             down::remove_locks(&files, lock)?;
         }
+    }
+    let images = session.roots.cache.join("images");
+    if images.exists() {
+        folder::sweep(&images).map_err(|error| {
+            let message = format!("cannot clean up `{}`", images.display());
+            Error::because(Exit::Failed, message, &error)
+        })?;
     }
     session.report.result(&collected, |_| {
         let mut text = String::new();

@@ -7,10 +7,12 @@ mod events;
 mod explain;
 mod failure;
 mod gc;
+mod image;
 mod init;
 mod login;
 mod logs;
 mod power;
+mod pulling;
 mod render;
 mod show;
 mod spec;
@@ -64,6 +66,7 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
         Verb::Start(args) => power::start(&session()?, args),
         Verb::Stop(args) => power::stop(&session()?, args),
         Verb::Restart(args) => power::restart(&session()?, args),
+        Verb::Reprovision(args) => up::reprovision(&mut session()?, args),
         Verb::Kill(args) => power::kill(&session()?, args),
         Verb::Pause(args) => power::pause(&session()?, args),
         Verb::Resume(args) => power::resume(&session()?, args),
@@ -80,6 +83,7 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
         Verb::SshConfig(args) => tools::ssh_config(&session()?, args),
         Verb::Inventory(args) => tools::inventory(&session()?, args),
         Verb::Proxy(args) => ssh::proxy(&session()?, args),
+        Verb::Image(args) => image::run(&session()?, &args.verb),
         Verb::Render(args) => render::run(&mut session()?, args),
         Verb::Explain(args) => explain::run(&mut session()?, args),
         Verb::Doctor => doctor::run(&mut session()?),

@@ -286,8 +286,15 @@ pub(super) fn check_ignition(
     let mut judged = BTreeSet::new();
     for machine in &cluster.machines {
         let rendered = rendered(machine, cluster, plan, &peers, &[], &key)?;
-        for warning in &rendered.warnings {
-            session.report.note(&format!("{}: {warning}", machine.name));
+        // Those that the command is not about are checked and not talked of.
+        if plan
+            .steps
+            .iter()
+            .any(|step| step.name == machine.name.as_str())
+        {
+            for warning in &rendered.warnings {
+                session.report.note(&format!("{}: {warning}", machine.name));
+            }
         }
         // Machines of a group mostly have the same text.
         if let Some(child) = rendered.child
@@ -397,8 +404,8 @@ pub(super) fn planned(
 /// `kiln plan`.
 pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Error> {
     let (cluster, mut plan) = planned(session, &args.scale)?;
-    check_ignition(session, &cluster, &plan)?;
     plan.restrict(&names(&cluster, &args.machines.machines)?);
+    check_ignition(session, &cluster, &plan)?;
     if !args.replace
         && let Some(step) = plan.recreated().next()
     {

@@ -1,10 +1,11 @@
 //! `kiln up`: read, plan, do, watch.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::cli::args::{Goal, UpArgs};
+use crate::cli::args::{Goal, MachinesArgs, ReprovisionArgs, UpArgs};
 use crate::client::Client;
 use crate::cluster::Cluster;
+use crate::command::pulling::{self, Fresh};
 use crate::command::wait::{default_timeout, goal, until};
 use crate::command::{Made, Session, down, power, show, spec};
 use crate::error::{Error, Exit};
@@ -17,7 +18,45 @@ use crate::state::lock::Lock;
 use crate::state::record::StateRecord;
 use crate::supervisor::protocol::Request;
 
+/// What is to become of root disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RootDisks {
+    /// None is lost.
+    Kept,
+    /// `--replace`: made anew where what changed needs it.
+    Replaced,
+    /// `reprovision`: made anew in any case.
+    Anew,
+}
+
 pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error> {
+    let disks = match args.replace {
+        true => RootDisks::Replaced,
+        false => RootDisks::Kept,
+    };
+    work(session, args, disks)
+}
+
+/// `kiln reprovision`: an `up` of these machines, with new root disks.
+pub(super) fn reprovision(session: &mut Session<'_>, args: &ReprovisionArgs) -> Result<(), Error> {
+    let made = session.made()?;
+    for name in &args.machines {
+        made.known(name.as_str())?;
+    }
+    let args = UpArgs {
+        machines: MachinesArgs {
+            machines: args.machines.clone(),
+        },
+        waiting: args.waiting.clone(),
+        dry_run: false,
+        replace: true,
+        scale: Vec::new(),
+        force_download: false,
+    };
+    work(session, &args, RootDisks::Anew)
+}
+
+fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<(), Error> {
     let cluster = spec::load(session, &args.scale)?;
     let names = spec::names(&cluster, &args.machines.machines)?;
     if args.dry_run {
@@ -25,11 +64,26 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
         plan.restrict(&names);
         return spec::show_plan(session, &plan);
     }
+    let fresh = if args.force_download {
+        Fresh::Download
+    } else {
+        Fresh::No
+    };
+    // Before the cluster is locked: others may look at it and take it down while this downloads. The
+    // images are held until the machines' records name them.
+    let deadline = args.waiting.timeout.map(|timeout| session.begun + timeout);
+    let images = pulling::of_spec(session, &cluster, &names, fresh, deadline)?;
+    // Who named no time did not think of downloads.
+    let begun = match args.waiting.timeout {
+        Some(_) => session.begun,
+        None => Instant::now(),
+    };
     let files = session.roots.cluster(cluster.name.as_str());
     folder::make_private(&session.roots.clusters())
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     let lock = Lock::try_take(&files.lock(), "kiln up")?;
-    let made = make(session, args, &cluster, &names, &files);
+    let made = make(session, disks, &cluster, &names, &files);
+    drop(images);
     // The cluster can be worked on by others from here on, while this one waits for its guests.
     if files.ledger().exists() {
         drop(lock);
@@ -41,13 +95,13 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
     for note in view.notes().iter().chain(&view.why_emulated()) {
         session.report.note(note);
     }
-    finish(session, args, &made, &client, &prepared)
+    finish(session, args, begun, &made, &client, &prepared)
 }
 
 /// Plans, makes what is missing, and hands the machines over. The cluster's lock is held.
 fn make(
     session: &mut Session<'_>,
-    args: &UpArgs,
+    disks: RootDisks,
     cluster: &Cluster,
     names: &[String],
     files: &ClusterFiles,
@@ -55,12 +109,12 @@ fn make(
     let facts = spec::host_facts(session, cluster, true)?;
     // What takes time is done before others have to wait for it: reading images, checking configs.
     let images = spec::images(session, cluster)?;
-    let draft = decide(session, args, cluster, names, &facts, &images)?.0;
+    let draft = decide(session, disks, cluster, names, &facts, &images)?.0;
     // A config that is wrong is found before anything is made.
     spec::check_ignition(session, cluster, &draft)?;
     // Held until the cluster is recorded, so that no other `up` takes the same subnet.
     let reservations = Lock::take(&session.roots.reservations_lock(), "kiln up")?;
-    let (plan, inventory) = decide(session, args, cluster, names, &facts, &images)?;
+    let (plan, inventory) = decide(session, disks, cluster, names, &facts, &images)?;
     if plan.cluster.reservations != draft.cluster.reservations {
         // Another cluster was faster: the configs have other addresses in them.
         spec::check_ignition(session, cluster, &plan)?;
@@ -93,7 +147,7 @@ fn make(
 /// Plans by what is there now.
 fn decide(
     session: &Session<'_>,
-    args: &UpArgs,
+    disks: RootDisks,
     cluster: &Cluster,
     names: &[String],
     facts: &HostFacts,
@@ -103,7 +157,12 @@ fn decide(
     spec::refuse_other_folder(cluster, &inventory)?;
     let mut plan = plan::plan(cluster, facts, &inventory)?;
     plan.restrict(names);
-    refuse_loss(&plan, args.replace)?;
+    refuse_missing_images(&plan, &inventory)?;
+    match disks {
+        RootDisks::Kept => refuse_loss(&plan)?,
+        RootDisks::Replaced => {}
+        RootDisks::Anew => plan.make_anew(),
+    }
     Ok((plan, inventory))
 }
 
@@ -122,15 +181,30 @@ fn take_back(session: &Session<'_>, files: &ClusterFiles, undo: &Undo) -> Result
     Ok(())
 }
 
+/// What was fetched before the plan was made may be gone again, with the whole cache.
+fn refuse_missing_images(plan: &Plan, inventory: &plan::Inventory) -> Result<(), Error> {
+    let missing = plan
+        .steps
+        .iter()
+        .filter(|step| step.record.is_some())
+        .filter_map(|step| inventory.images.get(&step.name))
+        .find(|image| image.download.is_some());
+    match missing {
+        None => Ok(()),
+        Some(image) => Err(Error::new(
+            Exit::Failed,
+            format!("the image `{}` has gone from the cache", image.label),
+        )
+        .hint("the same command fetches it again")),
+    }
+}
+
 /// A disk is made anew only when the user said so.
-fn refuse_loss(plan: &Plan, replace: bool) -> Result<(), Error> {
+fn refuse_loss(plan: &Plan) -> Result<(), Error> {
     let lost: Vec<&plan::Step> = plan.recreated().collect();
     let Some(first) = lost.first() else {
         return Ok(());
     };
-    if replace {
-        return Ok(());
-    }
     let names: Vec<&str> = lost.iter().map(|step| step.name.as_str()).collect();
     let mut error = Error::new(
         Exit::Unsafe,
@@ -221,6 +295,7 @@ fn start(files: &ClusterFiles, plan: &Plan) -> Result<Client, Error> {
 fn finish(
     session: &Session<'_>,
     args: &UpArgs,
+    begun: Instant,
     made: &Made,
     client: &Client,
     prepared: &Prepared,
@@ -253,7 +328,7 @@ fn finish(
             if names.is_empty() {
                 continue;
             }
-            match until(session, client, made, &names, goal, session.begun, timeout) {
+            match until(session, client, made, &names, goal, begun, timeout) {
                 Ok(now) => status = Some(now),
                 Err(error) => {
                     return Err(undo_if_never_started(

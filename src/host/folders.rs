@@ -1,4 +1,4 @@
-//! Where kiln's things lie: state, cache and sockets.
+//! Where kiln's things lie: state, cache, sockets, and what the user says for all clusters.
 //!
 //! Only names are chosen here; [`crate::folder`] makes the folders when something goes in.
 
@@ -12,7 +12,7 @@ use super::environment::Environment;
 /// The longest path that a unix socket can be bound to, in bytes (`sun_path` less its zero byte).
 pub const SOCKET_PATH_LIMIT: usize = 107;
 
-/// The three folders, absolute.
+/// The four folders, absolute.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Folders {
     /// What must not be lost: clusters, ledgers, overlays.
@@ -21,6 +21,8 @@ pub struct Folders {
     pub cache: PathBuf,
     /// Sockets.
     pub runtime: PathBuf,
+    /// The user's own: mirrors, keyrings. Only read, never made.
+    pub config: PathBuf,
 }
 
 impl Folders {
@@ -32,6 +34,7 @@ impl Folders {
                 state: home.join("state"),
                 cache: home.join("cache"),
                 runtime: home.join("run"),
+                config: home.join("config"),
             }));
         }
         if uid == 0 {
@@ -39,6 +42,7 @@ impl Folders {
                 state: PathBuf::from("/var/lib/kiln"),
                 cache: PathBuf::from("/var/cache/kiln"),
                 runtime: PathBuf::from("/run/kiln"),
+                config: PathBuf::from("/etc/kiln"),
             }));
         }
         let under = |given: &Option<PathBuf>, default: &str| {
@@ -55,10 +59,14 @@ impl Folders {
         };
         // Not in XDG_RUNTIME_DIR: that goes with the user's last session, which the machines outlive,
         // and in cron, su and sudo it is not set, so that they would look elsewhere.
+        let Some(config) = under(&environment.config_home, ".config") else {
+            return Ok(None);
+        };
         Ok(Some(Folders {
             runtime: state.join("run"),
             state,
             cache,
+            config,
         }))
     }
 
@@ -91,15 +99,16 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(variables: &[(&str, &str)], uid: u32, want: Option<[&str; 3]>) {
+    fn check(variables: &[(&str, &str)], uid: u32, want: Option<[&str; 4]>) {
         let environment = Environment::read(|name| {
             let found = variables.iter().find(|(variable, _)| *variable == name)?;
             Some(OsString::from(found.1))
         });
-        let want = want.map(|[state, cache, runtime]| Folders {
+        let want = want.map(|[state, cache, runtime, config]| Folders {
             state: state.into(),
             cache: cache.into(),
             runtime: runtime.into(),
+            config: config.into(),
         });
         assert_eq!(Folders::choose(&environment, uid).unwrap(), want);
     }
@@ -111,14 +120,14 @@ mod tests {
             ("XDG_STATE_HOME", "/s"),
             ("HOME", "/h"),
         ];
-        let want = Some(["/k/state", "/k/cache", "/k/run"]);
+        let want = Some(["/k/state", "/k/cache", "/k/run", "/k/config"]);
         check(&variables, 0, want);
         check(&variables, 1000, want);
     }
 
     #[test]
     fn root_uses_the_system_s_places() {
-        let want = Some(["/var/lib/kiln", "/var/cache/kiln", "/run/kiln"]);
+        let want = Some(["/var/lib/kiln", "/var/cache/kiln", "/run/kiln", "/etc/kiln"]);
         check(&[("HOME", "/root"), ("XDG_STATE_HOME", "/s")], 0, want);
     }
 
@@ -130,9 +139,10 @@ mod tests {
                 ("XDG_STATE_HOME", "/s"),
                 ("XDG_CACHE_HOME", "/c"),
                 ("XDG_RUNTIME_DIR", "/r"),
+                ("XDG_CONFIG_HOME", "/f"),
             ],
             1000,
-            Some(["/s/kiln", "/c/kiln", "/s/kiln/run"]),
+            Some(["/s/kiln", "/c/kiln", "/s/kiln/run", "/f/kiln"]),
         );
         check(
             &[("HOME", "/h")],
@@ -141,6 +151,7 @@ mod tests {
                 "/h/.local/state/kiln",
                 "/h/.cache/kiln",
                 "/h/.local/state/kiln/run",
+                "/h/.config/kiln",
             ]),
         );
         check(&[("XDG_STATE_HOME", "/s")], 1000, None);
@@ -153,6 +164,7 @@ mod tests {
             state: "/s".into(),
             cache: "/c".into(),
             runtime: runtime.clone(),
+            config: "/f".into(),
         };
         assert_eq!(folders.sockets(7, 19), runtime);
         let short = folders.sockets(7, 20);

@@ -55,6 +55,8 @@ pub struct Host {
     /// Destinations of the main routing table, default routes left out.
     pub routes: Vec<Ipv4Net>,
     pub distribution: Distribution,
+    /// How servers are reached, where not directly.
+    pub proxy: Option<ureq::Proxy>,
     /// Remembered facts, in the cache folder.
     pub memo: Memo,
     qemus: Qemus,
@@ -166,6 +168,8 @@ impl Host {
             kvm: OnceLock::new(),
             firmware_folders: firmware::folders(config_home.as_deref()),
             firmwares: OnceLock::new(),
+            // `HTTPS_PROXY` and its like, in both spellings, and `NO_PROXY`.
+            proxy: ureq::Proxy::try_from_env(),
             path: environment.path,
             home: environment.home,
             kiln_home: environment
@@ -210,6 +214,16 @@ impl Host {
     /// As root, the group that a QEMU has to be in for KVM; absent where it needs none.
     pub fn kvm_group(&self) -> Option<u32> {
         kvm::group().ok().flatten()
+    }
+
+    /// The certificates of those by whom servers are trusted, in DER: the host's, or those that
+    /// `SSL_CERT_FILE` and `SSL_CERT_DIR` name. Read anew at each call; only who asks servers does.
+    pub fn authorities(&self) -> Vec<Vec<u8>> {
+        let found = rustls_native_certs::load_native_certs();
+        for error in &found.errors {
+            tracing::warn!(%error, "some certificates cannot be read");
+        }
+        found.certs.iter().map(|der| der.to_vec()).collect()
     }
 
     /// Whether KVM runs guests of `arch`, tried if need be; waits at most [`kvm::DEADLINE`].
@@ -315,6 +329,7 @@ impl Host {
                 state: PathBuf::from("/home/user/.local/state/kiln"),
                 cache: PathBuf::from("/home/user/.cache/kiln"),
                 runtime: PathBuf::from("/run/user/1000/kiln"),
+                config: PathBuf::from("/home/user/.config/kiln"),
             },
             arch: Some(Arch::X86_64),
             boot_id: "00000000-0000-4000-8000-000000000000".to_owned(),
@@ -327,6 +342,7 @@ impl Host {
             resolvers: vec![SocketAddr::from(([192, 0, 2, 53], 53))],
             routes: Vec::new(),
             distribution: Distribution::Debian,
+            proxy: None,
             qemus: Qemus::example([qemu(Arch::X86_64), qemu(Arch::Aarch64)]),
             memo,
             kvm: OnceLock::from(kvm),

@@ -18,8 +18,8 @@ use ssh_key::{LineEnding, PrivateKey};
 
 use super::{Facts, IgnitionError, Peer, REPORT_SCRIPT, Rendered, identity, render, validator};
 use crate::cluster::{
-    AccelWish, ClusterName, DiskFormat, DiskImage, IgnitionSource, Image, Machine, Profile,
-    RestartPolicy, Size,
+    AccelWish, ClusterName, DiskFormat, DiskImage, DiskSource, IgnitionSource, Image, Machine,
+    Profile, RestartPolicy, Size,
 };
 use crate::keys::KeyPair;
 
@@ -40,11 +40,11 @@ fn machine(file: &str, text: &str) -> Machine {
         accel: AccelWish::Auto,
         cpus: NonZeroU16::MIN,
         memory: Size::from_mib(256),
-        image: Image::Disk(DiskImage {
+        image: Image::Disk(DiskSource::Local(DiskImage {
             path: "/disk.qcow2".into(),
             format: DiskFormat::Qcow2,
             sha256: None,
-        }),
+        })),
         disk: None,
         disks: Vec::new(),
         ignition: Some(IgnitionSource {

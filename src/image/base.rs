@@ -150,10 +150,7 @@ pub fn check(
     if length == 0 {
         return Err(ImageError::Empty { path: path.clone() });
     }
-    let virtual_size = match image.format {
-        DiskFormat::Qcow2 => check_qcow2(path, &file, length)?,
-        DiskFormat::Raw => check_raw(path, &mut file, length)?,
-    };
+    let virtual_size = examine_content(path, &mut file, length, image.format)?;
     let stamp = FileStamp::of(&metadata);
     if let Some(want) = &image.sha256 {
         let found = match recall_digest(path, &metadata, memo) {
@@ -194,6 +191,35 @@ pub fn check(
     })
 }
 
+/// Looks at an image that is not at its place yet: the disk's size in bytes comes back. Errors call
+/// it `name`.
+pub(super) fn examine(name: &Path, file: &mut File, format: DiskFormat) -> Result<u64, ImageError> {
+    let fail = |source| ImageError::Read {
+        path: name.to_owned(),
+        source,
+    };
+    file.rewind().map_err(fail)?;
+    let length = file.metadata().map_err(fail)?.len();
+    if length == 0 {
+        return Err(ImageError::Empty {
+            path: name.to_owned(),
+        });
+    }
+    examine_content(name, file, length, format)
+}
+
+fn examine_content(
+    path: &Path,
+    file: &mut File,
+    length: u64,
+    format: DiskFormat,
+) -> Result<u64, ImageError> {
+    match format {
+        DiskFormat::Qcow2 => check_qcow2(path, file, length),
+        DiskFormat::Raw => check_raw(path, file, length),
+    }
+}
+
 impl BaseFacts {
     /// Whether the image is still the one that was checked; costs one look at the file.
     pub fn unchanged(&self) -> Result<(), Changed> {
@@ -229,7 +255,7 @@ impl BaseFacts {
 }
 
 impl FileFacts {
-    fn of(metadata: &Metadata) -> Option<FileFacts> {
+    pub(super) fn of(metadata: &Metadata) -> Option<FileFacts> {
         metadata.is_file().then(|| FileFacts {
             inode: metadata.ino(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),

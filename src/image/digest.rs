@@ -30,12 +30,12 @@ pub(super) fn copy(
         done += read as u64;
         progress(done);
     }
-    let digest = hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    Ok((digest, done))
+    Ok((hex(&hasher.finalize()), done))
+}
+
+/// Lower-case hexadecimal.
+pub(super) fn hex(digest: &[u8]) -> String {
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

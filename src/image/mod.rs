@@ -6,12 +6,18 @@
 //! ever followed to another file.
 
 pub mod base;
+pub mod cache;
 pub mod data;
 mod digest;
+pub mod fetch;
 pub mod flash;
 pub mod overlay;
+pub mod pins;
+pub mod pull;
 pub mod qcow2;
+pub mod source;
 pub mod store;
 mod tables;
+pub mod trust;
 
 pub use base::{BaseFacts, ImageError};

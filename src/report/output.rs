@@ -181,6 +181,11 @@ impl Report {
         }
     }
 
+    /// Whether progress is drawn over and over, rather than written line after line.
+    pub fn is_live(&self) -> bool {
+        matches!(self.progress, Mode::Live(_))
+    }
+
     /// Shows how the machines come along, on stderr.
     pub fn progress<'a>(
         &self,

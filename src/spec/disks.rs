@@ -13,7 +13,9 @@ use super::fields::{self, Fields, Keys};
 use super::files::{self, Folders};
 use super::group::{DISK_LEAST, DISK_MOST, PlacedMachine};
 use super::image;
-use crate::cluster::{DataDisk, DataFormat, DataSource, DiskFormat, DiskImage, Image, Serial};
+use crate::cluster::{
+    DataDisk, DataFormat, DataSource, DiskFormat, DiskImage, DiskSource, Image, Serial,
+};
 
 const KEYS: Keys = Keys {
     known: &[
@@ -247,9 +249,9 @@ fn files(placed: &PlacedMachine) -> impl Iterator<Item = (PathBuf, bool)> {
 }
 
 fn base(image: &Image) -> Option<&DiskImage> {
-    match image {
-        Image::Disk(disk) => Some(disk),
-        Image::Kernel { disk, .. } => disk.as_ref(),
+    match image.disk()? {
+        DiskSource::Local(disk) => Some(disk),
+        DiskSource::Remote(_) => None,
     }
 }
 

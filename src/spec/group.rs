@@ -133,7 +133,7 @@ pub(super) fn group(
     let memory = fields.take_as("memory", |node, key| memory(&node, key, arch))?;
     let disk = fields.take_as("disk", |node, key| {
         let place = node.place;
-        if !image::has_disk(&image) {
+        if image.disk().is_none() {
             return Err(Fault::bad_value(
                 place,
                 key,

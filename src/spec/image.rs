@@ -1,4 +1,5 @@
-//! `image:` in its forms: a path, `{disk: …}`, or `{kernel: …, initrd: …, cmdline: …}`.
+//! `image:` in its forms: a path, a stream's name, an address, `{disk: …}`, or
+//! `{kernel: …, initrd: …, cmdline: …}`.
 //!
 //! A file's format is what the user says or what its name ends in, never what
 //! its bytes look like; the bytes are only asked whether they contradict.
@@ -13,14 +14,13 @@ use super::fields::{self, Fields, Keys};
 use super::files::{self, Folders};
 use super::suggest;
 use super::warning::SpecWarning;
-use crate::cluster::{DiskFormat, DiskImage, Image};
+use crate::cluster::remote::{Address, RemoteImage, Source};
+use crate::cluster::{DiskFormat, DiskImage, DiskSource, Image};
 
 /// The first bytes of every qcow2 file (QEMU, docs/interop/qcow2.txt).
 const QCOW2_MAGIC: &[u8] = b"QFI\xfb";
 /// What the kernel takes as its command line, on the most generous architecture.
 const CMDLINE_LIMIT: usize = 4096;
-/// Image streams that this kiln knows by name and cannot fetch yet.
-const STREAMS: &[&str] = &["fedora-coreos", "fcos", "flatcar", "rhcos"];
 
 const DISK_KEYS: Keys = Keys {
     known: &["disk", "format", "sha256", "insecure"],
@@ -120,12 +120,21 @@ fn described(
     })
 }
 
+/// What a map says of its disk besides where it is.
+#[derive(Debug, Default)]
+struct Said {
+    format: Option<DiskFormat>,
+    sha256: Option<String>,
+    /// `insecure: true`, and where it stands.
+    insecure: Option<Place>,
+}
+
 /// The disk that a map describes; the fields again when they say nothing of one.
 fn disk_fields(
     mut fields: Fields,
     folders: Folders<'_>,
     warnings: &mut Vec<SpecWarning>,
-) -> Result<Result<DiskImage, Fields>, Fault> {
+) -> Result<Result<DiskSource, Fields>, Fault> {
     let format = fields.take_as("format", |node, key| {
         fields::choice(
             node,
@@ -155,74 +164,127 @@ fn disk_fields(
         let owner = fields.owner.clone();
         return disk(node, "disk", &owner, folders, warnings).map(Ok);
     }
+    let mut said = Said {
+        format,
+        sha256,
+        insecure: None,
+    };
     if let Some(node) = insecure {
         let place = node.place;
         if fields::boolean(&node, "insecure")? {
-            if sha256.is_some() {
+            if said.sha256.is_some() {
                 return Err(Fault::bad_value(
                     place,
                     "insecure",
                     "`insecure: true` and `sha256` contradict each other",
                 ));
             }
-            warnings.push(SpecWarning::InsecureLocalImage { place });
+            said.insecure = Some(place);
         }
     }
-    let place = node.place;
-    let path = folders.resolve(place, "disk", &local(node, "disk")?)?;
-    let image = DiskImage {
-        format: known_format(place, "disk", &path, format)?,
-        path,
-        sha256,
-    };
-    look(&image, place, "disk", warnings)?;
-    Ok(Ok(image))
+    located(node, "disk", said, folders, warnings).map(Ok)
 }
 
-/// A disk image: a path, or a map with `disk` and what is to be known of it.
+/// A disk image: where it is, or a map with `disk` and what is to be known of it.
 fn disk(
     node: Node,
     key: &str,
     owner: &str,
     folders: Folders<'_>,
     warnings: &mut Vec<SpecWarning>,
-) -> Result<DiskImage, Fault> {
+) -> Result<DiskSource, Fault> {
     match node.value {
         Value::Map(_) => {
             let fields = Fields::new(node, format!("`{key}` of {owner}"), DISK_KEYS)?;
             disk_fields(fields, folders, warnings)?.map_err(|fields| fields.missing("disk"))
         }
-        Value::Text(_) => {
-            let place = node.place;
-            let path = folders.resolve(place, key, &local(node, key)?)?;
-            let image = DiskImage {
-                format: known_format(place, key, &path, None)?,
-                path,
-                sha256: None,
-            };
-            look(&image, place, key, warnings)?;
-            Ok(image)
-        }
+        Value::Text(_) => located(node, key, Said::default(), folders, warnings),
         Value::Nothing | Value::Bool(_) | Value::Number(_) | Value::List(_) => {
             Err(fields::wrong_type(&node, key, "a path or a map"))
         }
     }
 }
 
-/// The text of a local path; names of streams and addresses are refused with words.
-fn local(node: Node, key: &str) -> Result<String, Fault> {
+/// A stream's name, an address, or a path.
+fn located(
+    node: Node,
+    key: &str,
+    said: Said,
+    folders: Folders<'_>,
+    warnings: &mut Vec<SpecWarning>,
+) -> Result<DiskSource, Fault> {
     let place = node.place;
     let text = fields::text(node, key)?;
-    let stream = text.split_once(':').map_or(text.as_str(), |(name, _)| name);
-    let feature = if text.starts_with("https://") || text.starts_with("http://") {
-        "fetching an image over the network"
-    } else if STREAMS.contains(&stream) {
-        "fetching an image by name"
-    } else {
-        return Ok(text);
+    if let Some(source) = Source::named(&text) {
+        let source = source.map_err(|error| Fault::bad_value(place, key, error))?;
+        return named(source, place, key, &said).map(DiskSource::Remote);
+    }
+    if ["https:", "http:"]
+        .iter()
+        .any(|scheme| text.starts_with(scheme))
+    {
+        return address(&text, place, key, said).map(DiskSource::Remote);
+    }
+    let path = folders.resolve(place, key, &text)?;
+    let image = DiskImage {
+        format: known_format(place, key, &path, said.format)?,
+        path,
+        sha256: said.sha256,
     };
-    Err(Fault::not_built(place, feature)
-        .hint("use a local file: `image: ./disk.qcow2`, or `image: {kernel: …, initrd: …}`"))
+    if let Some(place) = said.insecure {
+        warnings.push(SpecWarning::InsecureLocalImage { place });
+    }
+    look(&image, place, key, warnings)?;
+    Ok(DiskSource::Local(image))
+}
+
+fn named(source: Source, place: Place, key: &str, said: &Said) -> Result<RemoteImage, Fault> {
+    if said.format.is_some() || said.sha256.is_some() {
+        return Err(Fault::bad_value(
+            place,
+            key,
+            "a release comes with its own `format` and digest",
+        )
+        .hint("`kiln.lock` keeps the digest of the release that is used"));
+    }
+    if let (Source::Rhcos { .. }, Some(place)) = (&source, said.insecure) {
+        return Err(Fault::bad_value(
+            place,
+            "insecure",
+            "it changes nothing for `rhcos`, whose images have a digest and no signature",
+        ));
+    }
+    Ok(RemoteImage {
+        source,
+        insecure: said.insecure.is_some(),
+    })
+}
+
+fn address(text: &str, place: Place, key: &str, said: Said) -> Result<RemoteImage, Fault> {
+    let url: Address = text
+        .parse()
+        .map_err(|error| Fault::bad_value(place, key, error))?;
+    if said.sha256.is_none() && (url.is_plain() || said.insecure.is_none()) {
+        let fault = Fault::bad_value(place, key, "an image from an address needs its digest");
+        return Err(if url.is_plain() {
+            fault.hint(format!(
+                "anyone on the way can change what `http` carries; write `{{disk: \"{url}\", sha256: …}}`"
+            ))
+        } else {
+            fault.hint(format!(
+                "write `{{disk: \"{url}\", sha256: …}}` with the digest of the file as it lies there, or `insecure: true` to take whatever is sent"
+            ))
+        });
+    }
+    let format = format_of(place, key, url.unpacked(), said.format)?;
+    Ok(RemoteImage {
+        source: Source::Address {
+            url,
+            sha256: said.sha256,
+            format,
+        },
+        insecure: said.insecure.is_some(),
+    })
 }
 
 pub(super) fn known_format(
@@ -231,19 +293,31 @@ pub(super) fn known_format(
     path: &Path,
     said: Option<DiskFormat>,
 ) -> Result<DiskFormat, Fault> {
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    if said.is_none()
+        && let Some("xz" | "gz" | "zst" | "bz2") = ending
+    {
+        return Err(
+            Fault::bad_value(place, key, format!("`{}` is compressed", path.display()))
+                .hint("unpack it first; only what is downloaded is unpacked on the way"),
+        );
+    }
+    format_of(place, key, path, said)
+}
+
+/// What the user says, or what the name ends in.
+fn format_of(
+    place: Place,
+    key: &str,
+    path: &Path,
+    said: Option<DiskFormat>,
+) -> Result<DiskFormat, Fault> {
     if let Some(format) = said {
         return Ok(format);
     }
-    let ending = path.extension().and_then(|ending| ending.to_str());
-    match ending {
+    match path.extension().and_then(|ending| ending.to_str()) {
         Some("qcow2") => Ok(DiskFormat::Qcow2),
         Some("raw" | "img") => Ok(DiskFormat::Raw),
-        Some("xz" | "gz" | "zst" | "bz2") => {
-            Err(
-                Fault::bad_value(place, key, format!("`{}` is compressed", path.display()))
-                    .hint("unpack it first; kiln takes qcow2 and raw images"),
-            )
-        }
         _ => Err(Fault::bad_value(
             place,
             key,
@@ -319,12 +393,4 @@ fn command_line(node: Node) -> Result<String, Fault> {
         .hint("YAML's `>-` folds several lines into one"));
     }
     Ok(text)
-}
-
-/// Whether an image has a disk that `disk:` could grow.
-pub(super) fn has_disk(image: &Image) -> bool {
-    match image {
-        Image::Disk(_) => true,
-        Image::Kernel { disk, .. } => disk.is_some(),
-    }
 }

@@ -284,6 +284,34 @@ machines:
 }
 
 #[test]
+fn images_from_elsewhere_are_read() {
+    let zeros = "0".repeat(64);
+    for (image, want) in [
+        ("fedora-coreos:stable".to_owned(), "fedora-coreos:stable"),
+        (
+            "{disk: 'flatcar:beta@4230.1.0', insecure: true}".to_owned(),
+            "flatcar:beta@4230.1.0",
+        ),
+        ("rhcos:4.18".to_owned(), "rhcos:4.18"),
+        (
+            format!("{{disk: 'http://a.example/x.raw.xz', sha256: '{zeros}'}}"),
+            "http://a.example/x.raw.xz",
+        ),
+        (
+            "{disk: 'https://a.example/x', format: raw, insecure: true}".to_owned(),
+            "https://a.example/x",
+        ),
+    ] {
+        let loaded = loaded(&format!(
+            "cluster: demo\nimage: {image}\nmachines: {{node: }}"
+        ));
+        let remote = loaded.cluster.machines[0].remote_image().unwrap();
+        assert_eq!(remote.source.to_string(), want);
+        assert_eq!(remote.insecure, image.contains("insecure"), "{image}");
+    }
+}
+
+#[test]
 fn what_init_writes_loads() {
     let loaded = loaded(&init_template(&"fresh".parse().unwrap()));
     assert_eq!(loaded.cluster.name.as_str(), "fresh");

@@ -145,6 +145,7 @@ fn ps_tells_programs_all_that_is_documented() {
               "image": "vmlinuz",
               "mac": "b2:6b:c6:e2:b7:b3",
               "name": "node-1",
+              "notes": [],
               "phase": "ready",
               "pid": "PID",
               "ports": [
@@ -398,6 +399,34 @@ fn a_disk_is_made_anew_only_when_told() {
     assert!(plan.contains("restart   node-1"), "{plan}");
     assert!(!plan.contains("recreate"), "{plan}");
     world.write("spec/node.ign", EMPTY_CONFIG);
+    world.ok(&["down"]);
+    world.assert_clean();
+}
+
+#[test]
+fn a_machine_is_made_anew_by_name() {
+    let world = World::new();
+    world.nodes(2, "");
+    assert_eq!(world.kiln(&["reprovision", "node-1"]).code, Some(7));
+    world.ok(&["up"]);
+    let before = (world.pids(), world.ps());
+    let key =
+        |name: &str| fs::read(world.machine("demo", name).join("ssh_host_ed25519_key")).unwrap();
+    let keys = (key("node-1"), key("node-2"));
+
+    assert_eq!(world.kiln(&["reprovision"]).code, Some(2));
+    assert_eq!(world.kiln(&["reprovision", "node-3"]).code, Some(7));
+    world.ok(&["reprovision", "node-2"]);
+    let (pids, machines) = (world.pids(), world.ps());
+    assert_eq!(pids["node-1"], before.0["node-1"]);
+    assert_ne!(pids["node-2"], before.0["node-2"]);
+    assert_eq!(key("node-1"), keys.0);
+    assert_ne!(key("node-2"), keys.1, "it is another machine to ssh");
+    assert_eq!(machines["node-2"]["state"], "ready");
+    for fixed in ["reserved_ip", "mac"] {
+        assert_eq!(machines["node-2"][fixed], before.1["node-2"][fixed]);
+    }
+    assert!(world.ok(&["plan"]).ends_with("nothing to do\n"));
     world.ok(&["down"]);
     world.assert_clean();
 }

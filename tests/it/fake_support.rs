@@ -267,12 +267,13 @@ impl World {
     }
 
     /// All below kiln's home: mode, kind, length of files, path. The cache is left out: it
-    /// holds facts that may be thrown away at any time.
+    /// holds facts that may be thrown away at any time. So is what the user has put there.
     pub(crate) fn tree(&self) -> Vec<String> {
         let mut lines = Vec::new();
         walk(&self.home(), &mut |path, metadata| {
             let below = path.strip_prefix(self.home()).unwrap();
-            if !below.starts_with("cache") && !below.as_os_str().is_empty() {
+            let told = !below.starts_with("cache") && !below.starts_with("config");
+            if told && !below.as_os_str().is_empty() {
                 let mode = metadata.mode() & 0o7777;
                 lines.push(format!("{mode:04o} {}", below.display()));
             }

@@ -14,5 +14,6 @@ mod fake_life;
 mod fake_secrets;
 mod fake_support;
 mod fake_tpm;
+mod image;
 mod qemu_takes;
 mod support;

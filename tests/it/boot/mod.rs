@@ -9,6 +9,7 @@ mod configs;
 mod data;
 mod disk;
 mod fails;
+mod fetched;
 mod firmware;
 mod five;
 mod full;

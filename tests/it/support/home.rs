@@ -22,11 +22,11 @@ pub(crate) const PROMPT: Duration = Duration::from_secs(20);
 /// For a boot on a slow and busy host, where guests are emulated.
 pub(crate) const BOOT: Duration = Duration::from_secs(150);
 
-/// Tests whose guests are many take turns, and so do those with few: at most four guests run
+/// Tests whose guests are many take turns, and so do those with few: at most six guests run
 /// at a time, however many tests do. The turns are files, because tests may be processes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Lane {
-    /// Up to three guests.
+    /// Up to five guests.
     Wide,
     /// One guest.
     Narrow,
