@@ -51,6 +51,11 @@ test-it *args:
 test-long *args:
     cargo test --locked --test long {{ args }}
 
+# What takes too long for every day: fifty rounds of up and down, some of them killed.
+[group('test')]
+test-long:
+    KILN_TEST_ROUNDS=50 cargo test --locked --test it -- boot::namespace::rounds
+
 # Write golden files and expected texts anew; read the difference before you commit it.
 [group('test')]
 bless:

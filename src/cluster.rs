@@ -56,6 +56,8 @@ pub enum NetworkMode {
     Auto,
     /// A switch inside the supervisor.
     Fabric,
+    /// The kernel's bridge, in a network namespace of the cluster's own.
+    Namespace,
 }
 
 /// One machine as the spec asks for it.

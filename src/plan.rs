@@ -16,7 +16,7 @@ use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_netsetup::address::{self, AddressError, Subnet};
 
-use crate::cluster::{Cluster, Machine, NetworkMode, Size};
+use crate::cluster::{Cluster, Machine, Size};
 use crate::host::distribution::{Distribution, Piece};
 use crate::host::firmware::{Firmwares, Uefi};
 use crate::host::kvm::KvmState;
@@ -24,8 +24,7 @@ use crate::host::qemu::Qemu;
 use crate::state::files::SCHEMA;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{
-    ClusterRecord, DisksRecord, MachineRecord, ModeRecord, ReservationRecord, RunRecord,
-    StateRecord,
+    ClusterRecord, DisksRecord, MachineRecord, ReservationRecord, RunRecord, StateRecord,
 };
 
 pub use difference::{Difference, Price};
@@ -51,6 +50,11 @@ pub struct HostFacts {
     pub is_root: bool,
     /// The group that KVM asks for.
     pub qemu_gid: Option<u32>,
+    /// Whether machines can be joined by the kernel, or why not; absent where nobody asks.
+    pub namespace: Option<Result<(), String>>,
+    /// The programs that lead out of a network namespace without root.
+    pub pasta: Option<PathBuf>,
+    pub slirp4netns: Option<PathBuf>,
     /// The cluster's files; QEMU's uuids come from where they lie.
     pub files: ClusterFiles,
 }
@@ -200,6 +204,16 @@ pub enum PlanError {
         kept: Ipv4Net,
         asked: Ipv4Net,
     },
+    #[error(
+        "the network of cluster `{cluster}` is in mode `{kept}` and cannot change to `{asked}` while the cluster exists"
+    )]
+    ModeMoved {
+        cluster: String,
+        kept: &'static str,
+        asked: &'static str,
+    },
+    #[error("`network.mode: namespace` does not work here: {why}")]
+    NoNamespace { why: String },
     #[error("subnet {subnet} overlaps {taken}, which is in use on this host")]
     SubnetTaken { subnet: Ipv4Net, taken: Ipv4Net },
     #[error("host port {port} of machine `{machine}` is taken")]
@@ -307,17 +321,16 @@ fn cluster_record(
         reservations.insert(machine, ReservationRecord { mac, ip });
     }
     let kept = inventory.cluster.as_ref();
+    let (mode, mode_reason) = choice::mode(cluster.network.mode, kept, host.namespace.as_ref())?;
     Ok(ClusterRecord {
         schema: SCHEMA,
         name: name.to_owned(),
         spec: cluster.spec.clone(),
-        mode: ModeRecord::Fabric,
-        mode_reason: match kept {
-            Some(record) => record.mode_reason.clone(),
-            None => match cluster.network.mode {
-                NetworkMode::Fabric => String::new(),
-                NetworkMode::Auto => "the one mode that this kiln has".to_owned(),
-            },
+        mode,
+        mode_reason,
+        way_out: match kept {
+            Some(record) => record.way_out.clone(),
+            None => choice::way_out(mode, host),
         },
         subnet: subnet.net(),
         domain: format!("{name}.internal"),

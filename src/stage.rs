@@ -24,7 +24,7 @@ use crate::state::disks::DisksError;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{ClusterFiles, MachineFiles, Roots};
 use crate::state::ledger::{self, Entry, Ledger};
-use crate::state::record::{ClusterRecord, FirmwareRecord, MachineRecord};
+use crate::state::record::{ClusterRecord, FirmwareRecord, MachineRecord, WayOutRecord};
 
 pub use self::disks::DataDiskError;
 
@@ -143,6 +143,13 @@ fn begin(plan: &Plan, files: &ClusterFiles, undo: &Undo) -> Result<(), StageErro
     if plan.is_new {
         for path in [files.folder(), files.sockets()] {
             entries.push(Entry::Folder { path });
+        }
+        if let WayOutRecord::Host { link } = &plan.cluster.way_out {
+            entries.push(Entry::HostLink {
+                link: link.clone(),
+                mark: files.host_mark(),
+                subnet: plan.cluster.subnet,
+            });
         }
     }
     for name in &undo.created {

@@ -339,6 +339,15 @@ pub enum Run {
     Alone,
 }
 
+/// Where an uplink gets its frames from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum UplinkPort {
+    /// A port of the fabric's switch, as in [`NicBackend::Stream`].
+    Stream(Socket),
+    /// A tap in the cluster's namespace.
+    Tap(ChildFd),
+}
+
 /// The fabric's way out to the world.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Uplink {
@@ -348,8 +357,8 @@ pub struct Uplink {
     /// Whose QEMU is used: any that is installed, for no guest runs in it.
     pub arch: Arch,
     pub net: UserNet,
-    /// The port of the switch, as in [`NicBackend::Stream`].
-    pub switch: Socket,
+    /// What it lets out.
+    pub switch: UplinkPort,
     pub monitor: Socket,
     pub sandbox: Sandbox,
 }

@@ -1,14 +1,14 @@
-//! The fabric's way out: a QEMU without a guest, whose user-mode network is plugged into the
+//! A cluster's way out: a QEMU without a guest, whose user-mode network is plugged into the
 //! switch by QEMU's own hub.
 
 use crate::Unsupported;
 use crate::command::{QemuCommand, Reason};
 use crate::device::{Netdev, NetdevBackend};
-use crate::machine::Uplink;
+use crate::machine::{Uplink, UplinkPort};
 use crate::render::{begin, monitor, take_socket};
 
 const OUT: Reason = Reason::Kiln("the way out to the world, which needs no right on the host");
-const SWITCH: Reason = Reason::Kiln("the uplink's port on the cluster's switch");
+const SWITCH: Reason = Reason::Kiln("the uplink's port on the cluster's network");
 const JOIN: Reason = Reason::Kiln("joins the two");
 
 pub(crate) fn command(uplink: &Uplink) -> Result<QemuCommand, Unsupported> {
@@ -27,10 +27,19 @@ pub(crate) fn command(uplink: &Uplink) -> Result<QemuCommand, Unsupported> {
         &uplink.monitor,
         Reason::Kiln("QMP, by which the uplink is watched and ended"),
     )?;
-    take_socket(&mut command, &uplink.switch)?;
+    let switch = match &uplink.switch {
+        UplinkPort::Stream(socket) => {
+            take_socket(&mut command, socket)?;
+            NetdevBackend::Stream(socket)
+        }
+        UplinkPort::Tap(fd) => {
+            command.inherit(*fd)?;
+            NetdevBackend::Tap(*fd)
+        }
+    };
     for (id, backend, why) in [
         ("out", NetdevBackend::User(&uplink.net), OUT),
-        ("switch", NetdevBackend::Stream(&uplink.switch), SWITCH),
+        ("switch", switch, SWITCH),
         ("hub-out", NetdevBackend::Hubport("out"), JOIN),
         ("hub-switch", NetdevBackend::Hubport("switch"), JOIN),
     ] {

@@ -304,7 +304,7 @@ fn mac(hash: u64) -> MacAddr6 {
 /// FNV-1a of 64 bits over each part and a byte that ends it, then MurmurHash3's finalizer, because FNV alone leaves
 /// the high bits of short names alike. Addresses that users have written down hang on this function: it must never
 /// change.
-fn hash(parts: &[&str]) -> u64 {
+pub(crate) fn hash(parts: &[&str]) -> u64 {
     let mut state: u64 = 0xcbf2_9ce4_8422_2325;
     for part in parts {
         for byte in part.bytes().chain([0xff]) {

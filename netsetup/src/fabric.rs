@@ -30,7 +30,7 @@ use driver::{Command, Driver};
 
 mod driver;
 mod port;
-mod resolve;
+pub(crate) mod resolve;
 mod stack;
 mod stream;
 mod wire;

@@ -98,13 +98,14 @@ impl From<PlanError> for Error {
             | PlanError::NoKvm { .. }
             | PlanError::PortTaken { .. }
             | PlanError::NoPort { .. }
+            | PlanError::NoNamespace { .. }
             | PlanError::NoUid { .. }
             | PlanError::SubnetTaken { .. } => Exit::Host,
             PlanError::ForeignKvm { .. }
             | PlanError::Address(_)
             | PlanError::DiskShrinks { .. }
             | PlanError::DataDiskShrinks { .. } => Exit::Spec,
-            PlanError::SubnetMoved { .. } => Exit::Unsafe,
+            PlanError::SubnetMoved { .. } | PlanError::ModeMoved { .. } => Exit::Unsafe,
             PlanError::Record { .. } | PlanError::Damaged { .. } | PlanError::NoImage { .. } => {
                 Exit::Failed
             }
@@ -136,7 +137,12 @@ impl From<PlanError> for Error {
             PlanError::DataDiskShrinks { .. } => told.hint(
                 "a disk never shrinks: ask for as much or more, or for a new disk by another `serial`",
             ),
-            PlanError::SubnetMoved { .. } => told.hint("`kiln down` first, then `kiln up`"),
+            PlanError::SubnetMoved { .. } | PlanError::ModeMoved { .. } => {
+                told.hint("`kiln down` first, then `kiln up`")
+            }
+            PlanError::NoNamespace { .. } => told.hint(
+                "`kiln doctor` says what would help; `network.mode: fabric` works everywhere",
+            ),
             PlanError::SubnetTaken { .. } => {
                 told.hint("leave `network.subnet` out, and a free one is chosen")
             }

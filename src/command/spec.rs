@@ -10,11 +10,12 @@ use macaddr::MacAddr6;
 use serde::Serialize;
 
 use crate::cli::args::{GroupCount, PlanArgs};
-use crate::cluster::{AccelWish, Cluster, Machine, MachineName};
+use crate::cluster::{AccelWish, Cluster, Machine, MachineName, NetworkMode};
 use crate::command::Session;
 use crate::error::{Error, Exit};
 use crate::host::firmware::Firmwares;
 use crate::host::kvm::{Ask, KvmState};
+use crate::host::namespace;
 use crate::ignition::validator::{self, Severity};
 use crate::ignition::{self, Facts, Peer};
 use crate::inventory::{self, Images};
@@ -155,10 +156,23 @@ pub(super) fn host_facts(
         swtpm: session.host.tools.swtpm.clone(),
         distribution,
         has_qemu_img: session.host.tools.qemu_img.is_some(),
+        namespace: namespace(session, cluster),
+        pasta: session.host.tools.pasta.clone(),
+        slirp4netns: session.host.tools.slirp4netns.clone(),
         is_root: session.host.is_root(),
         qemu_gid: session.host.kvm_group().filter(|_| session.host.is_root()),
         files: session.roots.cluster(cluster.name.as_str()),
     })
+}
+
+/// Whether the mode `namespace` works here; tried where that is still to be chosen.
+fn namespace(session: &Session<'_>, cluster: &Cluster) -> Option<Result<(), String>> {
+    let files = session.roots.cluster(cluster.name.as_str());
+    if cluster.network.mode == NetworkMode::Fabric || files.record().exists() {
+        return None;
+    }
+    let tried = namespace::try_out(session.host.uid, session.host.gid);
+    Some(tried.map_err(|refusal| refusal.why()))
 }
 
 /// Looks at the images, and shows how far their hashing has come.

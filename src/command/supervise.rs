@@ -8,6 +8,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use crate::cli::args::SuperviseArgs;
 use crate::command::Session;
 use crate::error::{Error, Exit};
+use crate::host::namespace;
 use crate::state::lock::Lock;
 use crate::supervisor::dispatcher::{self, Config};
 use crate::supervisor::process;
@@ -40,6 +41,7 @@ pub(super) fn run(session: &Session<'_>, args: &SuperviseArgs) -> Result<(), Err
         files,
         boot_id: session.host.boot_id.clone(),
         resolvers: session.host.resolvers.clone(),
+        maker: namespace::maker(session.host.uid, session.host.gid),
         control,
         uid: session.host.uid,
     };

@@ -25,6 +25,7 @@ pub enum Piece {
     /// UEFI for guests of the architecture.
     Uefi(Arch),
     Swtpm,
+    Pasta,
     QemuImg,
     Ssh,
     IgnitionValidate,
@@ -80,6 +81,7 @@ fn debian(piece: Piece) -> &'static str {
         Piece::Uefi(Arch::Aarch64) => "qemu-efi-aarch64",
         Piece::Uefi(_) => "ovmf",
         Piece::Swtpm => "swtpm",
+        Piece::Pasta => "passt",
         Piece::QemuImg => "qemu-utils",
         Piece::Ssh => "openssh-client",
         // The package of the whole of Ignition has it, at least in Debian 12.
@@ -96,6 +98,7 @@ fn fedora(piece: Piece) -> &'static str {
         Piece::Uefi(Arch::Aarch64) => "edk2-aarch64",
         Piece::Uefi(_) => "edk2-ovmf",
         Piece::Swtpm => "swtpm",
+        Piece::Pasta => "passt",
         Piece::QemuImg => "qemu-img",
         Piece::Ssh => "openssh-clients",
         Piece::IgnitionValidate => "ignition-validate",

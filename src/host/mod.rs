@@ -10,6 +10,7 @@ mod environment;
 pub mod firmware;
 pub mod folders;
 pub mod kvm;
+pub mod namespace;
 mod network;
 mod payload;
 mod probe;

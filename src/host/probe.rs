@@ -75,6 +75,9 @@ pub struct Tools {
     pub scp: Option<PathBuf>,
     pub ignition_validate: Option<PathBuf>,
     pub swtpm: Option<PathBuf>,
+    /// These lead out of a network namespace without root.
+    pub pasta: Option<PathBuf>,
+    pub slirp4netns: Option<PathBuf>,
 }
 
 /// Why the host cannot be used.
@@ -158,6 +161,8 @@ impl Host {
                 scp: tool("scp"),
                 ignition_validate: tool("ignition-validate"),
                 swtpm: tool("swtpm"),
+                pasta: tool("pasta"),
+                slirp4netns: tool("slirp4netns"),
             },
             color: environment.color,
             // These three may be absent: a container has no routes, a chroot no names.

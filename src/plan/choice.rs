@@ -6,15 +6,16 @@ use std::path::PathBuf;
 use kiln_arch::machine::IgnitionTransport;
 use sha2::{Digest, Sha256};
 
-use crate::cluster::{AccelWish, FirmwareWish, Machine, Profile, RestartPolicy, Size};
+use crate::cluster::{AccelWish, FirmwareWish, Machine, NetworkMode, Profile, RestartPolicy, Size};
 use crate::host::distribution::Piece;
 use crate::host::firmware::{Firmware, Uefi};
 use crate::host::kvm::KvmState;
 use crate::host::qemu::Qemu;
 use crate::plan::{Action, HostFacts, ImageFacts, Inventory, Known, PlanError, Step};
+use crate::report::view::mode_word;
 use crate::state::record::{
-    AccelRecord, DiskRecord, FirmwareKind, FirmwareRecord, MachineRecord, PortRecord,
-    RestartRecord, TransportRecord,
+    AccelRecord, ClusterRecord, DiskRecord, FirmwareKind, FirmwareRecord, MachineRecord,
+    ModeRecord, PortRecord, RestartRecord, TransportRecord, WayOutRecord,
 };
 
 /// Free host ports are chosen from here: below the kernel's ephemeral range (from 32768).
@@ -213,6 +214,58 @@ pub(super) fn reports(profile: Profile) -> bool {
     }
 }
 
+/// How the machines are joined, and why so: kept for the cluster's life.
+///
+/// `tried` says whether `namespace` works, or why not.
+pub(super) fn mode(
+    wish: NetworkMode,
+    kept: Option<&ClusterRecord>,
+    tried: Option<&Result<(), String>>,
+) -> Result<(ModeRecord, String), PlanError> {
+    let asked = match wish {
+        NetworkMode::Auto => None,
+        NetworkMode::Namespace => Some(ModeRecord::Namespace),
+        NetworkMode::Fabric => Some(ModeRecord::Fabric),
+    };
+    if let Some(record) = kept {
+        return match asked {
+            Some(asked) if asked != record.mode => Err(PlanError::ModeMoved {
+                cluster: record.name.clone(),
+                kept: mode_word(record.mode),
+                asked: mode_word(asked),
+            }),
+            Some(_) | None => Ok((record.mode, record.mode_reason.clone())),
+        };
+    }
+    match (asked, tried) {
+        (Some(ModeRecord::Fabric), _) => Ok((ModeRecord::Fabric, String::new())),
+        (Some(ModeRecord::Namespace), Some(Err(why))) => {
+            Err(PlanError::NoNamespace { why: why.clone() })
+        }
+        (Some(ModeRecord::Namespace), _) => Ok((ModeRecord::Namespace, String::new())),
+        (None, Some(Ok(()))) => Ok((ModeRecord::Namespace, "it works here".to_owned())),
+        (None, Some(Err(why))) => Ok((
+            ModeRecord::Fabric,
+            format!("`namespace` does not work here ({why})"),
+        )),
+        (None, None) => Ok((ModeRecord::Fabric, "`namespace` was not tried".to_owned())),
+    }
+}
+
+/// How the machines of a new cluster get out.
+pub(super) fn way_out(mode: ModeRecord, host: &HostFacts) -> WayOutRecord {
+    match mode {
+        ModeRecord::Fabric => WayOutRecord::Qemu,
+        ModeRecord::Namespace if host.is_root => WayOutRecord::Host {
+            link: host.files.host_link(),
+        },
+        ModeRecord::Namespace => WayOutRecord::Helper {
+            pasta: host.pasta.clone(),
+            slirp4netns: host.slirp4netns.clone(),
+        },
+    }
+}
+
 /// Host ports: fixed ones must be free, others are chosen by the machine's name and kept.
 #[derive(Debug)]
 pub(super) struct Ports {
@@ -301,6 +354,25 @@ impl Ports {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_best_mode_that_works_is_taken_and_said() {
+        let works = Ok(());
+        let fails = Err("open /dev/net/tun: no".to_owned());
+        let check = |wish, tried: Option<&Result<(), String>>, want, told: &str| {
+            let (mode, why) = mode(wish, None, tried).unwrap();
+            assert_eq!((mode, why.contains(told)), (want, true), "{why}");
+        };
+        let (fabric, namespace) = (ModeRecord::Fabric, ModeRecord::Namespace);
+        check(NetworkMode::Auto, Some(&works), namespace, "works");
+        check(NetworkMode::Auto, Some(&fails), fabric, "/dev/net/tun");
+        check(NetworkMode::Fabric, None, fabric, "");
+        check(NetworkMode::Namespace, Some(&works), namespace, "");
+        assert!(matches!(
+            mode(NetworkMode::Namespace, None, Some(&fails)),
+            Err(PlanError::NoNamespace { .. })
+        ));
+    }
 
     #[test]
     fn no_two_clusters_have_one_uid() {

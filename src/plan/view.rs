@@ -7,13 +7,16 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 
 use super::Plan;
+use crate::report::view::mode_word;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "cluster {}: network fabric, {}",
-            self.cluster.name, self.cluster.subnet
+            "cluster {}: network {}, {}",
+            self.cluster.name,
+            mode_word(self.cluster.mode),
+            self.cluster.subnet
         )?;
         for step in &self.steps {
             write!(f, "  {:<9} {}", step.action.word(), step.name)?;

@@ -345,7 +345,8 @@ impl ClusterView {
             uplink,
             ..
         } = &self.network;
-        if !reason.is_empty() {
+        // Nothing is better than `namespace`, so there is nothing to be told of it.
+        if !reason.is_empty() && *mode != ModeRecord::Namespace {
             notes.push(format!("the network is `{}`: {reason}", mode_word(*mode)));
         }
         if !uplink.is_empty() {
@@ -446,9 +447,10 @@ fn accel_word(accel: AccelRecord) -> &'static str {
     }
 }
 
-fn mode_word(mode: ModeRecord) -> &'static str {
+pub fn mode_word(mode: ModeRecord) -> &'static str {
     match mode {
         ModeRecord::Fabric => "fabric",
+        ModeRecord::Namespace => "namespace",
     }
 }
 

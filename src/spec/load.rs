@@ -240,11 +240,15 @@ fn network(node: Node, warnings: &mut Vec<SpecWarning>) -> Result<Network, Fault
         if matches!(node.value, Value::Map(_)) {
             return Err(
                 Fault::not_built(node.place, "attaching to a bridge of the host")
-                    .hint("this kiln knows `auto` or `fabric`"),
+                    .hint("this kiln knows `auto`, `namespace` and `fabric`"),
             );
         }
-        let words = [("auto", NetworkMode::Auto), ("fabric", NetworkMode::Fabric)];
-        fields::choice(node, key, &words, &["namespace", "user"])
+        let words = [
+            ("auto", NetworkMode::Auto),
+            ("namespace", NetworkMode::Namespace),
+            ("fabric", NetworkMode::Fabric),
+        ];
+        fields::choice(node, key, &words, &["user"])
     })?;
     let subnet = fields.take_as("subnet", |node, key| {
         let place = node.place;

@@ -5,6 +5,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use kiln_netsetup::bridge::BridgeError;
 use nix::libc;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -46,6 +47,12 @@ pub enum StateError {
     },
     #[error("`{}` was written by a newer kiln (schema {found}; this one knows {SCHEMA})", path.display())]
     Newer { path: PathBuf, found: u64 },
+    #[error("cannot put link `{link}` of the host back to what it was")]
+    Network {
+        link: String,
+        #[source]
+        source: BridgeError,
+    },
     #[error("`{}` is in the way: it is not a folder", path.display())]
     NotAFolder { path: PathBuf },
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use kiln_netsetup::nat::HOST_LINK;
 use sha2::{Digest, Sha256};
 
 /// The longest path of a socket below [`Roots::runtime`]: `CLUSTER/8 digits/qmp-spare.sock`.
@@ -147,6 +148,16 @@ impl ClusterFiles {
         self.uuid_of("uplink", "")
     }
 
+    /// As root, the name of the cluster's link on the host: no other cluster has it.
+    pub fn host_link(&self) -> String {
+        format!("{HOST_LINK}{}", &self.uplink_uuid()[..8])
+    }
+
+    /// What marks that link, and names the host's packet rules for it.
+    pub fn host_mark(&self) -> String {
+        format!("{HOST_LINK}-{}", self.uplink_uuid())
+    }
+
     fn uuid_of(&self, kind: &str, name: &str) -> String {
         let mut hash = Sha256::new();
         for part in [
@@ -172,7 +183,7 @@ impl ClusterFiles {
         )
     }
 
-    /// The QEMU whose slirp is the fabric's way out; it has files like a machine.
+    /// The process that is the way out; it has files like a machine.
     pub fn uplink(&self) -> MachineFiles {
         MachineFiles {
             folder: self.folder().join("uplink"),

@@ -8,6 +8,10 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use ipnet::Ipv4Net;
+use kiln_netsetup::address::Subnet;
+use kiln_netsetup::bridge::BridgeError;
+use kiln_netsetup::bridge::host::{self, HostLink};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +24,14 @@ use crate::state::layout::{Roots, is_below};
 pub enum Entry {
     /// A folder of ours with all that is in it.
     Folder { path: PathBuf },
+    /// As root, the cluster's end on the host: a link, the route by it, the host's packet rules.
+    HostLink {
+        link: String,
+        mark: String,
+        subnet: Ipv4Net,
+    },
+    /// As root, a link of the host's that routes packets on since kiln said so.
+    Forwarding { link: String },
 }
 
 /// An open ledger.
@@ -108,6 +120,16 @@ pub fn take_down(path: &Path, roots: &Roots) -> Result<(), Vec<StateError>> {
                 }
             }
             Entry::Folder { .. } => {}
+            Entry::HostLink { link, mark, subnet } => {
+                errors.extend(take_down_link(link, mark, *subnet).err());
+            }
+            Entry::Forwarding { .. } => {}
+        }
+    }
+    // When the cluster's own link is gone, what is left says whether another cluster needs it.
+    for entry in &entries {
+        if let Entry::Forwarding { link } = entry {
+            errors.extend(stop_forwarding(link).err());
         }
     }
     if errors.is_empty()
@@ -120,6 +142,32 @@ pub fn take_down(path: &Path, roots: &Roots) -> Result<(), Vec<StateError>> {
     } else {
         Err(errors)
     }
+}
+
+fn take_down_link(link: &str, mark: &str, subnet: Ipv4Net) -> Result<(), StateError> {
+    // One that is no name of a link is of nobody's making.
+    let (Ok(name), Ok(subnet)) = (link.parse(), Subnet::new(subnet)) else {
+        return Ok(());
+    };
+    let host_link = HostLink {
+        name,
+        mark: mark.to_owned(),
+        subnet,
+    };
+    host_link.remove().map_err(|source| StateError::Network {
+        link: link.to_owned(),
+        source: BridgeError::Netlink(source),
+    })
+}
+
+fn stop_forwarding(link: &str) -> Result<(), StateError> {
+    let Ok(name) = link.parse() else {
+        return Ok(());
+    };
+    host::stop_forwarding(&name).map_err(|source| StateError::Network {
+        link: link.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

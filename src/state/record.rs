@@ -27,6 +27,9 @@ pub struct ClusterRecord {
     pub mode: ModeRecord,
     /// Why this mode and not another, in words for people.
     pub mode_reason: String,
+    /// How the machines get out; the fabric knows one way only.
+    #[serde(default)]
+    pub way_out: WayOutRecord,
     pub subnet: Ipv4Net,
     /// The DNS domain below which the machines' names resolve.
     pub domain: String,
@@ -52,6 +55,23 @@ pub struct ClusterRecord {
 #[serde(rename_all = "snake_case")]
 pub enum ModeRecord {
     Fabric,
+    Namespace,
+}
+
+/// How machines get out into the world.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "snake_case")]
+pub enum WayOutRecord {
+    /// A QEMU without a guest, on QEMU's own user-mode network.
+    #[default]
+    Qemu,
+    /// These programs, where they are installed, the first that works; else as above.
+    Helper {
+        pasta: Option<PathBuf>,
+        slirp4netns: Option<PathBuf>,
+    },
+    /// As root: a pair of links, of which this is the host's, and the host's own NAT.
+    Host { link: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -262,7 +282,7 @@ pub struct RunRecord {
     pub restarts: u32,
 }
 
-/// The fabric's uplink, while there is one.
+/// The uplink's process, while there is one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UplinkRecord {
     pub schema: u32,

@@ -5,13 +5,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_netsetup::fabric::Fabric;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
 use crate::supervisor::dispatcher::WATCHER;
 use crate::supervisor::message::{Message, Reply};
+use crate::supervisor::network::Network;
 use crate::supervisor::protocol::{Answer, LINE_LIMIT, Request};
 
 /// How long a client may take to say what it wants, and a guest to take a connection.
@@ -22,7 +22,7 @@ pub(super) fn serve(
     stream: UnixStream,
     uid: u32,
     inbox: mpsc::Sender<Message>,
-    fabric: Arc<Fabric>,
+    network: Arc<Network>,
 ) {
     drop(tokio::spawn(async move {
         let peer = match stream.peer_cred() {
@@ -36,7 +36,7 @@ pub(super) fn serve(
             tracing::warn!(peer, "a client of another user was turned away");
             return;
         }
-        if let Err(error) = converse(stream, inbox, fabric).await {
+        if let Err(error) = converse(stream, inbox, network).await {
             tracing::debug!(%error, "a client went away");
         }
     }));
@@ -45,7 +45,7 @@ pub(super) fn serve(
 async fn converse(
     mut stream: UnixStream,
     inbox: mpsc::Sender<Message>,
-    fabric: Arc<Fabric>,
+    network: Arc<Network>,
 ) -> std::io::Result<()> {
     let (reader, mut writer) = stream.split();
     let mut reader = BufReader::with_capacity(512, reader);
@@ -97,7 +97,7 @@ async fn converse(
             Some(Reply::Line(answer)) => write(&mut writer, &answer).await?,
             Some(Reply::Stream { ip, port }) => {
                 let deadline = Instant::now() + DEADLINE;
-                let mut inside = match fabric.connect(ip, port, deadline).await {
+                let mut inside = match network.connect(ip, port, deadline).await {
                     Ok(inside) => inside,
                     Err(error) => {
                         let why = format!("no connection to {ip} port {port}: {error}");

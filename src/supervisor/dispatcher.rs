@@ -1,7 +1,7 @@
 //! The loop: takes in what happened, asks the machines what that means, and does it.
 //!
 //! All state of the supervisor is here, and only this loop touches it. Tasks watch
-//! sockets, processes and the fabric, and send `Message`s. The machine's life is
+//! sockets, processes and the network, and send `Message`s. The machine's life is
 //! decided in [`crate::supervisor::machine`]; this module performs its effects.
 
 mod later;
@@ -12,8 +12,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use kiln_netsetup::address::{self, Reservation, Subnet};
-use kiln_netsetup::fabric::{Fabric, FabricConfig, FabricEvent};
+use kiln_netsetup::address::{Reservation, Subnet};
+use kiln_netsetup::fabric::FabricEvent;
+use kiln_netsetup::namespace::Maker;
 use tokio::sync::mpsc;
 
 use self::later::{Later, can_be_asked_again};
@@ -27,6 +28,7 @@ use crate::supervisor::diagnose::{Finding, FindingKind};
 use crate::supervisor::door::Door;
 use crate::supervisor::machine::{Change, Effect, Event, Phase};
 use crate::supervisor::message::{Message, News, Reply};
+use crate::supervisor::network::Network;
 use crate::supervisor::process::{Carriers, Identity};
 use crate::supervisor::protocol::{Answer, Notice, Request};
 use crate::supervisor::slot::Slot;
@@ -49,6 +51,8 @@ pub struct Config {
     pub boot_id: String,
     /// Who is asked for names that are not the cluster's.
     pub resolvers: Vec<std::net::SocketAddr>,
+    /// Who makes the cluster's network namespace, where it has one.
+    pub maker: Maker,
     /// The control socket, already listening.
     pub control: std::os::unix::net::UnixListener,
     /// The only uid besides root that may ask for anything.
@@ -80,7 +84,7 @@ pub(super) struct Dispatcher {
     record: ClusterRecord,
     slots: BTreeMap<String, Slot>,
     inbox: mpsc::Sender<Message>,
-    fabric: Arc<Fabric>,
+    network: Arc<Network>,
     consoles: ConsoleWatch,
     uplink: Uplink,
     watchers: Vec<mpsc::Sender<Reply>>,
@@ -104,14 +108,13 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
     let subnet = Subnet::new(record.subnet).map_err(|_| SupervisorError::Subnet {
         subnet: record.subnet,
     })?;
-    let (fabric, mut fabric_events) = Fabric::start(FabricConfig {
+    let (network, mut network_events) = Network::start(
+        &record,
         subnet,
-        gateway_mac: address::gateway_mac(&record.name),
-        domain: record.domain.clone(),
-        mtu: None,
-        resolvers: config.resolvers,
-        machines: reservations(&record),
-    });
+        reservations(&record),
+        config.resolvers,
+        config.maker,
+    );
     let mut dispatcher = Dispatcher {
         uplink: Uplink::new(&record, &config.files, config.boot_id.clone()),
         files: config.files,
@@ -119,7 +122,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         record,
         slots: BTreeMap::new(),
         inbox: inbox.clone(),
-        fabric: Arc::new(fabric),
+        network: Arc::new(network),
         consoles: ConsoleWatch::new().map_err(SupervisorError::Console)?,
         watchers: Vec::new(),
         later: Later::default(),
@@ -143,7 +146,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         let deadline = dispatcher.deadline();
         tokio::select! {
             Some(message) = messages.recv() => dispatcher.take(message),
-            Some(event) = fabric_events.recv() => dispatcher.of_fabric(event),
+            Some(event) = network_events.recv() => dispatcher.of_network(event),
             event = dispatcher.consoles.next() => dispatcher.of_console(event),
             () = door.disturbed() => {
                 if let Err(error) = door.mend() {
@@ -152,7 +155,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
                 dispatcher.mend_sockets();
             }
             accepted = door.accept(), if dispatcher.accept_after.is_none() => match accepted {
-                Ok(stream) => control::serve(stream, config.uid, inbox.clone(), dispatcher.fabric.clone()),
+                Ok(stream) => control::serve(stream, config.uid, inbox.clone(), dispatcher.network.clone()),
                 // Out of descriptors, most likely: whoever asks waits until some are free.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept on the control socket");
@@ -221,7 +224,7 @@ impl Dispatcher {
             generation,
             carriers,
         );
-        slot.adopt(&self.inbox, &mut self.consoles, &self.fabric);
+        slot.adopt(&self.inbox, &mut self.consoles, &self.network);
         let findings = std::mem::take(&mut slot.missed);
         self.slots.insert(name.to_owned(), slot);
         self.of_console(ConsoleEvent {
@@ -263,7 +266,7 @@ impl Dispatcher {
         // The uplink runs in the QEMU program of any of the machines.
         let machine = self.slots.values().find_map(|slot| slot.record.as_ref());
         self.uplink
-            .ensure(&self.fabric, &self.inbox, machine, identity);
+            .ensure(&self.network, &self.inbox, machine, identity);
     }
 
     /// Whether what a former supervisor left still has to say how it is.
@@ -356,14 +359,14 @@ impl Dispatcher {
         }
     }
 
-    fn of_fabric(&mut self, event: FabricEvent) {
+    fn of_network(&mut self, event: FabricEvent) {
         match event {
             FabricEvent::Lease { machine, ip, .. } => self.seen(&machine, ip, SourceRecord::Lease),
             FabricEvent::Seen { machine, ip } => self.seen(&machine, ip, SourceRecord::Frames),
             FabricEvent::PortClosed { machine, cause } => {
                 tracing::debug!(machine, ?cause, "port closed");
                 if let Some(slot) = self.slots.get_mut(&machine) {
-                    slot.plug_in_again(&self.fabric);
+                    slot.plug_in_again(&self.network);
                 }
             }
             FabricEvent::UplinkClosed { cause } => tracing::debug!(?cause, "uplink closed"),
@@ -439,6 +442,7 @@ impl Dispatcher {
                 slot.release(&mut self.consoles);
                 if !self.any_alive() {
                     self.uplink.end();
+                    self.network.emptied();
                 }
             }
             Effect::Changed(change) => {
@@ -461,12 +465,12 @@ impl Dispatcher {
             return;
         };
         let launched = slot.launch(
-            &self.record.name,
+            &self.record,
             generation,
             identity,
             &self.inbox,
             &mut self.consoles,
-            &self.fabric,
+            &self.network,
         );
         if let Err(error) = launched {
             let how = in_one_line(&error);

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use kiln_arch::machine::{
     Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Format, Ignition,
     IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName, Run,
-    Sandbox, Sector, Socket as QemuSocket, Source, Uplink, UserNet,
+    Sandbox, Sector, Socket as QemuSocket, Source, Uplink, UplinkPort, UserNet,
 };
 use kiln_arch::{Arch, Unsupported, drive_node};
 use kiln_netsetup::address::Subnet;
@@ -30,8 +30,9 @@ use crate::image::data;
 use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
     AccelRecord, ClusterRecord, DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind,
-    FirmwareRecord, MachineRecord, TransportRecord,
+    FirmwareRecord, MachineRecord, ModeRecord, TransportRecord,
 };
+use crate::supervisor::network::helper;
 
 /// One descriptor that a QEMU is handed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +55,19 @@ pub enum Handle {
     },
     /// An end of a pair of sockets, the other for whoever emulates the TPM.
     Tpm,
+    /// A tap in the cluster's namespace.
+    Tap,
     /// A sealed memfd with the content of this file: no path, no secret in argv.
     Sealed(PathBuf),
+}
+
+/// What a QEMU is handed of the cluster's network, besides its sockets.
+#[derive(Debug, Default)]
+pub struct Plug {
+    /// Its tap.
+    pub tap: Option<OwnedFd>,
+    /// The namespaces, which it does not use but holds: a later supervisor has them from it.
+    pub namespaces: Vec<OwnedFd>,
 }
 
 /// Why a record cannot become a QEMU.
@@ -81,6 +93,8 @@ pub enum LaunchError {
         #[source]
         source: io::Error,
     },
+    #[error("it has no tap in the cluster's network")]
+    NoTap,
     #[error("cannot make sockets for the TPM")]
     Pair(#[source] io::Error),
     #[error("its disk cannot be used")]
@@ -116,6 +130,7 @@ impl Handles {
 /// The machine as a supervisor starts it, and what is to be handed over.
 pub fn supervised(
     cluster: &str,
+    mode: ModeRecord,
     record: &MachineRecord,
     files: &MachineFiles,
 ) -> Result<(Machine, Vec<Handle>), LaunchError> {
@@ -139,7 +154,10 @@ pub fn supervised(
     });
     let nic = Nic {
         mac: parsed(record, "mac", &record.mac)?,
-        backend: NicBackend::Stream(handles.listener(files, Socket::Nic)),
+        backend: match mode {
+            ModeRecord::Fabric => NicBackend::Stream(handles.listener(files, Socket::Nic)),
+            ModeRecord::Namespace => NicBackend::Tap(handles.add(Handle::Tap)),
+        },
     };
     let kernel = record.kernel.as_ref().map(|kernel| Kernel {
         image: handles.source(Handle::Read(kernel.kernel.clone())),
@@ -251,7 +269,7 @@ pub fn alone(
     })
 }
 
-/// The fabric's way out, and what is to be handed over to it.
+/// A way out through QEMU's own user-mode network, and what is to be handed over to it.
 pub fn uplink(
     cluster: &ClusterRecord,
     arch: Arch,
@@ -260,12 +278,26 @@ pub fn uplink(
 ) -> Result<(Uplink, Vec<Handle>), LaunchError> {
     let mut handles = Handles::default();
     let monitor = handles.listener(files, Socket::Qmp);
-    let switch = handles.listener(files, Socket::Nic);
+    let (switch, net) = match cluster.mode {
+        ModeRecord::Fabric => {
+            let listener = handles.listener(files, Socket::Nic);
+            (UplinkPort::Stream(listener), user_net(cluster)?)
+        }
+        ModeRecord::Namespace => {
+            let net = UserNet {
+                net: helper::WIRE,
+                host: helper::HOST,
+                dns: helper::DNS,
+                forwards: Vec::new(),
+            };
+            (UplinkPort::Tap(handles.add(Handle::Tap)), net)
+        }
+    };
     let uplink = Uplink {
         cluster: cluster.name.clone(),
         uuid: uuid.to_owned(),
         arch,
-        net: user_net(cluster)?,
+        net,
         switch,
         monitor,
         sandbox: Sandbox::Full,
@@ -431,12 +463,16 @@ pub struct Opened {
     pub tpm: Option<OwnedFd>,
 }
 
-/// Opens the handles, in order. After them come the names of its listeners, which QEMU knows
-/// nothing of: see [`crate::supervisor::regain`].
+/// Opens the handles, in order, of which `plug` has those of the network. After them come what is only to be held, the
+/// namespaces, and the names of its listeners, which QEMU knows nothing of: see [`crate::supervisor::regain`].
 ///
 /// # Errors
 /// [`LaunchError::Open`] and [`LaunchError::Listen`] name the path.
-pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
+pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
+    let Plug {
+        mut tap,
+        namespaces,
+    } = plug;
     let mut fds = Vec::with_capacity(2 * handles.len());
     let mut tpm = None;
     let number = |index| ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
@@ -449,6 +485,7 @@ pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
                 tpm = Some(other.into());
                 ours.into()
             }
+            Handle::Tap => tap.take().ok_or(LaunchError::NoTap)?,
             Handle::Listener(path) => {
                 let listener = listen(path)?.into();
                 let flags = libc::O_PATH | libc::O_NOFOLLOW;
@@ -492,8 +529,8 @@ pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
         };
         fds.push((fd, number(index)));
     }
-    for (name, index) in names.into_iter().zip(indices) {
-        fds.push((name, number(index)));
+    for (held, index) in namespaces.into_iter().chain(names).zip(indices) {
+        fds.push((held, number(index)));
     }
     Ok(Opened { fds, tpm })
 }

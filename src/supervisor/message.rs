@@ -39,7 +39,7 @@ pub(super) enum News {
 #[derive(Debug)]
 pub(super) enum Reply {
     Line(Answer),
-    /// Become a stream to this address of the fabric.
+    /// Become a stream to this address of the cluster's network.
     Stream {
         ip: std::net::Ipv4Addr,
         port: u16,

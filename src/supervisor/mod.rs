@@ -13,6 +13,7 @@ mod journal;
 pub mod launch;
 pub mod machine;
 mod message;
+mod network;
 mod ports;
 pub mod process;
 pub mod protocol;

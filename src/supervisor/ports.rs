@@ -1,15 +1,15 @@
-//! Published ports: a listener on the host for each, spliced to the guest through the fabric.
+//! Published ports: a listener on the host for each, spliced to the guest through the network.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kiln_netsetup::fabric::Fabric;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::state::record::PortRecord;
+use crate::supervisor::network::Network;
 
 /// How long a guest may take to answer a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -34,7 +34,7 @@ pub(super) struct PortError {
 pub(super) fn publish(
     ports: &[PortRecord],
     ip: Ipv4Addr,
-    fabric: &Arc<Fabric>,
+    network: &Arc<Network>,
 ) -> Result<Vec<JoinHandle<()>>, PortError> {
     let mut listeners = Vec::with_capacity(ports.len());
     for port in ports {
@@ -48,7 +48,7 @@ pub(super) fn publish(
     }
     Ok(listeners
         .into_iter()
-        .map(|(listener, guest)| tokio::spawn(forward(listener, ip, guest, fabric.clone())))
+        .map(|(listener, guest)| tokio::spawn(forward(listener, ip, guest, network.clone())))
         .collect())
 }
 
@@ -59,13 +59,13 @@ fn listen(address: SocketAddrV4) -> io::Result<TcpListener> {
     TcpListener::from_std(listener)
 }
 
-async fn forward(listener: TcpListener, ip: Ipv4Addr, guest: u16, fabric: Arc<Fabric>) {
+async fn forward(listener: TcpListener, ip: Ipv4Addr, guest: u16, network: Arc<Network>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(splice(stream, ip, guest, fabric.clone()));
+                    connections.spawn(splice(stream, ip, guest, network.clone()));
                 }
                 // Out of descriptors: wait for a connection to end before the next try.
                 Err(error) => {
@@ -80,9 +80,9 @@ async fn forward(listener: TcpListener, ip: Ipv4Addr, guest: u16, fabric: Arc<Fa
     }
 }
 
-async fn splice(mut outside: TcpStream, ip: Ipv4Addr, port: u16, fabric: Arc<Fabric>) {
+async fn splice(mut outside: TcpStream, ip: Ipv4Addr, port: u16, network: Arc<Network>) {
     let deadline = Instant::now() + CONNECT_DEADLINE;
-    let mut inside = match fabric.connect(ip, port, deadline).await {
+    let mut inside = match network.connect(ip, port, deadline).await {
         Ok(stream) => stream,
         Err(error) => {
             tracing::debug!(%error, "no connection to {ip} port {port}");

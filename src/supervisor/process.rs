@@ -139,6 +139,18 @@ pub fn spawn(launch: Launch) -> Result<Process, SpawnError> {
     spawn_both(launch, None).map(|(process, _)| process)
 }
 
+/// As [`spawn`], under the name `PROGRAM:UUID`, by which [`Process::adopt`] and [`Carriers`] know a
+/// program that takes no uuid among its arguments.
+///
+/// # Errors
+/// As [`spawn`].
+pub fn spawn_tagged(launch: Launch, uuid: &str) -> Result<Process, SpawnError> {
+    let mut name = OsString::from(launch.program.file_name().unwrap_or_default());
+    name.push(":");
+    name.push(uuid);
+    start(launch, Some(name), None).map(|(process, _)| process)
+}
+
 /// As [`spawn`], with a companion, which is the second of what comes back.
 ///
 /// # Errors
@@ -147,9 +159,17 @@ pub fn spawn_both(
     launch: Launch,
     companion: Option<Companion>,
 ) -> Result<(Process, Option<Process>), SpawnError> {
+    start(launch, None, companion)
+}
+
+fn start(
+    launch: Launch,
+    name: Option<OsString>,
+    companion: Option<Companion>,
+) -> Result<(Process, Option<Process>), SpawnError> {
     let started = child::start(child::Plan {
         program: launch.program,
-        name: None,
+        name,
         args: launch.args,
         environment: Vec::new(),
         fds: launch.fds,

@@ -7,7 +7,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use kiln_netsetup::fabric::Fabric;
+use kiln_netsetup::bridge::BridgeError;
 use nix::libc;
 use qapi::qmp;
 use tokio::sync::mpsc;
@@ -18,7 +18,8 @@ use crate::folder::{self, FolderError};
 use crate::state::files::{self, SCHEMA};
 use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
-    MachineRecord, ProcessRecord, ReportRecord, RestartRecord, RunRecord, SeenRecord, StateRecord,
+    ClusterRecord, MachineRecord, ProcessRecord, ReportRecord, RestartRecord, RunRecord,
+    SeenRecord, StateRecord,
 };
 use crate::supervisor::console::{self, ConsoleWatch};
 use crate::supervisor::diagnose::Finding;
@@ -27,6 +28,7 @@ use crate::supervisor::journal;
 use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::machine::{AGAIN, Machine, Restart};
 use crate::supervisor::message::{Message, News, Reply};
+use crate::supervisor::network::Network;
 use crate::supervisor::ports;
 use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn_both};
 use crate::supervisor::protocol::{Answer, MachineStatus};
@@ -62,6 +64,8 @@ pub(super) enum StartError {
     Folder(#[from] FolderError),
     #[error("its ports cannot be published")]
     Ports(#[from] ports::PortError),
+    #[error("it cannot be joined to the cluster's network")]
+    Network(#[from] BridgeError),
 }
 
 /// A machine and the handles of its QEMU, while there is one.
@@ -256,7 +260,7 @@ impl Slot {
         &mut self,
         inbox: &mpsc::Sender<Message>,
         consoles: &mut ConsoleWatch,
-        fabric: &Arc<Fabric>,
+        network: &Arc<Network>,
     ) {
         let Some(process) = self.found.take() else {
             return;
@@ -265,7 +269,7 @@ impl Slot {
         // Only what comes from now on: the verdicts of the past are in the record.
         consoles.add_at_end(&self.name, &self.files.console_log());
         consoles.keep_short(&self.log_name(), &self.files.qemu_log());
-        if let Err(error) = self.publish(fabric) {
+        if let Err(error) = self.publish(network) {
             let error = in_one_line(&error);
             tracing::warn!(machine = self.name, error, "ports are not published");
             self.notes.push(format!(
@@ -274,7 +278,7 @@ impl Slot {
         }
         self.adopting = true;
         // Its TPM, if it has one, is no child of ours; it ends with its QEMU.
-        self.attend(process, None, Origin::Found, inbox, fabric);
+        self.attend(process, None, Origin::Found, inbox, network);
     }
 
     /// Of QEMU's own log, beside the machine's console. No machine's name has a slash.
@@ -309,12 +313,12 @@ impl Slot {
     /// Starts a QEMU for the record and begins to watch it.
     pub(super) fn launch(
         &mut self,
-        cluster: &str,
+        cluster: &ClusterRecord,
         generation: u64,
         identity: Identity,
         inbox: &mpsc::Sender<Message>,
         consoles: &mut ConsoleWatch,
-        fabric: &Arc<Fabric>,
+        network: &Arc<Network>,
     ) -> Result<(), StartError> {
         self.generation = generation;
         self.seen.clear();
@@ -322,10 +326,12 @@ impl Slot {
         if let Some(disk) = &record.disk {
             disk.base.unchanged().map_err(LaunchError::BaseChanged)?;
         }
-        let (machine, handles) = launch::supervised(cluster, record, &self.files)?;
+        let (machine, handles) =
+            launch::supervised(&cluster.name, cluster.mode, record, &self.files)?;
         let command = kiln_arch::render(&machine).map_err(LaunchError::Unsupported)?;
         folder::make_private(&self.files.sockets)?;
-        let launch::Opened { fds, tpm } = launch::open(&handles)?;
+        let plug = network.plug(&self.name)?;
+        let launch::Opened { fds, tpm } = launch::open(&handles, plug)?;
         let companion = match (&record.tpm, tpm) {
             (Some(program), Some(control)) => Some(tpm::companion(program, &self.files, control)?),
             (None, _) | (_, None) => None,
@@ -343,7 +349,7 @@ impl Slot {
                 source,
             })?;
         let program = record.qemu.clone();
-        self.publish(fabric)?;
+        self.publish(network)?;
         let launch = Launch {
             program,
             args: command.argv().collect(),
@@ -365,15 +371,15 @@ impl Slot {
             process,
             log: self.files.tpm_log(),
         });
-        self.attend(process, tpm, Origin::Started, inbox, fabric);
+        self.attend(process, tpm, Origin::Started, inbox, network);
         Ok(())
     }
 
-    fn publish(&mut self, fabric: &Arc<Fabric>) -> Result<(), ports::PortError> {
+    fn publish(&mut self, network: &Arc<Network>) -> Result<(), ports::PortError> {
         let Some(record) = &self.record else {
             return Ok(());
         };
-        let published = ports::publish(&record.ports, record.ip, fabric)?;
+        let published = ports::publish(&record.ports, record.ip, network)?;
         self.tasks.extend(published);
         Ok(())
     }
@@ -385,7 +391,7 @@ impl Slot {
         tpm: Option<Tpm>,
         origin: Origin,
         inbox: &mpsc::Sender<Message>,
-        fabric: &Arc<Fabric>,
+        network: &Arc<Network>,
     ) {
         let teller = Teller {
             name: self.name.clone(),
@@ -410,24 +416,21 @@ impl Slot {
         // Not in `tasks`: it has to outlive them, to reap the process.
         drop(watch::process(teller, process, self.files.qemu_log(), tpm));
         self.plugged = 0;
-        self.plug_in(fabric);
+        self.plug_in(network);
     }
 
-    fn plug_in(&self, fabric: &Arc<Fabric>) {
-        match watch::stream(&self.files.socket(Socket::Nic)) {
-            Ok(stream) => fabric.attach(&self.name, stream),
-            Err(error) => {
-                tracing::warn!(machine = self.name, %error, "the NIC is not plugged in");
-            }
+    fn plug_in(&self, network: &Arc<Network>) {
+        if let Some(process) = &self.process {
+            network.join(&self.name, process.pid(), &self.files.socket(Socket::Nic));
         }
     }
 
     /// The switch lost the NIC of a QEMU that lives: a former supervisor was killed in the middle
     /// of a frame, whose rest came first. It is in step from the next connection on.
-    pub(super) fn plug_in_again(&mut self, fabric: &Arc<Fabric>) {
+    pub(super) fn plug_in_again(&mut self, network: &Arc<Network>) {
         if self.machine.is_alive() && self.process.is_some() && self.plugged < PLUG_LIMIT {
             self.plugged += 1;
-            self.plug_in(fabric);
+            self.plug_in(network);
         }
     }
 

@@ -1,14 +1,21 @@
-//! The fabric's way out: a QEMU without a guest, kept alive while machines are.
+//! The way out into the world, kept while machines are alive: a process, or as root a link and the host's NAT.
 //!
-//! No machine waits for it. When it dies it is started again after a pause that grows.
+//! No machine waits for it. A process that dies is started again after a pause that grows; one that dies at once is
+//! followed by the next kind that there is.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::Ipv4Net;
 use kiln_arch::Arch;
-use kiln_netsetup::fabric::Fabric;
+use kiln_netsetup::address::Subnet;
+use kiln_netsetup::bridge::UPLINK;
+use kiln_netsetup::bridge::host::HostLink;
 use nix::libc;
 use nix::sys::signal::Signal;
 use tokio::sync::mpsc;
@@ -17,11 +24,14 @@ use crate::error::in_one_line;
 use crate::folder;
 use crate::state::files::{self, SCHEMA};
 use crate::state::layout::{ClusterFiles, MachineFiles, Socket};
-use crate::state::record::{ClusterRecord, MachineRecord, UplinkRecord};
+use crate::state::ledger::{self, Entry, Ledger};
+use crate::state::record::{ClusterRecord, MachineRecord, UplinkRecord, WayOutRecord};
 use crate::supervisor::console::last_line;
-use crate::supervisor::launch;
+use crate::supervisor::launch::{self, Plug};
 use crate::supervisor::message::Message;
-use crate::supervisor::process::{Carriers, Exit, Identity, Launch, Process, spawn};
+use crate::supervisor::network::Network;
+use crate::supervisor::network::helper::{self, Helper};
+use crate::supervisor::process::{Carriers, Exit, Identity, Launch, Process, spawn, spawn_tagged};
 use crate::supervisor::slot::mend;
 use crate::supervisor::watch;
 
@@ -29,14 +39,23 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
 /// Between the first machine that runs and the uplink.
 const AFTER_START: Duration = Duration::from_millis(200);
+/// One that ends sooner does not work here.
+const TRIAL: Duration = Duration::from_secs(3);
 
 /// The uplink of one cluster.
 #[derive(Debug)]
 pub(super) struct Uplink {
     cluster: ClusterRecord,
     uuid: String,
+    own: ClusterFiles,
     files: MachineFiles,
     boot_id: String,
+    /// What may be the way out where no root is, and whose turn it is.
+    helpers: Vec<Helper>,
+    turn: usize,
+    started: Option<Instant>,
+    /// Whether root's way out stands.
+    on_host: bool,
     process: Option<Arc<Process>>,
     generation: u64,
     failures: u32,
@@ -50,6 +69,16 @@ impl Uplink {
         Uplink {
             cluster: cluster.clone(),
             uuid: files.uplink_uuid(),
+            own: files.clone(),
+            helpers: match &cluster.way_out {
+                WayOutRecord::Helper { pasta, slirp4netns } => {
+                    Helper::all(pasta.as_ref(), slirp4netns.as_ref())
+                }
+                WayOutRecord::Qemu | WayOutRecord::Host { .. } => vec![Helper::Qemu],
+            },
+            turn: 0,
+            started: None,
+            on_host: false,
             files: files.uplink(),
             boot_id,
             process: None,
@@ -82,22 +111,35 @@ impl Uplink {
     /// Sees to it that there is one: that of a former supervisor, or a new one.
     pub(super) fn ensure(
         &mut self,
-        fabric: &Arc<Fabric>,
+        network: &Network,
         inbox: &mpsc::Sender<Message>,
         machine: Option<&MachineRecord>,
         identity: Identity,
     ) {
-        if self.process.is_some() || self.again.is_some_and(|at| at > Instant::now()) {
+        if self.process.is_some()
+            || self.on_host
+            || self.again.is_some_and(|at| at > Instant::now())
+        {
             return;
         }
         self.again = None;
+        if let WayOutRecord::Host { link } = self.cluster.way_out.clone() {
+            match self.to_host(network, &link) {
+                Ok(()) => {
+                    self.on_host = true;
+                    self.trouble.clear();
+                }
+                Err(why) => self.failed(why),
+            }
+            return;
+        }
         let Some(machine) = machine else { return };
-        let started = match self.left_over() {
+        let started = match self.left_over(network) {
             Some(process) => {
                 mend(&process, &self.files);
                 Ok(process)
             }
-            None => self.start(machine, identity),
+            None => self.start(network, machine, identity),
         };
         let process = match started {
             Ok(process) => Arc::new(process),
@@ -105,18 +147,20 @@ impl Uplink {
         };
         self.generation += 1;
         self.process = Some(process.clone());
-        match watch::stream(&self.files.socket(Socket::Nic)) {
-            Ok(stream) => {
-                fabric.attach_uplink(stream);
-                self.trouble.clear();
-            }
-            // Most often it has ended, and its end says why.
-            Err(error) => {
-                self.trouble = error.to_string();
-                if let Err(error) = process.kill() {
-                    tracing::warn!(%error, "the uplink is not killed");
+        self.started = Some(Instant::now());
+        match network {
+            Network::Fabric(fabric) => match watch::stream(&self.files.socket(Socket::Nic)) {
+                Ok(stream) => {
+                    fabric.attach_uplink(stream);
+                    self.trouble.clear();
                 }
-            }
+                // Most often it has ended, and its end says why.
+                Err(error) => {
+                    self.trouble = error.to_string();
+                    kill(&process);
+                }
+            },
+            Network::Namespace(_) => self.trouble.clear(),
         }
         attend(process, self.generation, inbox.clone(), &self.files);
     }
@@ -134,11 +178,58 @@ impl Uplink {
         self.trouble = why;
     }
 
+    /// As root: the link to the host. What it changes there is in the ledger first.
+    fn to_host(&self, network: &Network, link: &str) -> Result<(), String> {
+        let told = |error: &(dyn std::error::Error + 'static)| in_one_line(error);
+        let Network::Namespace(namespaced) = network else {
+            return Err("the fabric has no link to the host".to_owned());
+        };
+        let host_link = HostLink {
+            name: link.parse().map_err(|error| told(&error))?,
+            mark: self.own.host_mark(),
+            subnet: Subnet::new(self.cluster.subnet).map_err(|error| told(&error))?,
+        };
+        let forward = host_link.to_forward().map_err(|error| told(&error))?;
+        let known = ledger::read(&self.own.ledger()).map_err(|error| told(&error))?;
+        let entries: Vec<Entry> = forward
+            .iter()
+            .map(|link| Entry::Forwarding {
+                link: link.to_string(),
+            })
+            .filter(|entry| !known.contains(entry))
+            .collect();
+        if !entries.is_empty() {
+            Ledger::open(&self.own.ledger())
+                .and_then(|mut ledger| ledger.record(&entries))
+                .map_err(|error| told(&error))?;
+        }
+        let bridge = namespaced.bridge().map_err(|error| told(&error))?;
+        host_link
+            .make(&bridge, &forward)
+            .map_err(|error| told(&error))
+    }
+
     /// The living one of a former supervisor; looked for once.
-    fn left_over(&mut self) -> Option<Process> {
+    fn left_over(&mut self, network: &Network) -> Option<Process> {
         if std::mem::replace(&mut self.looked, true) {
             return None;
         }
+        let found = self.find()?;
+        if let Network::Namespace(namespaced) = network {
+            // One whose link is not there leads out of a namespace that nobody is in any more.
+            let links = namespaced.found().map(|bridge| bridge.links());
+            let leads_out = links.is_some_and(|links| {
+                links.is_ok_and(|links| links.iter().any(|link| link.name.as_str() == UPLINK))
+            });
+            if !leads_out {
+                kill(&found);
+                return None;
+            }
+        }
+        Some(found)
+    }
+
+    fn find(&self) -> Option<Process> {
         let record: Option<UplinkRecord> = files::load(&self.files.run()).ok().flatten();
         record
             .filter(|record| record.boot_id == self.boot_id)
@@ -149,33 +240,17 @@ impl Uplink {
             .or_else(|| Carriers::default().find(&self.uuid))
     }
 
-    fn start(&mut self, machine: &MachineRecord, identity: Identity) -> Result<Process, String> {
-        let arch: Arch = machine
-            .arch
-            .parse()
-            .map_err(|_| format!("`{}` is no architecture", machine.arch))?;
-        let (uplink, handles) = launch::uplink(&self.cluster, arch, &self.uuid, &self.files)
-            .map_err(|error| in_one_line(&error))?;
-        let command = kiln_arch::render_uplink(&uplink).map_err(|error| in_one_line(&error))?;
-        folder::make_private(&self.files.sockets).map_err(|error| in_one_line(&error))?;
-        let launch::Opened { fds, .. } =
-            launch::open(&handles).map_err(|error| in_one_line(&error))?;
-        let stderr = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .custom_flags(libc::O_APPEND | libc::O_NOFOLLOW)
-            .open(self.files.qemu_log())
-            .map_err(|error| error.to_string())?;
-        let process = spawn(Launch {
-            program: machine.qemu.clone(),
-            args: command.argv().collect(),
-            fds,
-            stderr: stderr.into(),
-            identity,
-        })
-        .map_err(|error| in_one_line(&error))?;
+    fn start(
+        &mut self,
+        network: &Network,
+        machine: &MachineRecord,
+        identity: Identity,
+    ) -> Result<Process, String> {
+        let helper = self.helpers[self.turn % self.helpers.len()].clone();
+        let process = match helper::command(&helper) {
+            None => self.start_qemu(network, machine, identity),
+            Some((program, args)) => self.start_helper(network, program.to_owned(), args),
+        }?;
         let record = UplinkRecord {
             schema: SCHEMA,
             boot_id: self.boot_id.clone(),
@@ -190,13 +265,94 @@ impl Uplink {
         Ok(process)
     }
 
+    fn start_helper(
+        &self,
+        network: &Network,
+        program: PathBuf,
+        args: Vec<OsString>,
+    ) -> Result<Process, String> {
+        let Network::Namespace(namespaced) = network else {
+            return Err("the fabric has no namespace to lead out of".to_owned());
+        };
+        let bridge = namespaced.bridge().map_err(|error| in_one_line(&error))?;
+        let handles = bridge
+            .namespace()
+            .handles()
+            .map_err(|error| error.to_string())?;
+        let launch = Launch {
+            program,
+            args,
+            fds: handles
+                .into_iter()
+                .zip([helper::NET, helper::USER])
+                .collect(),
+            stderr: self.log()?,
+            identity: Identity::Same,
+        };
+        spawn_tagged(launch, &self.uuid).map_err(|error| in_one_line(&error))
+    }
+
+    fn start_qemu(
+        &self,
+        network: &Network,
+        machine: &MachineRecord,
+        identity: Identity,
+    ) -> Result<Process, String> {
+        let arch: Arch = machine
+            .arch
+            .parse()
+            .map_err(|_| format!("`{}` is no architecture", machine.arch))?;
+        let (uplink, handles) = launch::uplink(&self.cluster, arch, &self.uuid, &self.files)
+            .map_err(|error| in_one_line(&error))?;
+        let command = kiln_arch::render_uplink(&uplink).map_err(|error| in_one_line(&error))?;
+        folder::make_private(&self.files.sockets).map_err(|error| in_one_line(&error))?;
+        let mut plug = Plug::default();
+        if let Network::Namespace(namespaced) = network {
+            let bridge = namespaced.bridge().map_err(|error| in_one_line(&error))?;
+            let own = Ipv4Net::new_assert(helper::OWN, helper::WIRE.prefix_len());
+            let tap = bridge.uplink(own, helper::HOST);
+            plug.tap = Some(tap.map_err(|error| in_one_line(&error))?);
+        }
+        let launch::Opened { fds, .. } =
+            launch::open(&handles, plug).map_err(|error| in_one_line(&error))?;
+        spawn(Launch {
+            program: machine.qemu.clone(),
+            args: command.argv().collect(),
+            fds,
+            stderr: self.log()?,
+            identity,
+        })
+        .map_err(|error| in_one_line(&error))
+    }
+
+    /// What it says goes there; what its predecessor said is not of interest any more.
+    fn log(&self) -> Result<OwnedFd, String> {
+        OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .custom_flags(libc::O_APPEND | libc::O_NOFOLLOW)
+            .open(self.files.qemu_log())
+            .map(OwnedFd::from)
+            .map_err(|error| error.to_string())
+    }
+
     /// Takes note of its end; `true` when that was not asked for.
     pub(super) fn exited(&mut self, generation: u64, how: &str) -> bool {
         if generation != self.generation || self.process.is_none() {
             return false;
         }
         self.process = None;
-        self.failed(format!("the uplink ended: {how}"));
+        let helper = self.helpers[self.turn % self.helpers.len()].name();
+        self.failed(format!("{helper} ended: {how}"));
+        let soon = self
+            .started
+            .is_some_and(|started| started.elapsed() < TRIAL);
+        if soon && self.turn + 1 < self.helpers.len() {
+            self.turn += 1;
+            self.again = Some(Instant::now());
+        }
         true
     }
 
@@ -208,6 +364,12 @@ impl Uplink {
         {
             tracing::debug!(%error, "the uplink is gone already");
         }
+    }
+}
+
+fn kill(process: &Process) {
+    if let Err(error) = process.kill() {
+        tracing::warn!(%error, "the uplink is not killed");
     }
 }
 

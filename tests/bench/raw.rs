@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use kiln::state::files;
 use kiln::state::layout::{MachineFiles, Socket};
-use kiln::state::record::MachineRecord;
-use kiln::supervisor::launch;
+use kiln::state::record::{MachineRecord, ModeRecord};
+use kiln::supervisor::launch::{self, Plug};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::world::Cluster;
@@ -103,10 +103,10 @@ pub(crate) fn launch(mut words: impl Iterator<Item = OsString>) -> Outcome<()> {
     close_inherited()?;
     let own = files_of(own);
     std::fs::copy(made.join("config.ign"), own.ignition())?;
-    let (machine, handles) = launch::supervised("raw", &record, &own)?;
+    let (machine, handles) = launch::supervised("raw", ModeRecord::Fabric, &record, &own)?;
     let command = kiln_arch::render(&machine)?;
     // Each takes the lowest free number, so they come in the order of the command line.
-    let opened = launch::open(&handles)?;
+    let opened = launch::open(&handles, Plug::default())?;
     for (fd, number) in &opened.fds {
         if std::os::fd::AsRawFd::as_raw_fd(fd) != *number {
             return Err(format!("descriptor {number} came out as {fd:?}").into());

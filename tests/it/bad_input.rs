@@ -126,13 +126,13 @@ fn a_key_that_stands_twice_is_refused() {
 #[test]
 fn a_feature_that_is_not_built_is_refused_with_words() {
     check_spec(
-        "cluster: demo\nimage: {kernel: vmlinuz}\nnetwork: {mode: namespace}\nmachines:\n  node: {}\n",
+        "cluster: demo\nimage: {kernel: vmlinuz}\nnetwork: {mode: user}\nmachines:\n  node: {}\n",
         &expect![[r#"
-            error: TMP/spec/kiln.yaml:3:17: `mode: namespace` is not built yet
-              3 | network: {mode: namespace}
+            error: TMP/spec/kiln.yaml:3:17: `mode: user` is not built yet
+              3 | network: {mode: user}
                 |                 ^
 
-            hint: this kiln knows `auto` or `fabric`
+            hint: this kiln knows `auto`, `namespace` or `fabric`
         "#]],
     );
 }

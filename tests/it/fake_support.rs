@@ -153,8 +153,13 @@ impl World {
         fs::write(path, text).unwrap();
     }
 
+    /// In the fabric, where nothing else is said: the tests leave the host's network alone.
     pub(crate) fn spec(&self, text: &str) {
-        self.write("spec/kiln.yaml", text);
+        let mode = match text.contains("network:") || !text.ends_with('\n') {
+            true => "",
+            false => "network: {mode: fabric}\n",
+        };
+        self.write("spec/kiln.yaml", format!("{text}{mode}"));
     }
 
     /// A cluster `demo` of `count` machines `node-1`…, with further lines for the group.

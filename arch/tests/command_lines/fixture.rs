@@ -9,7 +9,7 @@ use kiln_arch::Arch;
 use kiln_arch::machine::{
     Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Format, Forward, Ignition,
     IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName,
-    Protocol, Run, Sandbox, Sector, Socket, Source, Uplink, UserNet,
+    Protocol, Run, Sandbox, Sector, Socket, Source, Uplink, UplinkPort, UserNet,
 };
 use macaddr::MacAddr6;
 
@@ -308,7 +308,7 @@ pub(crate) fn uplink() -> Uplink {
         uuid: "6b696c6e-0000-8000-8000-000000000002".to_owned(),
         arch: Arch::X86_64,
         net: user_net(Vec::new()),
-        switch: fds.socket(),
+        switch: UplinkPort::Stream(fds.socket()),
         monitor: fds.socket(),
         sandbox: Sandbox::Full,
     }

@@ -32,14 +32,14 @@ const LONGEST: usize = 4096;
 
 /// The resolvers, and what they are being asked.
 #[derive(Debug)]
-pub(super) struct Resolver {
+pub(crate) struct Resolver {
     addresses: Arc<[SocketAddr]>,
     asking: JoinSet<(DnsQuery, Vec<u8>)>,
     each: HashMap<PortId, usize>,
 }
 
 impl Resolver {
-    pub(super) fn new(addresses: Vec<SocketAddr>) -> Resolver {
+    pub(crate) fn new(addresses: Vec<SocketAddr>) -> Resolver {
         Resolver {
             addresses: addresses.into(),
             asking: JoinSet::new(),
@@ -49,7 +49,7 @@ impl Resolver {
 
     /// Asks for `query`, whose answer comes out of [`Resolver::poll_answer`]; or gives it back, when there is nobody
     /// to ask or too much is asked already.
-    pub(super) fn ask(&mut self, query: DnsQuery) -> Result<(), DnsQuery> {
+    pub(crate) fn ask(&mut self, query: DnsQuery) -> Result<(), DnsQuery> {
         let each = self.each.entry(query.from).or_default();
         if self.addresses.is_empty() || *each >= MOST_EACH || self.asking.len() >= MOST {
             return Err(query);
@@ -64,7 +64,7 @@ impl Resolver {
     }
 
     /// The next query that is answered, be it by a failure; `None` when there is none yet.
-    pub(super) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Option<(DnsQuery, Vec<u8>)> {
+    pub(crate) fn poll_answer(&mut self, cx: &mut Context<'_>) -> Option<(DnsQuery, Vec<u8>)> {
         while let Poll::Ready(Some(result)) = self.asking.poll_join_next(cx) {
             // An error is a panic, which has been said, and has to be no more than one answer less.
             if let Ok((query, answer)) = result {
@@ -75,6 +75,11 @@ impl Resolver {
             }
         }
         None
+    }
+
+    /// As [`Resolver::poll_answer`], for who has nothing else to do until then.
+    pub(crate) fn poll_answered(&mut self, cx: &mut Context<'_>) -> Poll<(DnsQuery, Vec<u8>)> {
+        self.poll_answer(cx).map_or(Poll::Pending, Poll::Ready)
     }
 }
 

@@ -307,7 +307,6 @@ fn networks() {
         whole,
         &[
             "cluster: demo\nnetwork: {mode: user}\nmachines: {}",
-            "cluster: demo\nnetwork: {mode: namespace}\nmachines: {}",
             "cluster: demo\nnetwork: {mode: {attach: br0}}\nmachines: {}",
             "cluster: demo\nnetwork: {mode: fabrik}\nmachines: {}",
             "cluster: demo\nnetwork: {subnet: 10.0.0.0}\nmachines: {}",

@@ -111,7 +111,9 @@ impl Dispatcher {
     /// Reads the records again; machines that are alive take only their policy.
     fn reload(&mut self) -> Result<(), String> {
         let record = load_cluster(&self.files).map_err(|error| in_one_line(&error))?;
-        self.fabric.set_machines(reservations(&record));
+        self.network
+            .set_machines(reservations(&record))
+            .map_err(|error| in_one_line(&error))?;
         self.record = record;
         let carriers = Carriers::default();
         for name in self.record.machines.clone() {

@@ -9,6 +9,9 @@ use nix::unistd::geteuid;
 /// Longer command lines than ours ever are; so much of one is looked at.
 const CMDLINE: u64 = 1024 * 1024;
 
+/// Length of a UUID as text.
+const UUID: usize = 36;
+
 /// A process whose command line holds `-uuid`: a machine's QEMU, when no record
 /// says which it is. To be adopted before anything is done to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -119,8 +122,15 @@ pub(super) fn state(pid: u32) -> io::Result<char> {
     state.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// The argument after the first `-uuid`.
+/// The argument after the first `-uuid`; or what follows the colon in the program's name, which is
+/// kiln's own way of tagging.
 fn named_uuid(cmdline: &[u8]) -> Option<&str> {
+    let name = cmdline.split(|&byte| byte == 0).next()?;
+    if let Some(colon) = name.iter().rposition(|&byte| byte == b':')
+        && name.len() - colon - 1 == UUID
+    {
+        return str::from_utf8(&name[colon + 1..]).ok();
+    }
     let mut arguments = cmdline.split(|&byte| byte == 0);
     arguments.find(|argument| *argument == b"-uuid")?;
     str::from_utf8(arguments.next()?).ok()
@@ -150,6 +160,9 @@ mod tests {
         check(&format!("qemu\0-uuid {uuid}\0"), false);
         check(&format!("qemu\0-uuid\0{uuid}0\0"), false);
         check("", false);
+        check(&format!("pasta:{uuid}\0--foreground\0"), true);
+        check(&format!("pasta\0x:{uuid}\0"), false);
+        check(&format!("pasta:{uuid}0\0"), false);
     }
 
     #[test]

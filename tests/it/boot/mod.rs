@@ -14,6 +14,7 @@ mod firmware;
 mod five;
 mod full;
 mod life;
+mod namespace;
 mod three;
 mod user;
 mod versions;

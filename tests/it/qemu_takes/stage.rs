@@ -15,7 +15,7 @@ use kiln_arch::Arch;
 use kiln_arch::command::QemuCommand;
 use kiln_arch::machine::{
     Access, ChildFd, ConsoleBackend, Firmware, Format, Ignition, Image, Machine, NicBackend,
-    Pflash, Socket, Source, Uplink,
+    Pflash, Socket, Source, Uplink, UplinkPort,
 };
 use tempfile::TempDir;
 
@@ -134,7 +134,10 @@ impl Stage {
         };
         let stage = Stage::new("uplink", format!("{monitor}.sock").into());
         stage.socket(&uplink.monitor);
-        stage.socket(&uplink.switch);
+        let UplinkPort::Stream(switch) = &uplink.switch else {
+            panic!("the fixture's uplink is plugged into the fabric");
+        };
+        stage.socket(switch);
         stage
     }
 

@@ -125,9 +125,16 @@ impl Home {
 
     /// The spec, whose text may be JSON because that is YAML too.
     pub(crate) fn write_spec(&self, image: &Value, machines: &Value) {
+        // The tests leave the host's network alone.
+        self.write_spec_in("fabric", image, machines);
+    }
+
+    /// The same with another network than the fabric, for tests in a [`crate::support::world`].
+    pub(crate) fn write_spec_in(&self, mode: &str, image: &Value, machines: &Value) {
         let spec = serde_json::json!({
             "cluster": self.cluster.name(),
             "image": image,
+            "network": {"mode": mode},
             "machines": machines,
         });
         self.write("kiln.yaml", spec.to_string());
@@ -242,7 +249,10 @@ impl Home {
     /// QEMUs by their uuids, all else of kiln's by the home in its environment.
     fn processes(&self) -> Vec<u32> {
         let mut pids = process::with("environ", &format!("KILN_HOME={}\0", self.home().display()));
-        pids.extend(process::with_uuid(&self.cluster.uplink_uuid()));
+        let uplink = self.cluster.uplink_uuid();
+        pids.extend(process::with_uuid(&uplink));
+        // A helper that takes no uuid has it behind its name.
+        pids.extend(process::with("cmdline", &format!(":{uplink}\0")));
         for name in &self.machines {
             pids.extend(process::with_uuid(&self.cluster.uuid(name)));
         }

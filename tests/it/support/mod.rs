@@ -11,3 +11,4 @@ pub(crate) mod old_qemu;
 pub(crate) mod process;
 pub(crate) mod run;
 pub(crate) mod socket;
+pub(crate) mod world;

@@ -1,0 +1,245 @@
+//! What kiln itself says in a bridge's namespace: DHCP on the wire, DNS by UDP; and who it sees there.
+//!
+//! What comes in has passed the packet rules, so it is from whom it says. A DHCP reply goes out by the machine's own
+//! port and disturbs nobody else.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use nix::sys::socket::{SockaddrIn, bind};
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+
+use super::BridgeConfig;
+use crate::address::Reservation;
+use crate::dhcp;
+use crate::dns::{self, Code, Outcome, Zone};
+use crate::ether::{ARP, Ethernet, IPV4, IPV4_HEADER, Ipv4, UDP_HEADER, Udp};
+use crate::fabric::FabricEvent;
+use crate::fabric::resolve::Resolver;
+use crate::lease::{self, Source};
+use crate::link::Present;
+use crate::name::IfName;
+use crate::sniff::Sniffer;
+use crate::switch::{DnsQuery, PortId};
+
+/// Longer queries are none.
+const QUERY: usize = 2048;
+/// What fits a packet on Ethernet.
+const ROOM: usize = 1500 - IPV4_HEADER - UDP_HEADER;
+
+/// What the handle tells the service.
+#[derive(Debug)]
+pub(super) enum Command {
+    Machines(Vec<Reservation>),
+    /// The machine has a new tap, with this number.
+    Port {
+        machine: String,
+        index: u32,
+    },
+}
+
+/// The state of the task.
+#[derive(Debug)]
+pub(super) struct Service {
+    config: BridgeConfig,
+    dhcp: dhcp::Server,
+    zone: Zone,
+    machines: Vec<Reservation>,
+    /// The numbers of the machines' taps.
+    ports: HashMap<String, u32>,
+    /// Machines whose address was seen in use since they have their tap.
+    seen: HashSet<String>,
+    sniffer: Sniffer,
+    names: UdpSocket,
+    resolver: Resolver,
+    commands: mpsc::UnboundedReceiver<Command>,
+    events: mpsc::UnboundedSender<FabricEvent>,
+}
+
+/// A UDP socket of another namespace, bound to an address there.
+pub(super) fn listen(socket: OwnedFd, address: SocketAddr) -> io::Result<UdpSocket> {
+    if let SocketAddr::V4(address) = address {
+        bind(socket.as_raw_fd(), &SockaddrIn::from(address))?;
+    }
+    UdpSocket::from_std(std::net::UdpSocket::from(socket))
+}
+
+impl Service {
+    pub(super) fn new(
+        config: &BridgeConfig,
+        links: &[Present],
+        sniffer: Sniffer,
+        names: UdpSocket,
+        commands: mpsc::UnboundedReceiver<Command>,
+        events: mpsc::UnboundedSender<FabricEvent>,
+    ) -> Service {
+        let port = |machine: &Reservation| {
+            let tap = IfName::tap(&machine.name);
+            let link = links.iter().find(|link| link.name == tap)?;
+            Some((machine.name.clone(), link.index))
+        };
+        Service {
+            dhcp: dhcp::Server {
+                subnet: config.subnet,
+                mac: config.gateway_mac,
+                domain: config.domain.clone(),
+                mtu: None,
+            },
+            zone: Zone::new(&config.domain, config.subnet, &config.machines),
+            machines: config.machines.clone(),
+            ports: config.machines.iter().filter_map(port).collect(),
+            seen: HashSet::new(),
+            resolver: Resolver::new(config.resolvers.clone()),
+            config: config.clone(),
+            sniffer,
+            names,
+            commands,
+            events,
+        }
+    }
+
+    /// Runs until the handle is dropped.
+    pub(super) async fn run(mut self) {
+        let mut query = vec![0; QUERY];
+        loop {
+            tokio::select! {
+                command = self.commands.recv() => match command {
+                    Some(command) => self.obey(command),
+                    None => return,
+                },
+                frame = self.sniffer.next() => match frame {
+                    Ok(frame) => {
+                        let frame = frame.to_vec();
+                        self.take(&frame);
+                    }
+                    // The bridge is set down by nobody; should it be, there is nothing more to hear.
+                    Err(error) => {
+                        tracing::error!(%error, "DHCP is not served any more");
+                        return;
+                    }
+                },
+                asked = self.names.recv_from(&mut query) => match asked {
+                    Ok((length, from)) => self.asked(&query[..length], from),
+                    // Of an answer that could not be delivered.
+                    Err(error) => tracing::debug!(%error, "a name server's client is gone"),
+                },
+                (query, answer) = std::future::poll_fn(|cx| self.resolver.poll_answered(cx)) => {
+                    self.answer(answer, (query.machine.ip, query.port).into());
+                }
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Machines(machines) => {
+                self.zone = Zone::new(&self.config.domain, self.config.subnet, &machines);
+                self.ports
+                    .retain(|name, _| machines.iter().any(|machine| machine.name == *name));
+                self.machines = machines;
+            }
+            Command::Port { machine, index } => {
+                self.seen.remove(&machine);
+                self.ports.insert(machine, index);
+            }
+        }
+    }
+
+    /// Takes note of a frame, and answers it where it is for a DHCP server.
+    fn take(&mut self, frame: &[u8]) {
+        let Some(ethernet) = Ethernet::parse(frame) else {
+            return;
+        };
+        let from = self
+            .machines
+            .iter()
+            .find(|machine| machine.mac == ethernet.source);
+        let Some(machine) = from.cloned() else { return };
+        match ethernet.kind {
+            ARP => {
+                let told = lease::observe(frame);
+                if told.is_some_and(|told| told.ip == machine.ip)
+                    && self.seen.insert(machine.name.clone())
+                {
+                    let (machine, ip) = (machine.name, machine.ip);
+                    self.report(FabricEvent::Seen { machine, ip });
+                }
+            }
+            IPV4 => {
+                let packet = Ipv4::parse(ethernet.payload);
+                let request = packet.as_ref().and_then(Udp::parse);
+                if let Some(request) = request
+                    && request.destination == dhcp::SERVER_PORT
+                {
+                    self.lend(&machine, request.payload);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn lend(&self, machine: &Reservation, request: &[u8]) {
+        let find = |mac| (mac == machine.mac).then_some(machine);
+        let Some(reply) = self.dhcp.answer(request, find) else {
+            return;
+        };
+        let Some(port) = self.ports.get(&machine.name) else {
+            return;
+        };
+        if let Err(error) = self.sniffer.send(*port, &reply) {
+            tracing::debug!(machine = machine.name, %error, "a DHCP reply is lost");
+            return;
+        }
+        if let Some(event) = lease::observe(&reply)
+            && event.source == Source::Lease
+        {
+            self.report(FabricEvent::Lease {
+                machine: machine.name.clone(),
+                ip: event.ip,
+                mac: event.mac,
+            });
+        }
+    }
+
+    fn asked(&mut self, query: &[u8], from: SocketAddr) {
+        match self.zone.resolve(query) {
+            Outcome::Answer(answer) => self.answer(answer, from),
+            Outcome::Forward => self.forward(query, from),
+            Outcome::Drop => {}
+        }
+    }
+
+    fn forward(&mut self, query: &[u8], from: SocketAddr) {
+        let asks = |machine: &Reservation| IpAddr::V4(machine.ip) == from.ip();
+        let Some(index) = self.machines.iter().position(asks) else {
+            return;
+        };
+        let asked = self.resolver.ask(DnsQuery {
+            from: PortId::new(index),
+            machine: self.machines[index].clone(),
+            port: from.port(),
+            message: query.to_vec(),
+        });
+        if let Err(query) = asked {
+            let failure = dns::failure(&query.message, Code::ServFail);
+            self.answer(failure, from);
+        }
+    }
+
+    fn answer(&self, mut answer: Vec<u8>, to: SocketAddr) {
+        if answer.len() > ROOM {
+            dns::truncate(&mut answer);
+        }
+        if let Err(error) = self.names.try_send_to(&answer, to) {
+            tracing::debug!(%to, %error, "an answer to a query is lost");
+        }
+    }
+
+    fn report(&self, event: FabricEvent) {
+        // Who does not listen does not want to know.
+        let _ = self.events.send(event);
+    }
+}

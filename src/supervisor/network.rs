@@ -1,0 +1,225 @@
+//! The cluster's network as the loop holds it, whichever mode it is: machines are plugged in, and connections opened.
+//!
+//! What the modes differ in is decided here and nowhere else in the supervisor, but for the way out
+//! ([`crate::supervisor::uplink`]).
+
+pub(super) mod helper;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use kiln_netsetup::address::{self, Reservation, Subnet};
+use kiln_netsetup::bridge::{Bridge, BridgeConfig, BridgeError};
+use kiln_netsetup::fabric::{Fabric, FabricConfig, FabricEvent};
+use kiln_netsetup::namespace::{Maker, Namespace};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use crate::error::in_one_line;
+use crate::state::record::{ClusterRecord, ModeRecord, WayOutRecord};
+use crate::supervisor::launch::Plug;
+use crate::supervisor::watch;
+
+/// A connection to a machine.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// The network of one cluster.
+#[derive(Debug)]
+pub(super) enum Network {
+    /// A switch in this process.
+    Fabric(Fabric),
+    /// The kernel's, in namespaces of the cluster's own.
+    Namespace(Namespaced),
+}
+
+/// A bridge that is there from the first machine on.
+#[derive(Debug)]
+pub(super) struct Namespaced {
+    config: Mutex<BridgeConfig>,
+    maker: Maker,
+    events: mpsc::UnboundedSender<FabricEvent>,
+    held: Mutex<Held>,
+}
+
+/// What is known of the cluster's namespace.
+#[derive(Debug)]
+enum Held {
+    /// There is none yet.
+    Nothing,
+    Bridge(Arc<Bridge>),
+    /// Machines live in one that cannot be had from them: another one would part them from those to come.
+    Lost,
+}
+
+impl Network {
+    /// The network of a cluster, and what is seen in it.
+    pub(super) fn start(
+        record: &ClusterRecord,
+        subnet: Subnet,
+        machines: Vec<Reservation>,
+        resolvers: Vec<SocketAddr>,
+        maker: Maker,
+    ) -> (Network, mpsc::UnboundedReceiver<FabricEvent>) {
+        let gateway_mac = address::gateway_mac(&record.name);
+        match record.mode {
+            ModeRecord::Fabric => {
+                let (fabric, events) = Fabric::start(FabricConfig {
+                    subnet,
+                    gateway_mac,
+                    domain: record.domain.clone(),
+                    mtu: None,
+                    resolvers,
+                    machines,
+                });
+                (Network::Fabric(fabric), events)
+            }
+            ModeRecord::Namespace => {
+                let (events, outbox) = mpsc::unbounded_channel();
+                let namespaced = Namespaced {
+                    config: Mutex::new(BridgeConfig {
+                        subnet,
+                        gateway_mac,
+                        domain: record.domain.clone(),
+                        resolvers,
+                        machines,
+                        // The host's own NAT knows the machines by their addresses.
+                        masquerade: !matches!(record.way_out, WayOutRecord::Host { .. }),
+                    }),
+                    maker,
+                    events,
+                    held: Mutex::new(Held::Nothing),
+                };
+                (Network::Namespace(namespaced), outbox)
+            }
+        }
+    }
+
+    /// Makes these the cluster's machines.
+    pub(super) fn set_machines(&self, machines: Vec<Reservation>) -> Result<(), BridgeError> {
+        match self {
+            Network::Fabric(fabric) => fabric.set_machines(machines),
+            Network::Namespace(namespaced) => {
+                namespaced.config().machines.clone_from(&machines);
+                if let Some(bridge) = namespaced.found() {
+                    bridge.set_machines(machines)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What the QEMU of machine `name` is to be handed.
+    pub(super) fn plug(&self, name: &str) -> Result<Plug, BridgeError> {
+        match self {
+            Network::Fabric(_) => Ok(Plug::default()),
+            Network::Namespace(namespaced) => {
+                let bridge = namespaced.bridge()?;
+                Ok(Plug {
+                    tap: Some(bridge.tap(name)?),
+                    namespaces: bridge.namespace().handles().map_err(BridgeError::Host)?,
+                })
+            }
+        }
+    }
+
+    /// Joins the QEMU of machine `name`, whose process is `pid`: in the fabric by its socket, else it is joined, and may
+    /// be who knows where the others are.
+    pub(super) fn join(&self, name: &str, pid: u32, socket: &Path) {
+        match self {
+            Network::Fabric(fabric) => match watch::stream(socket) {
+                Ok(stream) => fabric.attach(name, stream),
+                Err(error) => tracing::warn!(machine = name, %error, "the NIC is not plugged in"),
+            },
+            Network::Namespace(namespaced) => {
+                if let Err(error) = namespaced.take_over(pid) {
+                    tracing::warn!(
+                        machine = name,
+                        error = in_one_line(&error),
+                        "the cluster's network is not taken over"
+                    );
+                }
+            }
+        }
+    }
+
+    /// No machine is alive any more, so a namespace that was lost is gone.
+    pub(super) fn emptied(&self) {
+        if let Network::Namespace(namespaced) = self {
+            let mut held = namespaced.held();
+            if matches!(*held, Held::Lost) {
+                *held = Held::Nothing;
+            }
+        }
+    }
+
+    /// Opens a connection from the gateway to a port of a machine.
+    pub(super) async fn connect(
+        &self,
+        ip: Ipv4Addr,
+        port: u16,
+        deadline: Instant,
+    ) -> io::Result<Box<dyn Stream>> {
+        match self {
+            Network::Fabric(fabric) => Ok(Box::new(fabric.connect(ip, port, deadline).await?)),
+            Network::Namespace(namespaced) => {
+                let bridge = namespaced.bridge().map_err(io::Error::other)?;
+                Ok(Box::new(bridge.connect(ip, port, deadline).await?))
+            }
+        }
+    }
+}
+
+impl Namespaced {
+    /// The bridge, if it is there.
+    pub(super) fn found(&self) -> Option<Arc<Bridge>> {
+        match &*self.held() {
+            Held::Bridge(bridge) => Some(bridge.clone()),
+            Held::Nothing | Held::Lost => None,
+        }
+    }
+
+    /// The bridge, made in a new namespace where there is none.
+    pub(super) fn bridge(&self) -> Result<Arc<Bridge>, BridgeError> {
+        match &*self.held() {
+            Held::Bridge(bridge) => return Ok(bridge.clone()),
+            Held::Lost => return Err(BridgeError::Lost),
+            Held::Nothing => {}
+        }
+        let namespace = Namespace::create(self.maker).map_err(BridgeError::Namespace)?;
+        self.start(namespace)
+    }
+
+    /// Takes over the namespaces that process `pid` has inherited, where none is known yet.
+    fn take_over(&self, pid: u32) -> Result<(), BridgeError> {
+        if self.found().is_some() {
+            return Ok(());
+        }
+        let taken = Namespace::of_process(pid)
+            .map_err(BridgeError::Namespace)
+            .and_then(|namespace| namespace.ok_or(BridgeError::Lost))
+            .and_then(|namespace| self.start(namespace));
+        if taken.is_err() {
+            *self.held() = Held::Lost;
+        }
+        taken.map(drop)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn config(&self) -> MutexGuard<'_, BridgeConfig> {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(&self, namespace: Namespace) -> Result<Arc<Bridge>, BridgeError> {
+        let bridge = Bridge::start(self.config().clone(), namespace, self.events.clone())?;
+        let bridge = Arc::new(bridge);
+        *self.held() = Held::Bridge(bridge.clone());
+        Ok(bridge)
+    }
+}

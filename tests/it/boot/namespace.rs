@@ -1,0 +1,222 @@
+//! Machines that the kernel joins, in a network namespace of their cluster: for root, and for a user who may do nothing.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+
+use crate::boot::three::NODES;
+use crate::boot::three::fabric::{host_port, page};
+use crate::support::guest;
+use crate::support::home::{BOOT, Home, Lane, User, machine_of, pid_of};
+use crate::support::process;
+use crate::support::world::{GREETING, World};
+
+/// As in `examples/three`: each machine serves a page that says who it is.
+fn example(home: &Home, mode: &str) {
+    let guest = guest::tiny("x86_64");
+    let config =
+        std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/three/node.ign.j2");
+    home.write("node.ign.j2", std::fs::read(config).unwrap());
+    let (kernel, initrd) = (home.copy(&guest.kernel), home.copy(&guest.initrd));
+    home.write_spec_in(
+        mode,
+        &json!({"kernel": kernel, "initrd": initrd, "cmdline": guest.cmdline}),
+        &json!({"node": {
+            "count": 3, "memory": "256MiB", "ignition": "node.ign.j2",
+            "vars": {"greeting": "Hello"}, "ports": [":80"],
+        }}),
+    );
+}
+
+fn addresses(ps: &Value) -> BTreeMap<&'static str, String> {
+    NODES
+        .map(|name| {
+            let machine = machine_of(ps, name);
+            (name, machine["reserved_ip"].as_str().unwrap().to_owned())
+        })
+        .into()
+}
+
+#[test]
+fn root_s_machines_are_joined_by_the_kernel() {
+    // The first build of it downloads packages.
+    guest::tiny("x86_64");
+    let world = World::enter();
+    let before = world.traces();
+    let home = Home::new(Lane::Wide, User::Myself, "demo", &NODES);
+    example(&home, "auto");
+    home.within(BOOT, &["up"]).ok();
+    let ps = home.json(&["ps"]);
+    assert_eq!(ps["network"]["mode"], "namespace", "{ps}");
+    assert_ne!(ps["network"]["reason"], "", "{ps}");
+    assert_ne!(world.traces(), before);
+
+    the_machines_are_joined(&home, &ps);
+    they_reach_the_world(&home, &world);
+    // By their addresses too, from the host itself.
+    for (name, ip) in addresses(&ps) {
+        let stream = TcpStream::connect((ip.as_str(), 80));
+        assert!(stream.is_ok(), "{name} at {ip}: {stream:?}");
+    }
+    a_machine_gets_no_further_than_it_may(&home, &ps);
+    the_supervisor_may_die(&home, &ps);
+    they_reach_the_world(&home, &world);
+    // The mode is kept, whatever the spec says later.
+    example(&home, "fabric");
+    home.kiln(&["up"]).exits(9).says("in mode `namespace`");
+    home.down();
+    assert_eq!(world.traces(), before);
+}
+
+#[test]
+fn a_user_s_machines_are_joined_by_the_kernel() {
+    // The first build of it downloads packages.
+    guest::tiny("x86_64");
+    let world = World::enter();
+    let before = world.traces();
+    let home = Home::new(Lane::Wide, User::Ordinary, "demo", &NODES);
+    example(&home, "namespace");
+    home.within(BOOT, &["up"]).ok();
+    let ps = home.json(&["ps"]);
+    assert_eq!(ps["network"]["mode"], "namespace", "{ps}");
+    // None of it is the host's.
+    assert_eq!(world.traces(), before);
+
+    the_machines_are_joined(&home, &ps);
+    they_reach_the_world(&home, &world);
+    a_machine_gets_no_further_than_it_may(&home, &ps);
+    the_supervisor_may_die(&home, &ps);
+    they_reach_the_world(&home, &world);
+    home.down();
+    assert_eq!(world.traces(), before);
+}
+
+/// They have the addresses that were known beforehand, find each other by name, and are reached by ssh and by published
+/// ports.
+fn the_machines_are_joined(home: &Home, ps: &Value) {
+    let addresses = addresses(ps);
+    for name in NODES {
+        let machine = machine_of(ps, name);
+        assert_eq!(machine["state"], "ready");
+        let seen = machine["addresses"].as_array().unwrap();
+        assert!(
+            seen.iter()
+                .any(|seen| seen["ip"] == addresses[name].as_str() && seen["source"] == "lease"),
+            "{machine}"
+        );
+        let mut script = "set -e; hostname\n".to_owned();
+        for peer in NODES {
+            script += &format!(
+                "nslookup -type=a {peer}.demo.internal | grep -F {}\n",
+                addresses[peer]
+            );
+            script += &format!("ping -c1 -W5 {peer} >&2; wget -qO- http://{peer}/\n");
+        }
+        let seen = home.ssh(name, &script);
+        assert!(seen.starts_with(&format!("{name}\n")), "{seen}");
+        for peer in NODES {
+            assert!(seen.contains(&format!("Hello from {peer}, ")), "{seen}");
+        }
+        let answer = page(host_port(&machine)).unwrap();
+        assert!(answer.contains(&format!("Hello from {name}, ")), "{answer}");
+    }
+}
+
+fn they_reach_the_world(home: &Home, world: &World) {
+    let page = format!("wget -qO- http://{}/", world.outside);
+    // The way out may be a little later than the machines.
+    let script =
+        format!("for i in 1 2 3 4 5 6 7 8 9 10; do {page} && exit 0; sleep 1; done; exit 1");
+    assert!(home.ssh("node-2", &script).ends_with(GREETING));
+}
+
+/// Not to what listens on the host's loopback, and not under another's address.
+fn a_machine_gets_no_further_than_it_may(home: &Home, ps: &Value) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let subnet = ps["network"]["subnet"].as_str().unwrap();
+    let base = subnet.strip_suffix("0/24").unwrap();
+    let wire = [2, 3, 15].map(|last| format!("169.254.77.{last}"));
+    let own = [1, 2, 3].map(|last| format!("{base}{last}"));
+    for ip in own.iter().chain(&wire) {
+        let command = format!("nc -w2 {ip} {port} </dev/null");
+        let refused = home.within(Duration::from_secs(30), &["ssh", "node-1", "--", &command]);
+        assert_ne!(refused.code, Some(0), "{refused}");
+    }
+    listener.set_nonblocking(true).unwrap();
+    assert_eq!(listener.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+
+    let free = format!("{base}254");
+    assert!(!addresses(ps).values().any(|ip| *ip == free));
+    let script = format!(
+        "sudo ip addr add {free}/24 dev eth0; ping -c2 -W1 -I {free} node-2; got=$?; \
+         sudo ip addr del {free}/24 dev eth0; exit $got"
+    );
+    let posed = home.within(Duration::from_secs(30), &["ssh", "node-1", "--", &script]);
+    assert_ne!(posed.code, Some(0), "{posed}");
+    assert!(posed.stdout.contains("100% packet loss"), "{posed}");
+}
+
+/// In the middle of a ping between machines, of which at most two replies are lost; the next command manages all of it.
+fn the_supervisor_may_die(home: &Home, before: &Value) {
+    let peer = &addresses(before)["node-2"];
+    home.ssh(
+        "node-1",
+        &format!("rm -f /tmp/ping; setsid ping -c 40 -i 0.1 {peer} >/tmp/ping 2>&1 </dev/null & until grep -q seq=5 /tmp/ping; do usleep 50000; done"),
+    );
+    let supervisor = pid_of(&before["supervisor"]).unwrap();
+    process::signal(supervisor, Signal::SIGKILL);
+    let ps = home
+        .kiln(&["--json", "ps"])
+        .ok()
+        .took_at_most(Duration::from_secs(2))
+        .result();
+    assert_ne!(pid_of(&ps["supervisor"]).unwrap(), supervisor);
+    assert_eq!(ps["machines"], before["machines"]);
+    assert_eq!(ps["network"], before["network"]);
+    let told = home.ssh(
+        "node-1",
+        "until grep transmitted /tmp/ping; do usleep 100000; done",
+    );
+    let numbers: Vec<u32> = told
+        .split([' ', ','])
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    assert!(numbers[1] + 2 >= numbers[0] && numbers[0] == 40, "{told}");
+    the_machines_are_joined(home, &ps);
+}
+
+/// Whatever is killed in between: the host's links, what they route, and its packet rules are as before, and no process
+/// is left. `KILN_TEST_ROUNDS` says how many rounds there are.
+#[test]
+fn rounds_of_up_and_down_leave_the_host_as_it_was() {
+    let image = guest::tiny("x86_64").image("");
+    let rounds = std::env::var("KILN_TEST_ROUNDS").map_or(4, |rounds| rounds.parse().unwrap());
+    let world = World::enter();
+    let before = world.traces();
+    let home = Home::new(Lane::Narrow, User::Myself, "round", &["node"]);
+    home.write_spec_in(
+        "namespace",
+        &image,
+        &json!({"node": {"memory": "128MiB", "accel": "tcg"}}),
+    );
+    for round in 0..rounds {
+        home.within(BOOT, &["up", "--wait", "running"]).ok();
+        let ps = home.json(&["ps"]);
+        let (supervisor, qemu) = (pid_of(&ps["supervisor"]), pid_of(&machine_of(&ps, "node")));
+        // Nobody, the supervisor, QEMU too, QEMU alone.
+        if matches!(round % 4, 1 | 2) {
+            process::signal(supervisor.unwrap(), Signal::SIGKILL);
+        }
+        if matches!(round % 4, 2 | 3) {
+            process::signal(qemu.unwrap(), Signal::SIGKILL);
+        }
+        home.within(BOOT, &["down", "--timeout", "0s"]).ok();
+        home.assert_clean();
+        assert_eq!(world.traces(), before, "after round {round}");
+    }
+}
