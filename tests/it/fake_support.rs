@@ -147,19 +147,21 @@ impl World {
             .join(machine)
     }
 
+    /// A spec that says nothing of the network is in the fabric: the tests leave the host's alone.
     pub(crate) fn write(&self, below: &str, text: impl AsRef<[u8]>) {
+        const FABRIC: &[u8] = b"network: {mode: fabric}\n";
         let path = self.path(below);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let mut text = text.as_ref().to_vec();
+        let says_it = text.windows(9).any(|word| word == b"\nnetwork:");
+        if below.ends_with(".yaml") && text.ends_with(b"\n") && !says_it {
+            text.extend_from_slice(FABRIC);
+        }
         fs::write(path, text).unwrap();
     }
 
-    /// In the fabric, where nothing else is said: the tests leave the host's network alone.
     pub(crate) fn spec(&self, text: &str) {
-        let mode = match text.contains("network:") || !text.ends_with('\n') {
-            true => "",
-            false => "network: {mode: fabric}\n",
-        };
-        self.write("spec/kiln.yaml", format!("{text}{mode}"));
+        self.write("spec/kiln.yaml", text);
     }
 
     /// A cluster `demo` of `count` machines `node-1`…, with further lines for the group.

@@ -80,7 +80,7 @@ pub(crate) fn come_up(cluster: &str, wanted: &[(&'static str, Kind)]) {
     }
     home.write(
         "kiln.yaml",
-        json!({"cluster": cluster, "machines": spec}).to_string(),
+        json!({"cluster": cluster, "network": {"mode": "fabric"}, "machines": spec}).to_string(),
     );
 
     home.kiln(&["validate"]).ok();
