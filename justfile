@@ -46,6 +46,11 @@ test-it *args:
     cargo build --locked --example fake-qemu
     cargo test --locked --test it {{ args }}
 
+# Boots that take minutes more: every kind of Ignition config on every architecture.
+[group('test')]
+test-long *args:
+    cargo test --locked --test long {{ args }}
+
 # Write golden files and expected texts anew; read the difference before you commit it.
 [group('test')]
 bless:

@@ -16,9 +16,10 @@ use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser,
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::args::{
-    CompletionsArgs, ConsoleArgs, DownArgs, EventsArgs, ExplainArgs, ImageArgs, InitArgs,
-    InspectArgs, IpArgs, LogsArgs, MachinesArgs, ManArgs, PlanArgs, ProxyArgs, RenderArgs,
-    RestartArgs, SshArgs, StartArgs, StopArgs, SuperviseArgs, UpArgs, WaitArgs,
+    CompletionsArgs, ConsoleArgs, CopyArgs, DownArgs, EventsArgs, ExplainArgs, ImageArgs, InitArgs,
+    InspectArgs, InventoryArgs, IpArgs, LogsArgs, MachinesArgs, ManArgs, PlanArgs, ProxyArgs,
+    RenderArgs, ReprovisionArgs, RestartArgs, SshArgs, StartArgs, StopArgs, SuperviseArgs, UpArgs,
+    WaitArgs,
 };
 use crate::cluster::ClusterName;
 
@@ -101,6 +102,8 @@ pub enum Verb {
     Stop(StopArgs),
     /// Stop machines, then start them
     Restart(RestartArgs),
+    /// Make machines anew: their root disks are lost, and Ignition runs again
+    Reprovision(ReprovisionArgs),
     /// End machines at once, without asking their guests
     Kill(MachinesArgs),
     /// Freeze machines
@@ -133,6 +136,12 @@ pub enum Verb {
     Console(ConsoleArgs),
     /// Log in to a machine, or run a command in it
     Ssh(SshArgs),
+    /// Copy files from or to a machine, by scp
+    Cp(CopyArgs),
+    /// Print settings for ssh, so that plain `ssh MACHINE` works
+    SshConfig(MachinesArgs),
+    /// Print the machines as an Ansible inventory
+    Inventory(InventoryArgs),
     /// Fetch, list, check and remove the images of the cache
     Image(ImageArgs),
     /// Print a machine's final Ignition config, secrets included

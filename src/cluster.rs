@@ -16,8 +16,13 @@ use std::str::FromStr;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
+use kiln_arch::machine::IgnitionTransport;
+use kiln_arch::machine::Sector;
 
 use crate::cluster::remote::RemoteImage;
+
+/// The most machines that a group can have.
+pub const COUNT_LIMIT: u16 = 1000;
 
 /// One parsed `kiln.yaml`, its groups already expanded into machines.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +35,8 @@ pub struct Cluster {
     pub network: Network,
     /// Public keys that may log in besides the cluster's own: one OpenSSH line each.
     pub authorized_keys: Vec<String>,
+    /// The groups that `--scale` gave another count than the spec's.
+    pub scale: BTreeMap<MachineName, u16>,
     /// In the order of the spec; names are unique.
     pub machines: Vec<Machine>,
 }
@@ -68,12 +75,30 @@ pub struct Machine {
     pub image: Image,
     /// The root overlay grows to this; never shrinks.
     pub disk: Option<Size>,
+    /// Beside the root disk, in the order in which the guest sees them; serials are unique.
+    pub disks: Vec<DataDisk>,
     pub ignition: Option<IgnitionSource>,
     /// Template variables of the spec, as JSON values.
     pub vars: BTreeMap<String, serde_json::Value>,
     pub profile: Profile,
     pub ports: Vec<Port>,
     pub restart: RestartPolicy,
+    pub firmware: FirmwareWish,
+    /// Whether it has a TPM 2.0.
+    pub tpm: bool,
+    /// How Ignition gets its config; absent: as the architecture has it.
+    pub ignition_transport: Option<IgnitionTransport>,
+}
+
+/// What the user said about the firmware; the plan decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FirmwareWish {
+    /// Whatever boots the image on this architecture.
+    Auto,
+    Bios,
+    Uefi,
+    /// UEFI that boots only what its keys have signed.
+    UefiSecure,
 }
 
 /// What the user said about acceleration; the plan decides.
@@ -120,6 +145,45 @@ pub enum DiskFormat {
     Qcow2,
     Raw,
 }
+
+/// A disk beside the root disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DataDisk {
+    pub serial: Serial,
+    pub sector: Sector,
+    pub source: DataSource,
+}
+
+/// Where a data disk's bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DataSource {
+    /// kiln makes it, empty; it belongs to the machine's name and the serial.
+    Made {
+        size: Size,
+        /// Whether it outlives `down`.
+        keep: bool,
+    },
+    /// A file or block device of the user's, used in place and never removed.
+    File {
+        path: PathBuf,
+        format: DataFormat,
+        readonly: bool,
+    },
+}
+
+/// What a data disk's file is; only what the user's spec or file ending says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DataFormat {
+    Qcow2,
+    Raw,
+    /// A block device of the host, raw.
+    Device,
+}
+
+/// What a guest reads as a disk's serial: 1 to 20 bytes (virtio 1.2, section 5.2.6) of `A-Z`,
+/// `a-z`, `0-9`, `.`, `_` and `-`, the first one a letter or digit.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Serial(String);
 
 /// Where the user's Ignition config is, read and known to be UTF-8 at parse time.
 ///
@@ -184,6 +248,19 @@ pub enum NameError {
     Character { name: String },
 }
 
+/// Why a text is not a data disk's serial.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SerialError {
+    #[error("a serial of {length} bytes is not between 1 and {SERIAL_LIMIT}")]
+    Length { length: usize },
+    #[error(
+        "`{serial}` is not a serial: use letters, digits, `.`, `_` and `-`, beginning with a letter or digit"
+    )]
+    Character { serial: String },
+    #[error("the serial `{serial}` is kiln's own")]
+    Reserved { serial: String },
+}
+
 /// Why a text is not a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SizeError {
@@ -195,6 +272,12 @@ pub enum SizeError {
 
 const CLUSTER_NAME_LIMIT: usize = 40;
 const MACHINE_NAME_LIMIT: usize = 63;
+const SERIAL_LIMIT: usize = 20;
+
+/// The serial of the root disk.
+pub const ROOT_SERIAL: &str = "root";
+/// Besides the root disk's, that of the disk which carries the Ignition config.
+const RESERVED_SERIALS: [&str; 2] = [ROOT_SERIAL, "ignition"];
 
 fn parse_label(name: &str, limit: usize) -> Result<String, NameError> {
     let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -231,6 +314,36 @@ impl FromStr for MachineName {
     }
 }
 
+impl FromStr for Serial {
+    type Err = SerialError;
+
+    fn from_str(serial: &str) -> Result<Serial, SerialError> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if serial.is_empty() || serial.len() > SERIAL_LIMIT {
+            return Err(SerialError::Length {
+                length: serial.len(),
+            });
+        }
+        if !serial.as_bytes()[0].is_ascii_alphanumeric() || !serial.bytes().all(allowed) {
+            return Err(SerialError::Character {
+                serial: serial.to_owned(),
+            });
+        }
+        if RESERVED_SERIALS.contains(&serial) {
+            return Err(SerialError::Reserved {
+                serial: serial.to_owned(),
+            });
+        }
+        Ok(Serial(serial.to_owned()))
+    }
+}
+
+impl Serial {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 impl ClusterName {
     pub fn as_str(&self) -> &str {
         &self.0
@@ -250,6 +363,12 @@ impl fmt::Display for ClusterName {
 }
 
 impl fmt::Display for MachineName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl fmt::Display for Serial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&self.0)
     }
@@ -323,6 +442,18 @@ impl fmt::Debug for IgnitionSource {
     }
 }
 
+impl DataFormat {
+    pub const ALL: [DataFormat; 3] = [DataFormat::Qcow2, DataFormat::Raw, DataFormat::Device];
+
+    pub fn word(self) -> &'static str {
+        match self {
+            DataFormat::Qcow2 => "qcow2",
+            DataFormat::Raw => "raw",
+            DataFormat::Device => "device",
+        }
+    }
+}
+
 impl Image {
     /// Its disk, if it has one.
     pub fn disk(&self) -> Option<&DiskSource> {
@@ -376,6 +507,30 @@ mod tests {
             "99999999999TiB".parse::<Size>(),
             Err(SizeError::TooLarge { .. })
         ));
+    }
+
+    #[test]
+    fn serials_are_what_qemu_and_a_file_name_take() {
+        for text in ["data", "DATA_1.a-b", "0", "a2345678901234567890"] {
+            assert_eq!(text.parse::<Serial>().unwrap().as_str(), text);
+        }
+        let refused = [
+            "",
+            "a23456789012345678901",
+            "-a",
+            ".",
+            "..",
+            "a/b",
+            "a,b",
+            "a b",
+            "a\n",
+            "ä",
+            "root",
+            "ignition",
+        ];
+        for text in refused {
+            assert!(text.parse::<Serial>().is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -8,13 +8,14 @@ pub mod images;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, DataSource};
 use crate::host::Host;
-use crate::image::ImageError;
 use crate::image::cache::CacheError;
 use crate::image::pins::PinError;
 use crate::image::store::StoreError;
-use crate::plan::{Inventory, Known};
+use crate::image::{self, ImageError};
+use crate::plan::{ImageFacts, Inventory, Known};
+use crate::state::disks;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{ClusterFiles, Roots};
 use crate::state::record::{ClusterRecord, MachineRecord, RunRecord, StateRecord};
@@ -28,6 +29,19 @@ pub enum InventoryError {
         cluster: String,
         #[source]
         source: StateError,
+    },
+    #[error("cannot use the list of data disks of cluster `{cluster}`")]
+    Disks {
+        cluster: String,
+        #[source]
+        source: StateError,
+    },
+    #[error("cannot use disk `{serial}` of machine `{machine}`")]
+    DataFile {
+        machine: String,
+        serial: String,
+        #[source]
+        source: ImageError,
     },
     #[error("cannot use the image of machine `{machine}`")]
     Image {
@@ -62,12 +76,15 @@ pub enum InventoryError {
 /// Tells how far the hashing of an image has come: machine, bytes done, bytes in all.
 pub type Hashing<'a> = &'a mut dyn FnMut(&str, u64, u64);
 
-/// Collects what a plan for `cluster` has to know.
+/// What each machine's image turned out to be, by machine.
+pub type Images = BTreeMap<String, ImageFacts>;
+
+/// Collects what a plan for `cluster` has to know besides its `images`. Takes milliseconds.
 pub fn collect(
     cluster: &Cluster,
     host: &Host,
     roots: &Roots,
-    hashing: Hashing<'_>,
+    images: Images,
 ) -> Result<Inventory, InventoryError> {
     let name = cluster.name.as_str();
     let ours = roots.cluster(name);
@@ -97,6 +114,7 @@ pub fn collect(
         };
         inventory.taken_networks.push(record.subnet);
         inventory.taken_ports.extend(record.ports);
+        inventory.taken_uids.extend(record.qemu_uid);
     }
     if let Some(record) = &record {
         // Also those that an `up` had struck off the record when it was killed, and not yet ended.
@@ -108,8 +126,39 @@ pub fn collect(
         }
     }
     inventory.cluster = record;
-    inventory.images = images::images(cluster, host, hashing)?;
+    inventory.images = images;
+    inventory.disks = disks::load(&ours.disks()).map_err(|source| InventoryError::Disks {
+        cluster: name.to_owned(),
+        source,
+    })?;
+    inventory.data_files = data_files(cluster)?;
     Ok(inventory)
+}
+
+/// The user's own data disks, each looked at as it is before each start.
+fn data_files(cluster: &Cluster) -> Result<BTreeMap<PathBuf, u64>, InventoryError> {
+    let mut sizes = BTreeMap::new();
+    for machine in &cluster.machines {
+        for disk in &machine.disks {
+            let DataSource::File {
+                path,
+                format,
+                readonly,
+            } = &disk.source
+            else {
+                continue;
+            };
+            let (_, size) = image::data::open(path, *format, *readonly).map_err(|source| {
+                InventoryError::DataFile {
+                    machine: machine.name.to_string(),
+                    serial: disk.serial.to_string(),
+                    source,
+                }
+            })?;
+            sizes.insert(path.clone(), size);
+        }
+    }
+    Ok(sizes)
 }
 
 /// The names of all clusters that have a ledger: those that anything was made for.

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::folder;
+use crate::state::lock::Lock;
 
 /// File times move in steps of at most this: the coarsest kernel tick is 10 ms.
 const COARSEST_TICK: Duration = Duration::from_millis(20);
@@ -64,6 +65,14 @@ impl Memo {
         if let Err(error) = self.try_note(subject, state, fact) {
             tracing::debug!(%subject, %error, "a fact is not kept");
         }
+    }
+
+    /// Has others wait who want to find out the same, so that one of them does the work. `None` when
+    /// whoever is at it has not done it within `patience`: then it is done twice.
+    pub fn alone(&self, subject: &str, patience: Duration) -> Option<Lock> {
+        folder::make_private(&self.folder).ok()?;
+        let path = self.file(subject).with_extension("lock");
+        Lock::take_within(&path, "finding out about a file", patience).ok()
     }
 
     fn try_note(&self, subject: &str, state: &str, fact: &str) -> io::Result<()> {

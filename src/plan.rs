@@ -6,6 +6,7 @@
 
 mod choice;
 mod difference;
+mod disks;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,11 +17,15 @@ use kiln_arch::Arch;
 use kiln_netsetup::address::{self, AddressError, Subnet};
 
 use crate::cluster::{Cluster, Machine, NetworkMode, Size};
+use crate::host::distribution::{Distribution, Piece};
+use crate::host::firmware::{Firmwares, Uefi};
 use crate::host::kvm::KvmState;
+use crate::host::qemu::Qemu;
 use crate::state::files::SCHEMA;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{
-    ClusterRecord, MachineRecord, ModeRecord, ReservationRecord, RunRecord, StateRecord,
+    ClusterRecord, DisksRecord, MachineRecord, ModeRecord, ReservationRecord, RunRecord,
+    StateRecord,
 };
 
 pub use difference::{Difference, Price};
@@ -31,24 +36,23 @@ pub use view::{PlanView, StepView};
 pub struct HostFacts {
     pub arch: Arch,
     /// The emulators that are installed.
-    pub qemu: BTreeMap<Arch, QemuFacts>,
+    pub qemu: BTreeMap<Arch, Qemu>,
     /// For guests of the host's own architecture.
     pub kvm: KvmState,
+    /// The UEFI firmwares that are installed; empty where no machine can want one.
+    pub firmwares: Firmwares,
+    /// The emulator of TPMs, where it is installed.
+    pub swtpm: Option<PathBuf>,
+    /// Whose commands install what is missing.
+    pub distribution: Distribution,
     /// Whether qemu-img is installed, which makes the machines' disks.
     pub has_qemu_img: bool,
-    /// The uid that QEMUs are to run as, where kiln is root.
-    pub qemu_uid: Option<u32>,
+    /// Whether kiln is root, and so has to give the QEMUs another uid.
+    pub is_root: bool,
     /// The group that KVM asks for.
     pub qemu_gid: Option<u32>,
     /// The cluster's files; QEMU's uuids come from where they lie.
     pub files: ClusterFiles,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QemuFacts {
-    pub program: PathBuf,
-    /// The versioned board that it has for new machines; absent: only the alias is known.
-    pub board: Option<String>,
 }
 
 /// What is already there.
@@ -58,10 +62,16 @@ pub struct Inventory {
     pub machines: BTreeMap<String, Known>,
     /// Networks that a new subnet must not overlap: the host's routes, other clusters.
     pub taken_networks: Vec<Ipv4Net>,
+    /// Uids that other clusters' QEMUs run as.
+    pub taken_uids: BTreeSet<u32>,
     /// TCP ports that someone listens on or another cluster has.
     pub taken_ports: BTreeSet<u16>,
     /// What each machine's image turned out to be, by machine.
     pub images: BTreeMap<String, ImageFacts>,
+    /// The data disks that were made for machines of this cluster's name.
+    pub disks: Option<DisksRecord>,
+    /// The sizes, in bytes, of the user's own files that are data disks.
+    pub data_files: BTreeMap<PathBuf, u64>,
 }
 
 /// A machine that was made before.
@@ -97,6 +107,8 @@ pub struct Plan {
     /// Whether nothing of this cluster is there yet.
     pub is_new: bool,
     pub steps: Vec<Step>,
+    /// The list of data disks as it was found.
+    pub disks_before: Option<DisksRecord>,
 }
 
 /// What is to become of one machine.
@@ -108,12 +120,24 @@ pub struct Step {
     pub why: Vec<String>,
     /// What it is to be; absent for [`Action::Remove`].
     pub record: Option<MachineRecord>,
+    /// For [`Action::Change`]: the disks that grow.
+    pub grown: Vec<Grown>,
+}
+
+/// A disk that grows under a machine that runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grown {
+    pub serial: String,
+    /// In bytes.
+    pub size: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     /// It is up and as the spec says.
     Keep,
+    /// What changed takes effect while it runs.
+    Change,
     /// It is there, and is started.
     Start,
     /// It is stopped and started with its changed record; its disk stays.
@@ -129,9 +153,33 @@ pub enum Action {
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     #[error("machine `{machine}` needs `{program}`, which is not installed")]
-    NoQemu { machine: String, program: String },
+    NoQemu {
+        machine: String,
+        program: String,
+        install: Option<String>,
+    },
     #[error("machine `{machine}` has a disk, and `qemu-img`, which makes it, is not installed")]
-    NoQemuImg { machine: String },
+    NoQemuImg {
+        machine: String,
+        install: Option<String>,
+    },
+    #[error(
+        "machine `{machine}` needs {uefi} for {arch}, which is not installed{}",
+        rejected(faults)
+    )]
+    NoFirmware {
+        machine: String,
+        arch: Arch,
+        uefi: Uefi,
+        /// Descriptors that cannot be used, which may be why: which, and what is wrong.
+        faults: Vec<(PathBuf, String)>,
+        install: Option<String>,
+    },
+    #[error("machine `{machine}` asks for a TPM, and `swtpm`, which emulates it, is not installed")]
+    NoTpm {
+        machine: String,
+        install: Option<String>,
+    },
     #[error("machine `{machine}` asks for KVM, which does not work here: {why}")]
     NoKvm { machine: String, why: String },
     #[error(
@@ -156,6 +204,8 @@ pub enum PlanError {
     SubnetTaken { subnet: Ipv4Net, taken: Ipv4Net },
     #[error("host port {port} of machine `{machine}` is taken")]
     PortTaken { machine: String, port: u16 },
+    #[error("no free uid is left for the QEMUs of cluster `{cluster}`")]
+    NoUid { cluster: String },
     #[error("no free host port is left for machine `{machine}`")]
     NoPort { machine: String },
     #[error("the record of cluster `{cluster}` cannot be used: {why}")]
@@ -165,6 +215,13 @@ pub enum PlanError {
     #[error("machine `{machine}` asks for a disk of {want}, and its image is of {least}")]
     DiskShrinks {
         machine: String,
+        want: Size,
+        least: Size,
+    },
+    #[error("disk `{serial}` of machine `{machine}` is of {least}, and the spec asks for {want}")]
+    DataDiskShrinks {
+        machine: String,
+        serial: String,
         want: Size,
         least: Size,
     },
@@ -185,27 +242,43 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
         cluster_record
             .ports
             .extend(record.ports.iter().map(|port| port.host));
-        steps.push(step(machine, record, inventory)?);
+        let mut step = step(machine, record, inventory)?;
+        if let Some(qemu) = host.qemu.get(&machine.arch) {
+            choice::board_that_is_there(&mut step, qemu);
+        }
+        steps.push(step);
     }
-    for name in inventory.machines.keys() {
+    for (name, known) in &inventory.machines {
         if !cluster
             .machines
             .iter()
             .any(|machine| machine.name.as_str() == name)
         {
-            steps.push(Step {
-                name: name.clone(),
-                action: Action::Remove,
-                why: vec!["the spec has no such machine any more".to_owned()],
-                record: None,
-            });
+            steps.push(removal(name, known, inventory));
         }
     }
     Ok(Plan {
         cluster: cluster_record,
         is_new: inventory.cluster.is_none(),
         steps,
+        disks_before: inventory.disks.clone(),
     })
+}
+
+fn removal(name: &str, known: &Known, inventory: &Inventory) -> Step {
+    let has_root = match known {
+        Known::Whole { record, .. } => record.disk.is_some(),
+        Known::Damaged { .. } => true,
+    };
+    let mut why = vec!["the spec has no such machine any more".to_owned()];
+    why.extend(disks::on_removal(name, has_root, inventory.disks.as_ref()));
+    Step {
+        name: name.to_owned(),
+        action: Action::Remove,
+        why,
+        record: None,
+        grown: Vec::new(),
+    }
 }
 
 fn cluster_record(
@@ -248,12 +321,21 @@ fn cluster_record(
         },
         subnet: subnet.net(),
         domain: format!("{name}.internal"),
-        qemu_uid: kept.map_or(host.qemu_uid, |record| record.qemu_uid),
+        qemu_uid: match kept {
+            Some(record) => record.qemu_uid,
+            None if host.is_root => Some(choice::uid(name, &inventory.taken_uids)?),
+            None => None,
+        },
         qemu_gid: host.qemu_gid,
         machines: cluster
             .machines
             .iter()
             .map(|machine| machine.name.to_string())
+            .collect(),
+        scale: cluster
+            .scale
+            .iter()
+            .map(|(group, count)| (group.to_string(), *count))
             .collect(),
         ports: BTreeSet::new(),
         reservations,
@@ -313,11 +395,20 @@ fn machine_record(
         .ok_or_else(|| PlanError::NoQemu {
             machine: name.clone(),
             program: machine.arch.qemu_program().to_owned(),
+            install: host.distribution.install(Piece::Qemu(machine.arch)),
         })?;
     let (accel, accel_reason) = choice::accel(machine, host)?;
-    if image.disk.is_some() && old.is_none() && !host.has_qemu_img {
-        return Err(PlanError::NoQemuImg { machine: name });
+    let makes_disk = image.disk.is_some() && old.is_none() || disks::any_new(machine, inventory);
+    if makes_disk && !host.has_qemu_img {
+        return Err(PlanError::NoQemuImg {
+            machine: name,
+            install: host.distribution.install(Piece::QemuImg),
+        });
     }
+    let board = old
+        .filter(|old| old.arch == machine.arch.to_string())
+        .and_then(|old| old.board.clone())
+        .or_else(|| qemu.board.clone());
     Ok(MachineRecord {
         schema: SCHEMA,
         group: machine.group.to_string(),
@@ -326,16 +417,17 @@ fn machine_record(
         accel,
         accel_reason,
         uuid: host.files.uuid(&name),
-        board: old
-            .filter(|old| old.arch == machine.arch.to_string())
-            .and_then(|old| old.board.clone())
-            .or_else(|| qemu.board.clone()),
+        firmware: choice::firmware(machine, image, board.as_deref(), host, old)?,
+        tpm: choice::tpm(machine, host)?,
+        board,
         qemu: qemu.program.clone(),
         cpus: machine.cpus.get(),
         memory_mib: choice::mebibytes(machine.memory),
         kernel: image.kernel.clone(),
         disk: choice::disk(machine, image, old)?,
+        data_disks: disks::choose(machine, inventory)?,
         ignition: true,
+        ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),
         ip: reservation.ip,
         ports: ports.choose(machine, &host.files.uuid(&name), old)?,
@@ -347,12 +439,21 @@ fn machine_record(
     })
 }
 
+/// What is wrong with descriptors that might have been what is missing.
+fn rejected(faults: &[(PathBuf, String)]) -> String {
+    faults
+        .iter()
+        .map(|(path, why)| format!("; `{}` {why}", path.display()))
+        .collect()
+}
+
 fn step(
     machine: &Machine,
     record: MachineRecord,
     inventory: &Inventory,
 ) -> Result<Step, PlanError> {
     let name = machine.name.to_string();
+    let mut grown = Vec::new();
     let (action, why) = match inventory.machines.get(&name) {
         None => (Action::Create, Vec::new()),
         Some(Known::Damaged { why }) => {
@@ -365,12 +466,26 @@ fn step(
             record: old, state, ..
         }) => {
             let differences = difference::between(old, &record);
+            grown = difference::grown(old, &record);
             let price = differences.iter().map(|difference| difference.price).max();
             let why = differences.iter().map(ToString::to_string).collect();
             match (price, state) {
                 (Some(Price::Disk), _) => (Action::Recreate, why),
                 (_, StateRecord::Stopped | StateRecord::Crashed) => (Action::Start, why),
                 (Some(Price::Restart), _) => (Action::Restart, why),
+                (
+                    Some(Price::Live),
+                    StateRecord::Running | StateRecord::Ready | StateRecord::Paused,
+                ) => (Action::Change, why),
+                // Its QEMU cannot be asked now.
+                (
+                    Some(Price::Live),
+                    StateRecord::Starting
+                    | StateRecord::Stopping
+                    | StateRecord::Failed
+                    | StateRecord::Unresponsive
+                    | StateRecord::Damaged,
+                ) => (Action::Restart, why),
                 (None | Some(Price::Nothing), StateRecord::Failed) => {
                     (Action::Restart, vec!["its guest has given up".to_owned()])
                 }
@@ -396,6 +511,7 @@ fn step(
         name,
         action,
         record: Some(record),
+        grown,
     })
 }
 
@@ -420,6 +536,19 @@ impl Plan {
         self.steps.retain(|step| names.contains(&step.name));
     }
 
+    /// Makes all machines of the plan that exist anew, whatever changed.
+    pub fn make_anew(&mut self) {
+        for step in &mut self.steps {
+            match step.action {
+                Action::Keep | Action::Start | Action::Change | Action::Restart => {
+                    step.action = Action::Recreate;
+                    step.why.push("it is asked for".to_owned());
+                }
+                Action::Recreate | Action::Create | Action::Remove => {}
+            }
+        }
+    }
+
     /// Whether doing it would change nothing.
     pub fn is_settled(&self) -> bool {
         !self.is_new
@@ -441,6 +570,7 @@ impl Action {
     pub fn word(self) -> &'static str {
         match self {
             Action::Keep => "keep",
+            Action::Change => "change",
             Action::Start => "start",
             Action::Restart => "restart",
             Action::Recreate => "recreate",

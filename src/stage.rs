@@ -7,19 +7,26 @@
 //! keys, disks and Ignition configs. Nothing is chosen here. When a stage fails,
 //! what this `up` had made goes by the same way down that `down` takes.
 
-use std::collections::BTreeMap;
+mod disks;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use crate::cluster::{Cluster, Machine, MachineName, Size};
 use crate::folder::{self, Batch, BatchError, FolderError};
 use crate::ignition::{self, Facts, IgnitionError, Peer};
+use crate::image::flash::{self, FlashError};
 use crate::image::overlay::{self, OverlayError};
 use crate::keys::{KeyError, KeyPair};
 use crate::plan::{Action, Plan, Step};
+use crate::state;
+use crate::state::disks::DisksError;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{ClusterFiles, MachineFiles, Roots};
 use crate::state::ledger::{self, Entry, Ledger};
-use crate::state::record::{ClusterRecord, MachineRecord};
+use crate::state::record::{ClusterRecord, FirmwareRecord, MachineRecord};
+
+pub use self::disks::DataDiskError;
 
 /// Why a stage could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -48,11 +55,27 @@ pub enum StageError {
         #[source]
         source: Box<IgnitionError>,
     },
+    #[error("cannot keep the list of data disks")]
+    Disks(#[from] DisksError),
+    #[error(transparent)]
+    DataDisk(#[from] Box<DataDiskError>),
     #[error("cannot make the disk of machine `{machine}`")]
     Overlay {
         machine: String,
         #[source]
         source: OverlayError,
+    },
+    #[error("cannot make the UEFI variables of machine `{machine}`")]
+    Flash {
+        machine: String,
+        #[source]
+        source: FlashError,
+    },
+    #[error("cannot give the folder `{}` to the TPM's user", path.display())]
+    Tpm {
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
     },
 }
 
@@ -78,6 +101,8 @@ pub struct Undo {
     roots: Roots,
     before: Option<ClusterRecord>,
     created: Vec<String>,
+    /// Data disks that there were none of before: machine and serial.
+    new_disks: BTreeSet<(String, String)>,
 }
 
 /// Begins the ledger, makes the folders, and records the cluster.
@@ -98,6 +123,7 @@ pub fn reserve(
         roots: roots.clone(),
         before,
         created,
+        new_disks: plan.new_disks(),
     };
     match begin(&plan, files, &undo) {
         Ok(()) => Ok(Reserved {
@@ -134,6 +160,11 @@ fn begin(plan: &Plan, files: &ClusterFiles, undo: &Undo) -> Result<(), StageErro
     folder::make_private(&uplink.folder)?;
     folder::make_private(&uplink.sockets)?;
     files::save(&files.record(), &plan.cluster)?;
+    // After the record: disks that stand in no cluster's way are not listed for a cluster that
+    // there is none of.
+    if let Some(disks) = plan.disks_begun() {
+        state::disks::save(&files.disks(), &disks)?;
+    }
     Ok(())
 }
 
@@ -141,6 +172,7 @@ impl Undo {
     /// Takes down what this `up` made; errors are told in the log, the first one matters more.
     pub fn run(&self) {
         let Some(before) = &self.before else {
+            self.remove_disks();
             for error in ledger::take_down(&self.files.ledger(), &self.roots)
                 .err()
                 .into_iter()
@@ -153,6 +185,7 @@ impl Undo {
         for name in &self.created {
             remove_machine(&self.files.machine(name));
         }
+        self.remove_disks();
         // One that the spec has no more may be gone already.
         let mut before = before.clone();
         before
@@ -160,6 +193,16 @@ impl Undo {
             .retain(|name| self.files.machine(name).folder.exists());
         if let Err(error) = files::save(&self.files.record(), &before) {
             tracing::error!(%error, "the cluster's record is not put back");
+        }
+    }
+
+    /// Removes the data disks that this `up` made and that no machine which is left has. Those
+    /// machines are down.
+    pub fn remove_disks(&self) {
+        // Without a record before, no machine stays.
+        let may_stay = !self.is_whole_cluster();
+        if let Err(error) = self::disks::take_back(&self.files, &self.new_disks, may_stay) {
+            tracing::error!(%error, "disks are not removed");
         }
     }
 
@@ -229,6 +272,11 @@ fn prepare(
         .map(|machine| (machine.name.as_str(), machine))
         .collect();
     let peers = peers(plan, cluster);
+    let means = Means {
+        qemu_img,
+        uid: plan.cluster.qemu_uid,
+        gid: plan.cluster.qemu_gid.or(plan.cluster.qemu_uid),
+    };
     let mut host_keys = BTreeMap::new();
     for step in &plan.steps {
         let (Some(record), Some(machine)) = (&step.record, machines.get(step.name.as_str())) else {
@@ -253,7 +301,11 @@ fn prepare(
             authorized_keys: &authorized_keys,
             host_key,
         };
-        make_machine(step, record, machine, &facts, qemu_img, &own, &mut batch)?;
+        make_machine(step, record, machine, &facts, &means, &own, &mut batch)?;
+        self::disks::make(record, means.qemu_img, &own)?;
+    }
+    if let Some(disks) = plan.disks_done() {
+        state::disks::save(&files.disks(), &disks)?;
     }
     let known_hosts = known_hosts(plan, files, &host_keys)?;
     batch.add(&files.known_hosts(), known_hosts.as_bytes())?;
@@ -285,7 +337,7 @@ fn known_hosts(
 fn is_made(action: Action) -> bool {
     match action {
         Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
-        Action::Keep | Action::Remove => false,
+        Action::Keep | Action::Change | Action::Remove => false,
     }
 }
 
@@ -315,11 +367,20 @@ fn machine_key(step: &Step, own: &MachineFiles, batch: &mut Batch) -> Result<Key
         folder::make_private(&own.sockets)?;
     } else if step.action == Action::Recreate {
         // A new disk is a new machine to ssh's eyes as well.
-        for path in [own.host_key(), own.disk(), own.run()] {
+        for path in [own.host_key(), own.disk(), own.run(), own.uefi_vars()] {
             files::remove_file(&path)?;
         }
+        files::remove_folder(&own.tpm())?;
     }
     key_pair(&own.host_key(), None, &step.name, batch)
+}
+
+/// By what, and for whom, a machine's files are made.
+struct Means<'a> {
+    qemu_img: &'a Path,
+    /// Who QEMU and its like run as, where that is not kiln's own user.
+    uid: Option<u32>,
+    gid: Option<u32>,
 }
 
 fn make_machine(
@@ -327,7 +388,7 @@ fn make_machine(
     record: &MachineRecord,
     machine: &Machine,
     facts: &Facts<'_>,
-    qemu_img: &Path,
+    means: &Means<'_>,
     own: &MachineFiles,
     batch: &mut Batch,
 ) -> Result<(), StageError> {
@@ -336,20 +397,61 @@ fn make_machine(
         machine: step.name.clone(),
         source: Box::new(source),
     })?;
-    batch.add(&own.ignition(), rendered.config.as_bytes())?;
+    batch.add(&own.ignition(), &in_sectors(rendered.config))?;
     if let Some(disk) = &record.disk {
         let size = Size::from_bytes(disk.size);
         let made = if own.disk().exists() {
-            overlay::grow(qemu_img, &own.disk(), size)
+            self::disks::judge(&step.name, &own.disk())?;
+            overlay::grow(means.qemu_img, &own.disk(), size)
         } else {
-            overlay::create(qemu_img, &disk.base, &own.disk(), Some(size)).map(drop)
+            overlay::create(means.qemu_img, &disk.base, &own.disk(), Some(size)).map(drop)
         };
         made.map_err(|source| StageError::Overlay {
             machine: step.name.clone(),
             source,
         })?;
     }
+    if let Some(firmware) = &record.firmware {
+        make_vars(firmware, own).map_err(|source| StageError::Flash {
+            machine: step.name.clone(),
+            source,
+        })?;
+    }
+    if record.tpm.is_some() {
+        make_tpm_folder(&own.tpm(), means)?;
+    }
     save(&own.record(), record, batch)
+}
+
+/// The config as it may lie on a disk: JSON does not mind white space at its end.
+fn in_sectors(config: String) -> Vec<u8> {
+    const SECTOR: usize = 512;
+    let mut bytes = config.into_bytes();
+    bytes.resize(bytes.len().next_multiple_of(SECTOR), b'\n');
+    bytes
+}
+
+/// The machine's UEFI variables: kept for as long as it has the firmware that wrote them.
+fn make_vars(firmware: &FirmwareRecord, own: &MachineFiles) -> Result<(), FlashError> {
+    let vars = own.uefi_vars();
+    let before = files::load::<MachineRecord>(&own.record()).ok().flatten();
+    let kept = before.and_then(|before| before.firmware);
+    if vars.exists() && kept.as_ref() == Some(firmware) {
+        return Ok(());
+    }
+    flash::make_vars(&firmware.template, &vars)
+}
+
+/// The TPM's state, which its emulator reads and writes by name, and so has to own.
+fn make_tpm_folder(path: &Path, means: &Means<'_>) -> Result<(), StageError> {
+    if path.exists() {
+        return Ok(());
+    }
+    folder::make_private(path)?;
+    std::os::unix::fs::chown(path, means.uid, means.gid).map_err(|source| StageError::Tpm {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The pair whose private key lies at `path`, made there when it does not.

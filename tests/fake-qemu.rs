@@ -1,6 +1,7 @@
 //! A QEMU without a machine in it: what kiln sees of QEMU behaves, nothing else is there.
 //!
-//! It takes any arguments, and understands those that kiln renders: `--version`; `-chardev
+//! It takes any arguments, and understands those that kiln renders: `--version` and `-machine help`,
+//! as whom the file `VERSION` beside it says it is, or 10.0.2; `-chardev
 //! socket,id=I,fd=N,…` with `-mon`, `-serial` and `-device virtserialport`; `-add-fd`;
 //! `-netdev stream,…,addr.type=fd,addr.str=N`; `-name guest=CLUSTER/MACHINE`; `-S`; `-action`.
 //! It greets on QMP as 10.0.2 does, obeys `cont`, `stop`, `system_powerdown`, `system_reset`,
@@ -65,6 +66,8 @@ pub(crate) struct Behavior {
     console: Vec<(u64, String)>,
     /// When the guest reports; never if null.
     report: Option<u64>,
+    /// It reports to whoever listens first, and to nobody later, as a guest does.
+    report_once: bool,
     /// The addresses that it reports.
     addresses: Vec<String>,
     /// The guest's kernel panics.
@@ -150,20 +153,40 @@ fn complain(text: &str) {
     let _ = writeln!(std::io::stderr(), "{text}");
 }
 
+/// What it says of itself, by the version in the file `VERSION`: its boards are that version's and
+/// those of 7.2.
+fn about(version_only: bool, folder: &Path) -> String {
+    let version = std::fs::read_to_string(folder.join("VERSION"));
+    let version = version.as_deref().unwrap_or("10.0.2").trim();
+    if version_only {
+        return format!("QEMU emulator version {version} (kiln's fake)\n");
+    }
+    let minor = version.rsplit_once('.').map_or(version, |(minor, _)| minor);
+    let mut text = "Supported machines are:\n".to_owned();
+    for (alias, prefix) in [("q35", "pc-q35-"), ("virt", "virt-"), ("pc", "pc-i440fx-")] {
+        text.push_str(&format!("{prefix}7.2 A board\n"));
+        text.push_str(&format!("{alias} A board (alias of {prefix}{minor})\n"));
+        text.push_str(&format!("{prefix}{minor} A board (default)\n"));
+    }
+    text
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn run(program: &str, args: &[String]) -> Result<ExitCode, String> {
-    if args
-        .iter()
-        .any(|arg| arg == "--version" || arg == "-version")
-    {
-        let version = "QEMU emulator version 10.0.2 (kiln's fake)\n";
-        let written = std::io::stdout().write_all(version.as_bytes());
+    let folder = Path::new(program).parent().unwrap_or(Path::new("."));
+    let words: Vec<&str> = args.iter().skip(1).map(String::as_str).collect();
+    if let ["--version"] | ["-machine", "help"] = words[..] {
+        let answer = about(words[0] == "--version", folder);
+        let written = std::io::stdout().write_all(answer.as_bytes());
         return written
             .map(|()| ExitCode::SUCCESS)
             .map_err(|error| error.to_string());
     }
+    // A test guest of kiln's that wants to leave by this device has left.
+    if args.iter().any(|arg| arg.starts_with("isa-debug-exit")) {
+        return Ok(ExitCode::from(0x31 << 1 | 1));
+    }
     let options = Options::parse(&args[1..])?;
-    let folder = Path::new(program).parent().unwrap_or(Path::new("."));
     let behavior = Behavior::of(&options.machine, folder)?;
     if let Some(Exit { code, stderr }) = &behavior.exit {
         complain(&format!("{program}: {stderr}"));

@@ -25,6 +25,8 @@ pub(crate) struct Board {
     pub(crate) options: &'static [(&'static str, &'static str)],
     /// Board options that are only right under TCG.
     pub(crate) tcg_options: &'static [(&'static str, &'static str)],
+    /// Board options that are only right under TCG for a kernel that QEMU loads.
+    pub(crate) tcg_kernel_options: &'static [(&'static str, &'static str)],
     pub(crate) bus: Bus,
     pub(crate) console: ConsoleDevice,
     /// What Linux calls that console.
@@ -34,6 +36,8 @@ pub(crate) struct Board {
     /// The device by which a guest's kernel says that it panicked; absent where the board itself
     /// tells.
     pub(crate) panic_device: Option<&'static str>,
+    /// The device behind which a TPM 2.0 sits; absent where QEMU has none for the board.
+    pub(crate) tpm: Option<&'static str>,
     /// Memory comes in steps of this many MiB.
     pub(crate) memory_step: u32,
 }

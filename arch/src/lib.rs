@@ -20,9 +20,11 @@ mod uplink;
 use std::fmt;
 use std::str::FromStr;
 
+use board::BoardFirmware;
 use command::QemuCommand;
-use machine::{Machine, Uplink};
+use machine::{IgnitionTransport, Machine, Uplink};
 
+pub use render::drive_node;
 pub use unsupported::Unsupported;
 
 /// What a guest's processor is.
@@ -68,6 +70,16 @@ impl Arch {
         self.board().tty
     }
 
+    /// A machine's memory is a multiple of this many MiB.
+    pub fn memory_step(self) -> u32 {
+        self.board().memory_step
+    }
+
+    /// Whether a processor of `host` runs guests of this architecture itself, under KVM.
+    pub fn is_native_on(self, host: Arch) -> bool {
+        self == host || (self, host) == (Arch::I386, Arch::X86_64)
+    }
+
     /// The `-machine` alias that stands for the newest version of the board.
     ///
     /// `query-machines` says which versioned name it stands for; that name is kept in state and
@@ -75,6 +87,40 @@ impl Arch {
     /// hardware.
     pub fn board_alias(self) -> &'static str {
         self.board().machine
+    }
+
+    /// Whether the board has a BIOS of its own that boots disks: SeaBIOS.
+    pub fn has_bios(self) -> bool {
+        matches!(self, Arch::I386 | Arch::X86_64)
+    }
+
+    /// Whether the board takes UEFI.
+    pub fn has_uefi(self) -> bool {
+        match self.board().firmware {
+            BoardFirmware::OwnOrUefi | BoardFirmware::UefiOnly => true,
+            BoardFirmware::Own => false,
+        }
+    }
+
+    /// Whether the board can keep a guest from the variables that say what may boot.
+    pub fn has_secure_boot(self) -> bool {
+        self.board().firmware == BoardFirmware::OwnOrUefi
+    }
+
+    /// Whether without UEFI nothing but a kernel boots.
+    pub fn needs_uefi(self) -> bool {
+        self.board().firmware == BoardFirmware::UefiOnly
+    }
+
+    /// Whether the board can have a TPM.
+    pub fn has_tpm(self) -> bool {
+        self.board().tpm.is_some()
+    }
+
+    /// Whether Ignition finds its config by fw_cfg, unless told otherwise; else on a disk, the
+    /// only way that the board has.
+    pub fn has_fw_cfg(self) -> bool {
+        self.board().ignition == IgnitionTransport::FwCfg
     }
 
     /// What QEMU `major.minor` as its authors release it calls its newest board.
@@ -157,6 +203,16 @@ mod tests {
         ] {
             assert_eq!(alias.parse(), Ok(arch), "{alias}");
         }
+    }
+
+    #[test]
+    fn a_64_bit_pc_runs_32_bit_guests_and_not_the_other_way() {
+        for arch in Arch::ALL {
+            assert!(arch.is_native_on(arch));
+        }
+        assert!(Arch::I386.is_native_on(Arch::X86_64));
+        assert!(!Arch::X86_64.is_native_on(Arch::I386));
+        assert!(!Arch::S390x.is_native_on(Arch::X86_64));
     }
 
     #[test]

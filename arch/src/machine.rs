@@ -31,6 +31,9 @@ pub struct Machine {
     pub cpus: NonZeroU16,
     pub memory: MiB,
     pub firmware: Firmware,
+    /// A connected socket at whose other end a TPM 2.0 is emulated (swtpm's control channel);
+    /// absent: the machine has no TPM.
+    pub tpm: Option<ChildFd>,
     /// Boots this kernel itself; absent: the firmware boots the first of [`Machine::drives`].
     pub kernel: Option<Kernel>,
     /// In the order in which the guest sees them.
@@ -151,6 +154,16 @@ pub struct Drive {
     pub access: Access,
     /// What the guest reads as the disk's serial: at most 20 bytes.
     pub serial: Option<String>,
+    pub sector: Sector,
+}
+
+/// The smallest piece of a disk that the guest can read or write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Sector {
+    /// 512 bytes, which is QEMU's own choice as well.
+    Bytes512,
+    /// 4096 bytes ("4K native").
+    Bytes4096,
 }
 
 /// Whether the guest may write.
@@ -164,6 +177,8 @@ pub enum Access {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Image {
     Raw(Source),
+    /// A block device of the host, which QEMU opens otherwise than a file.
+    Device(Source),
     Qcow2 {
         source: Source,
         /// What the image lies over, read-only; absent: nothing, whatever its header says.

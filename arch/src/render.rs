@@ -9,6 +9,7 @@ mod network;
 mod storage;
 
 pub(crate) use character::{monitor, take_socket};
+pub use storage::drive_node;
 
 use crate::Unsupported;
 use crate::board::{Board, BoardFirmware, Bus};
@@ -35,6 +36,7 @@ pub(crate) fn machine(machine: &Machine) -> Result<QemuCommand, Unsupported> {
     render.board()?;
     render.monitors()?;
     render.console()?;
+    render.tpm()?;
     render.ports()?;
     render.always()?;
     render.nics()?;
@@ -159,7 +161,12 @@ impl Render<'_> {
             opt = opt.key(key, value);
         }
         if *accel == Accel::Tcg {
-            for (key, value) in self.board.tcg_options {
+            let for_kernels = match (&self.machine.kernel, self.machine.tpm) {
+                (Some(_), None) => self.board.tcg_kernel_options,
+                // On some boards a TPM is only of use when their own firmware has started it.
+                (_, _) => &[],
+            };
+            for (key, value) in self.board.tcg_options.iter().chain(for_kernels) {
                 opt = opt.key(key, value);
             }
         }

@@ -14,6 +14,8 @@ pub enum Unsupported {
     NoFirmware { arch: Arch },
     #[error("{arch} machines cannot boot by {firmware}")]
     Firmware { arch: Arch, firmware: &'static str },
+    #[error("{arch} machines have no TPM")]
+    Tpm { arch: Arch },
     #[error("{arch} machines take no Ignition config by fw_cfg, only by virtio-blk")]
     FwCfg { arch: Arch },
     #[error("memory of {arch} machines is a multiple of {step} MiB, which {memory} is not")]

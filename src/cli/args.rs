@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 use kiln_arch::Arch;
 
-use crate::cluster::{ClusterName, MachineName};
+use crate::cluster::{COUNT_LIMIT, ClusterName, MachineName};
 
 /// How long `up`, `start`, `restart` and `wait` wait when the user does not say.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5 * 60);
@@ -79,6 +79,9 @@ pub struct PlanArgs {
     /// Plan as `up --replace` would
     #[arg(long)]
     pub replace: bool,
+    /// Plan as `up --scale GROUP=N` would
+    #[arg(long, value_name = "GROUP=N", value_parser = group_count)]
+    pub scale: Vec<GroupCount>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -87,6 +90,7 @@ Examples:
   kiln up                          all machines of the spec
   kiln up node-1 node-2            only these
   kiln up --wait running           return as soon as QEMU runs them
+  kiln up --scale node=5           five machines in the group `node`, from now on
   kiln up --dry-run                print the plan and do nothing")]
 pub struct UpArgs {
     #[command(flatten)]
@@ -99,9 +103,21 @@ pub struct UpArgs {
     /// Make machines anew whose image or Ignition config has changed; their disks are lost
     #[arg(long)]
     pub replace: bool,
+    /// How many machines a group has, whatever the spec's `count` says; it is remembered
+    #[arg(long, value_name = "GROUP=N", value_parser = group_count, conflicts_with = "machines")]
+    pub scale: Vec<GroupCount>,
     /// Download images anew, also those that are in the cache
     #[arg(long)]
     pub force_download: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct ReprovisionArgs {
+    /// These machines, by name: what is on their root disks is lost; data disks stay
+    #[arg(value_name = "MACHINE", required = true)]
+    pub machines: Vec<MachineName>,
+    #[command(flatten)]
+    pub waiting: Waiting,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -171,6 +187,12 @@ pub struct DownArgs {
     /// How long guests may take to shut down before they are ended, such as `30s` [default: 1m]
     #[arg(long, value_name = "DURATION", value_parser = duration, alias = "grace")]
     pub timeout: Option<Duration>,
+    /// Keep all data disks; the next `up` attaches them again
+    #[arg(long)]
+    pub keep_disks: bool,
+    /// Remove all data disks, those that are to be kept or were kept before included
+    #[arg(long, conflicts_with = "keep_disks")]
+    pub remove_disks: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -290,6 +312,41 @@ pub struct SshArgs {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  kiln cp node-1:/etc/os-release .
+  kiln cp -r site/ node-1:/var/www/")]
+pub struct CopyArgs {
+    /// What to copy: paths here, or MACHINE:PATH
+    #[arg(value_name = "FROM", required = true)]
+    pub from: Vec<OsString>,
+    /// Where to: a path here, or MACHINE:PATH
+    #[arg(value_name = "TO")]
+    pub to: OsString,
+    /// Copy folders with all that is in them
+    #[arg(short, long)]
+    pub recursive: bool,
+    /// The user to log in as
+    #[arg(short, long, value_name = "USER", default_value = "core")]
+    pub login: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Ansible runs an inventory that is a program: put this into an executable file `inventory`:
+  #!/bin/sh
+  exec kiln -c demo inventory \"$@\"
+then `ansible all -i ./inventory -m ping`.")]
+pub struct InventoryArgs {
+    /// All machines and their variables; so it is without a flag
+    #[arg(long)]
+    pub list: bool,
+    /// Only the variables of this machine
+    #[arg(long, value_name = "MACHINE", conflicts_with = "list")]
+    pub host: Option<MachineName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct RenderArgs {
     /// The machine
     #[arg(value_name = "MACHINE")]
@@ -338,6 +395,27 @@ pub struct ProxyArgs {
     pub machine: MachineName,
     #[arg(value_name = "PORT")]
     pub port: NonZeroU16,
+}
+
+/// A group, and how many machines it is to have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupCount {
+    pub group: MachineName,
+    pub count: u16,
+}
+
+/// `node=5`; as many as a spec's `count` may say.
+fn group_count(text: &str) -> Result<GroupCount, String> {
+    let form = || "write a group and a number, such as `node=5`".to_owned();
+    let (group, count) = text.split_once('=').ok_or_else(form)?;
+    let count: u16 = count.parse().map_err(|_| form())?;
+    if count > COUNT_LIMIT {
+        return Err(format!("at most {COUNT_LIMIT} machines"));
+    }
+    Ok(GroupCount {
+        group: group.parse().map_err(|_| form())?,
+        count,
+    })
 }
 
 /// `90s`, `5m`, `1h 30m`: up to [`LONGEST`].

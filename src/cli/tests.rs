@@ -221,6 +221,7 @@ fn the_help_says_it_all() {
           start        Start machines that are stopped
           stop         Stop machines and keep their disks
           restart      Stop machines, then start them
+          reprovision  Make machines anew: their root disks are lost, and Ignition runs again
           kill         End machines at once, without asking their guests
           pause        Freeze machines
           resume       Let frozen machines run on
@@ -233,6 +234,9 @@ fn the_help_says_it_all() {
           logs         Print what a machine's console said
           console      Attach to a machine's serial console
           ssh          Log in to a machine, or run a command in it
+          cp           Copy files from or to a machine, by scp
+          ssh-config   Print settings for ssh, so that plain `ssh MACHINE` works
+          inventory    Print the machines as an Ansible inventory
           image        Fetch, list, check and remove the images of the cache
           render       Print a machine's final Ignition config, secrets included
           explain      Print a machine's QEMU command line, with a reason for each argument

@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::termios::{self, SetArg, Termios};
@@ -11,15 +12,28 @@ use crate::cli::args::ConsoleArgs;
 use crate::command::Session;
 use crate::error::{Error, Exit};
 use crate::state::layout::Socket;
+use crate::state::lock::Lock;
 
 /// Ctrl-], as telnet and virsh have it.
 const ESCAPE: u8 = 0x1d;
+/// After the end of stdin, a console that says nothing for so long, in milliseconds, has answered.
+const QUIET: u8 = 200;
+/// One that goes on and on is heard for so long after the end of stdin.
+const LAST_WORDS: Duration = Duration::from_secs(5);
 
 pub(super) fn run(session: &Session<'_>, args: &ConsoleArgs) -> Result<(), Error> {
     let made = session.made()?;
     let name = args.machine.as_str();
     made.known(name)?;
-    let socket = made.files.machine(name).socket(Socket::Console);
+    let files = made.files.machine(name);
+    // QEMU serves one at a time, and would leave a second one without a word.
+    let lock = files.console_lock();
+    let lock = Lock::try_take(&lock, "kiln console").map_err(|error| {
+        Error::from(error).hint(format!(
+            "a console has room for one; `kiln logs -f {name}` shows what it says"
+        ))
+    })?;
+    let socket = files.socket(Socket::Console);
     let stream = UnixStream::connect(&socket).map_err(|error| {
         Error::because(
             Exit::Failed,
@@ -35,6 +49,7 @@ pub(super) fn run(session: &Session<'_>, args: &ConsoleArgs) -> Result<(), Error
         .map_err(|error| Error::because(Exit::Failed, "cannot set up the terminal", &error))?;
     let ended = join(&stream);
     drop(raw);
+    lock.remove();
     ended.map_err(|error| {
         Error::because(
             Exit::Failed,
@@ -44,19 +59,26 @@ pub(super) fn run(session: &Session<'_>, args: &ConsoleArgs) -> Result<(), Error
     })
 }
 
-/// Copies both ways until the console ends, stdin ends, or the escape is typed.
+/// Copies both ways until the console ends, the escape is typed, or stdin has ended and the console
+/// is quiet after it.
 fn join(mut stream: &UnixStream) -> std::io::Result<()> {
     let mut stdin = std::io::stdin().lock();
     let mut stdout = std::io::stdout().lock();
     let mut buffer = [0; 4096];
-    let mut typing = true;
+    let mut stdin_ended: Option<Instant> = None;
     loop {
         let mut fds = vec![PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
         let input = std::io::stdin();
-        if typing {
-            fds.push(PollFd::new(input.as_fd(), PollFlags::POLLIN));
-        }
-        match poll(&mut fds, PollTimeout::NONE) {
+        let patience = match stdin_ended {
+            None => {
+                fds.push(PollFd::new(input.as_fd(), PollFlags::POLLIN));
+                PollTimeout::NONE
+            }
+            Some(ended) if ended.elapsed() > LAST_WORDS => return Ok(()),
+            Some(_) => PollTimeout::from(QUIET),
+        };
+        match poll(&mut fds, patience) {
+            Ok(0) => return Ok(()),
             Ok(_) => {}
             Err(nix::errno::Errno::EINTR) => continue,
             Err(error) => return Err(error.into()),
@@ -82,7 +104,7 @@ fn join(mut stream: &UnixStream) -> std::io::Result<()> {
                 return stream.write_all(&typed[..end]);
             }
             if read == 0 {
-                typing = false;
+                stdin_ended = Some(Instant::now());
             }
             stream.write_all(typed)?;
         }

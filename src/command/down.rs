@@ -2,35 +2,55 @@
 
 use std::time::Duration;
 
+use serde::Serialize;
+
 use crate::cli::args::DownArgs;
 use crate::client::Client;
 use crate::command::{Made, Session, power};
 use crate::error::{Error, Exit};
+use crate::report::view::KeptDiskView;
+use crate::state::disks;
 use crate::state::files::{self, StateError};
 use crate::state::layout::ClusterFiles;
 use crate::state::ledger;
 use crate::state::lock::Lock;
-use crate::state::record::ClusterRecord;
+use crate::state::record::{ClusterRecord, MadeDiskRecord};
 use crate::supervisor::machine::KILL_DEADLINE;
 use crate::supervisor::process;
+
+/// What becomes of the data disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// Those go that were made for this cluster, but for `keep: true`.
+    BySpec,
+    KeepAll,
+    RemoveAll,
+}
+
+impl Fate {
+    fn of(args: &DownArgs) -> Fate {
+        match (args.keep_disks, args.remove_disks) {
+            (true, _) => Fate::KeepAll,
+            (false, true) => Fate::RemoveAll,
+            (false, false) => Fate::BySpec,
+        }
+    }
+
+    fn goes(self, disk: &MadeDiskRecord) -> bool {
+        match self {
+            Fate::BySpec => !disk.keep,
+            Fate::KeepAll => false,
+            Fate::RemoveAll => true,
+        }
+    }
+}
 
 pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
     let name = session.cluster_name()?;
     let files = session.roots.cluster(&name);
+    let fate = Fate::of(args);
     if !files.ledger().exists() {
-        if session.global.cluster.is_some() {
-            return Err(
-                Error::new(Exit::Unknown, format!("there is no cluster `{name}`"))
-                    .hint("`kiln ls` lists the clusters"),
-            );
-        }
-        // An `up` that was broken off at its first step.
-        if files.lock().exists()
-            && let Ok(lock) = Lock::try_take(&files.lock(), "kiln down")
-        {
-            remove_locks(&files, lock)?;
-        }
-        return told(session, &name, "nothing is there");
+        return without_cluster(session, &files, fate);
     }
     let lock = Lock::try_take(&files.lock(), "kiln down")?;
     match files::load::<ClusterRecord>(&files.record()) {
@@ -39,30 +59,135 @@ pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
         Err(error) if error.is_newer() => return session.record(&files).map(drop),
         Ok(None) | Err(_) => {}
     }
-    take_down(session, &files, args.timeout)?;
+    let mut kept = Vec::new();
+    take_down(session, &files, args.timeout, || {
+        kept = take_disks(session, &files, fate)?;
+        Ok(())
+    })?;
     lock.remove();
-    told(session, &name, "all of it is gone")
+    told(session, &name, "all of it is gone", &kept)
+}
+
+/// There is no such cluster; disks of a former one may be there.
+fn without_cluster(session: &Session<'_>, files: &ClusterFiles, fate: Fate) -> Result<(), Error> {
+    let name = files.name();
+    let has_disks = files.disks().folder.exists();
+    if session.global.cluster.is_some() && !has_disks {
+        return Err(
+            Error::new(Exit::Unknown, format!("there is no cluster `{name}`"))
+                .hint("`kiln ls` lists the clusters"),
+        );
+    }
+    let mut kept = Vec::new();
+    if has_disks || files.lock().exists() {
+        let lock = match Lock::try_take(&files.lock(), "kiln down") {
+            Ok(lock) => lock,
+            // An `up` is at its first step.
+            Err(error) if has_disks => return Err(error.into()),
+            Err(_) => return told(session, name, "nothing is there", &kept),
+        };
+        // They were kept by a former `down`: only a word of their own removes them.
+        let fate = match fate {
+            Fate::RemoveAll => Fate::RemoveAll,
+            Fate::BySpec | Fate::KeepAll => Fate::KeepAll,
+        };
+        kept = take_disks(session, files, fate)?;
+        // Also what an `up` that was broken off at its first step left.
+        remove_locks(files, lock)?;
+    }
+    let outcome = match fate {
+        Fate::RemoveAll if has_disks => "all of it is gone",
+        Fate::RemoveAll | Fate::BySpec | Fate::KeepAll => "nothing is there",
+    };
+    told(session, name, outcome, &kept)
+}
+
+/// Removes the data disks that go; those that stay come back, marked to stay.
+fn take_disks(
+    session: &Session<'_>,
+    files: &ClusterFiles,
+    fate: Fate,
+) -> Result<Vec<KeptDiskView>, Error> {
+    let disks = files.disks();
+    let record = match disks::load(&disks) {
+        Ok(Some(record)) => record,
+        Ok(None) => {
+            disks::sweep(&disks)?;
+            return Ok(Vec::new());
+        }
+        Err(_) if fate == Fate::RemoveAll => {
+            files::remove_folder(&disks.folder)?;
+            return Ok(Vec::new());
+        }
+        // Nothing is removed of which it is not known whether it is to be kept.
+        Err(error) => {
+            session.report.note(&format!(
+                "{error}; the data disks in `{}` stay",
+                disks.folder.display()
+            ));
+            return Ok(Vec::new());
+        }
+    };
+    session.refuse_foreign_spec(files.name(), &record.spec)?;
+    // One that an `up` was killed before it made it is no disk.
+    let is_there = |disk: &MadeDiskRecord| disks.disk(&disk.machine, &disk.serial).exists();
+    let mut left = disks::remove(&disks, record, |disk| fate.goes(disk) || !is_there(disk))?;
+    if !left.disks.is_empty() {
+        for disk in &mut left.disks {
+            disk.keep = true;
+        }
+        files::save(&disks.record(), &left)?;
+    }
+    Ok(KeptDiskView::all(&left, &disks))
 }
 
 /// Removes the locks of a cluster of which nothing else is left.
 pub(super) fn remove_locks(files: &ClusterFiles, lock: Lock) -> Result<(), Error> {
-    Lock::take(&files.spawn_lock())?.remove();
+    Lock::take(&files.spawn_lock(), "kiln down")?.remove();
     lock.remove();
     Ok(())
 }
 
-fn told(session: &Session<'_>, name: &str, outcome: &str) -> Result<(), Error> {
-    let value = serde_json::json!({ "cluster": name, "outcome": outcome });
-    session
-        .report
-        .result(&value, |_| format!("cluster {name}: {outcome}\n"))
+#[derive(Serialize)]
+struct Outcome<'a> {
+    cluster: &'a str,
+    outcome: &'a str,
+    /// Data disks that are still there.
+    kept_disks: &'a [KeptDiskView],
 }
 
-/// Stops what runs and removes what the ledger names. The caller holds the cluster's lock.
+fn told(
+    session: &Session<'_>,
+    name: &str,
+    outcome: &str,
+    kept: &[KeptDiskView],
+) -> Result<(), Error> {
+    let value = Outcome {
+        cluster: name,
+        outcome,
+        kept_disks: kept,
+    };
+    session.report.result(&value, |_| {
+        let mut text = format!("cluster {name}: {outcome}\n");
+        for disk in kept {
+            text.push_str(&format!("kept: {disk}\n"));
+        }
+        text
+    })?;
+    if !kept.is_empty() {
+        session.report.note(&format!(
+            "`kiln up` attaches kept disks again; `kiln -c {name} down --remove-disks` removes them"
+        ));
+    }
+    Ok(())
+}
+
+/// Stops what runs, sees to the `disks`, and removes what the ledger names. The caller holds the cluster's lock.
 pub(super) fn take_down(
     session: &Session<'_>,
     files: &ClusterFiles,
     grace: Option<Duration>,
+    disks: impl FnOnce() -> Result<(), Error>,
 ) -> Result<(), Error> {
     let client = match session.record(files) {
         Ok(Some(record)) => {
@@ -76,11 +201,13 @@ pub(super) fn take_down(
         Ok(None) | Err(_) => kill_all(files)?,
     };
     // No other command may start a supervisor for what is being removed.
-    let spawning = Lock::take(&files.spawn_lock())?;
+    let spawning = Lock::take(&files.spawn_lock(), "kiln down")?;
     if let Some(client) = client {
         client.end()?;
     }
+    Client::end_any(files)?;
     end_strays(files)?;
+    disks()?;
     ledger::take_down(&files.ledger(), &session.roots).map_err(|errors| {
         let mut error = Error::new(
             Exit::Failed,

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::cli::args::EventsArgs;
-use crate::client::{Client, News};
+use crate::client::{Client, ClientError, News};
 use crate::command::Session;
 use crate::error::Error;
 use crate::report::text::printable;
@@ -14,19 +14,31 @@ const LULL: Duration = Duration::from_secs(60);
 pub(super) fn run(session: &Session<'_>, args: &EventsArgs) -> Result<(), Error> {
     let made = session.made()?;
     let names = made.select(&args.machines.machines)?;
-    let mut watch = Client::reach(&made.files)?.watch()?;
+    let mut watch = Client::look(&made.files)?.watch()?;
     while !session.report.reader_gone() {
-        match watch.next(Instant::now() + LULL)? {
+        let news = match watch.next(Instant::now() + LULL) {
+            // Nothing will happen any more.
+            Err(ClientError::NoCluster { .. }) => {
+                let gone = format!("cluster `{}` is gone", made.record.name);
+                session.report.note(&gone);
+                break;
+            }
+            news => news?,
+        };
+        match news {
             News::Nothing => {}
             News::Status(status) => {
                 for machine in status.machines {
                     if names.contains(&machine.name) {
                         session.report.item(&machine, |_| {
+                            let mut why = vec![machine.reason.as_str()];
+                            why.extend(machine.notes.iter().map(String::as_str));
+                            why.retain(|text| !text.is_empty());
                             format!(
                                 "{:<16} {:<12} {}\n",
                                 machine.name,
                                 machine.state.word(),
-                                printable(&machine.reason)
+                                printable(&why.join("; "))
                             )
                         })?;
                     }

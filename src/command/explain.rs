@@ -74,7 +74,7 @@ fn known(
         let record = made.machine(name)?;
         return Ok((made.files, made.record, record));
     }
-    let (cluster, plan) = spec::planned(session)?;
+    let (cluster, plan) = spec::planned(session, &[])?;
     let files = session.roots.cluster(cluster.name.as_str());
     let record = plan
         .steps
@@ -105,6 +105,11 @@ fn shell(
             format!("machine `{}` was not made yet", record.name),
         )
         .hint("`kiln up` makes it; `kiln explain` without `--shell` needs nothing made"));
+    }
+    if record.tpm.is_some() {
+        session
+            .report
+            .note("the command is without the TPM, which kiln starts beside QEMU");
     }
     // A copy of its own: the command outlives `kiln down` no more than the user wants it to.
     let copy = own.folder.join("shell.ign");

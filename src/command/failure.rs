@@ -2,16 +2,18 @@
 
 use crate::client::ClientError;
 use crate::error::{Error, Exit};
+use crate::host::qemu::QemuError;
 use crate::image::base::Fault;
 use crate::image::cache::CacheError;
 use crate::image::fetch::FetchError;
+use crate::image::overlay::OverlayError;
 use crate::image::pull::PullError;
 use crate::image::source::resolve::ResolveError;
 use crate::image::store::StoreError;
 use crate::inventory::InventoryError;
 use crate::plan::PlanError;
 use crate::spec::SpecError;
-use crate::stage::StageError;
+use crate::stage::{DataDiskError, StageError};
 use crate::state::files::StateError;
 use crate::state::lock::LockError;
 
@@ -56,7 +58,15 @@ impl From<InventoryError> for Error {
                 let hint = format!("`kiln -c {cluster} down` removes the cluster");
                 return Error::from_source(Exit::Failed, &error).hint(hint);
             }
-            InventoryError::Image { source, .. } => source.fault(),
+            InventoryError::Disks { cluster, .. } => {
+                let hint = format!(
+                    "`kiln -c {cluster} down --remove-disks` removes all of the cluster's disks"
+                );
+                return Error::from_source(Exit::Failed, &error).hint(hint);
+            }
+            InventoryError::Image { source, .. } | InventoryError::DataFile { source, .. } => {
+                source.fault()
+            }
             InventoryError::Kernel {
                 source: StoreError::Source { source },
                 ..
@@ -83,13 +93,17 @@ impl From<PlanError> for Error {
         let exit = match &error {
             PlanError::NoQemu { .. }
             | PlanError::NoQemuImg { .. }
+            | PlanError::NoFirmware { .. }
+            | PlanError::NoTpm { .. }
             | PlanError::NoKvm { .. }
             | PlanError::PortTaken { .. }
             | PlanError::NoPort { .. }
+            | PlanError::NoUid { .. }
             | PlanError::SubnetTaken { .. } => Exit::Host,
             PlanError::ForeignKvm { .. }
             | PlanError::Address(_)
-            | PlanError::DiskShrinks { .. } => Exit::Spec,
+            | PlanError::DiskShrinks { .. }
+            | PlanError::DataDiskShrinks { .. } => Exit::Spec,
             PlanError::SubnetMoved { .. } => Exit::Unsafe,
             PlanError::Record { .. } | PlanError::Damaged { .. } | PlanError::NoImage { .. } => {
                 Exit::Failed
@@ -97,8 +111,17 @@ impl From<PlanError> for Error {
         };
         let told = Error::from_source(exit, &error);
         match &error {
-            PlanError::NoQemu { .. } | PlanError::NoQemuImg { .. } => {
-                told.hint("`kiln doctor` says which command installs it here")
+            PlanError::NoQemu { install, .. } | PlanError::NoQemuImg { install, .. } => {
+                told.hint(match install {
+                    Some(command) => format!("as root: {command}"),
+                    None => "`kiln doctor` says what else is missing here".to_owned(),
+                })
+            }
+            PlanError::NoFirmware { install, .. } | PlanError::NoTpm { install, .. } => {
+                told.hint(match install {
+                    Some(command) => format!("as root: {command}"),
+                    None => "`kiln doctor` says what is missing here".to_owned(),
+                })
             }
             PlanError::NoKvm { .. } => {
                 told.hint("write `accel: auto` or `accel: tcg` to run it emulated")
@@ -110,6 +133,9 @@ impl From<PlanError> for Error {
             PlanError::DiskShrinks { .. } => {
                 told.hint("a disk never shrinks: leave `disk` out, or ask for more")
             }
+            PlanError::DataDiskShrinks { .. } => told.hint(
+                "a disk never shrinks: ask for as much or more, or for a new disk by another `serial`",
+            ),
             PlanError::SubnetMoved { .. } => told.hint("`kiln down` first, then `kiln up`"),
             PlanError::SubnetTaken { .. } => {
                 told.hint("leave `network.subnet` out, and a free one is chosen")
@@ -117,8 +143,18 @@ impl From<PlanError> for Error {
             PlanError::Damaged { .. } | PlanError::Record { .. } => {
                 told.hint("`kiln down` removes the cluster; its disks are lost")
             }
-            PlanError::NoPort { .. } | PlanError::Address(_) | PlanError::NoImage { .. } => told,
+            PlanError::NoPort { .. }
+            | PlanError::NoUid { .. }
+            | PlanError::Address(_)
+            | PlanError::NoImage { .. } => told,
         }
+    }
+}
+
+impl From<QemuError> for Error {
+    fn from(error: QemuError) -> Error {
+        Error::from_source(Exit::Host, &error)
+            .hint("`kiln doctor` says what is installed, and the command that installs a QEMU here")
     }
 }
 
@@ -133,12 +169,34 @@ impl From<StageError> for Error {
                     None => told,
                 }
             }
-            StageError::Overlay { .. } => Error::from_source(Exit::Spec, &error),
-            StageError::State(_)
+            StageError::Overlay { source, .. } => Error::from_source(of_overlay(source), &error),
+            StageError::DataDisk(source) => {
+                let exit = match &**source {
+                    DataDiskError::Make { source, .. } => of_overlay(source),
+                    DataDiskError::Judge { .. } => Exit::Unsafe,
+                };
+                Error::from_source(exit, &error)
+            }
+            StageError::Flash { .. }
+            | StageError::Tpm { .. }
+            | StageError::State(_)
+            | StageError::Disks(_)
             | StageError::Folder(_)
             | StageError::Write(_)
             | StageError::ReadKey { .. }
             | StageError::Key { .. } => Error::from_source(Exit::Failed, &error),
+        }
+    }
+}
+
+fn of_overlay(error: &OverlayError) -> Exit {
+    match error {
+        OverlayError::Shrinks { .. }
+        | OverlayError::TooLarge { .. }
+        | OverlayError::LongName { .. }
+        | OverlayError::Relative { .. } => Exit::Spec,
+        OverlayError::Write { .. } | OverlayError::Tool { .. } | OverlayError::Refused { .. } => {
+            Exit::Failed
         }
     }
 }
@@ -149,6 +207,27 @@ impl From<ClientError> for Error {
             ClientError::NoCluster { .. } => {
                 return Error::from_source(Exit::Unknown, &error)
                     .hint("`kiln ls` lists the clusters; `kiln up` makes the one of your spec");
+            }
+            ClientError::Lock {
+                source: LockError::Held { .. },
+                ..
+            } => {
+                return Error::from_source(Exit::Busy, &error)
+                    .hint("wait for it to end, and say this again");
+            }
+            ClientError::Hung { cluster, pid, .. } => {
+                let wake = match pid {
+                    Some(pid) => format!("`kill -CONT {pid}` lets a stopped one go on; "),
+                    None => String::new(),
+                };
+                return Error::from_source(Exit::Timeout, &error).hint(format!(
+                    "the machines run on; {wake}`kiln -c {cluster} start` ends it and starts another, as `up`, `stop`, `kill` and `down` do"
+                ));
+            }
+            ClientError::Stuck { pid, .. } => {
+                return Error::from_source(Exit::Failed, &error).hint(format!(
+                    "the machines run on; end process {pid} yourself, then say this again"
+                ));
             }
             ClientError::Gone { .. } => {
                 "the machines run on; the next command starts another supervisor"

@@ -59,7 +59,8 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
         match files::load::<ClusterRecord>(&files.record()) {
             // A ledger without a record: an `up` was killed before it had anything to run.
             Ok(None) => {
-                down::take_down(session, &files, None)?;
+                // Disks are made after the record: those that are there were kept.
+                down::take_down(session, &files, None, || Ok(()))?;
                 lock.remove();
                 collected.clusters.push(name);
                 continue;

@@ -53,7 +53,7 @@ struct PulledViews {
 
 fn pull(session: &Session<'_>, args: &PullArgs) -> Result<(), Error> {
     let pulled = if args.images.is_empty() {
-        let cluster = spec::load(session)?;
+        let cluster = spec::load(session, &[])?;
         let fresh = if args.force_download {
             Fresh::Download
         } else {
@@ -128,7 +128,7 @@ fn said(text: &str, args: &PullArgs) -> Result<RemoteImage, Error> {
 }
 
 fn update(session: &Session<'_>) -> Result<(), Error> {
-    let cluster = spec::load(session)?;
+    let cluster = spec::load(session, &[])?;
     let pulled = pulling::of_spec(session, &cluster, &[], Fresh::Release, None)?;
     show(
         session,

@@ -11,7 +11,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use crate::cli::args::LogsArgs;
 use crate::command::Session;
 use crate::error::{Error, Exit};
-use crate::supervisor::console::sanitize;
+use crate::supervisor::console::{complete, sanitize};
 
 /// At most this much is looked through for the last lines.
 const TAIL_LIMIT: u64 = 4 * 1024 * 1024;
@@ -155,7 +155,7 @@ impl Follower {
             .map_or(0, |at| at + 1);
         // A line without end is cut, so that it cannot fill the memory.
         let end = if end == 0 && self.partial.len() > CHUNK {
-            self.partial.len()
+            complete(&self.partial)
         } else {
             end
         };
@@ -245,6 +245,21 @@ mod tests {
             let text = follower.next_text().unwrap().unwrap_or_default();
             assert_eq!(text, want, "{lines}");
         }
+    }
+
+    #[test]
+    fn a_line_without_end_is_parted_where_no_sequence_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let asked = b"\x1b[6n#";
+        std::fs::write(&path, asked.repeat(CHUNK)).unwrap();
+        let mut follower = Follower::open(&path, None).unwrap();
+        let mut told = String::new();
+        while let Some(text) = follower.next_text().unwrap() {
+            told.push_str(&text);
+        }
+        told.push_str(&follower.rest());
+        assert_eq!(told, "#".repeat(CHUNK) + "\n");
     }
 
     #[test]

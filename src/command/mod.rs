@@ -9,6 +9,7 @@ mod failure;
 mod gc;
 mod image;
 mod init;
+mod login;
 mod logs;
 mod power;
 mod pulling;
@@ -17,9 +18,11 @@ mod show;
 mod spec;
 mod ssh;
 mod supervise;
+mod tools;
 mod up;
 mod wait;
 
+use std::path::Path;
 use std::time::Instant;
 
 use crate::cli::documents;
@@ -63,6 +66,7 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
         Verb::Start(args) => power::start(&session()?, args),
         Verb::Stop(args) => power::stop(&session()?, args),
         Verb::Restart(args) => power::restart(&session()?, args),
+        Verb::Reprovision(args) => up::reprovision(&mut session()?, args),
         Verb::Kill(args) => power::kill(&session()?, args),
         Verb::Pause(args) => power::pause(&session()?, args),
         Verb::Resume(args) => power::resume(&session()?, args),
@@ -75,6 +79,9 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
         Verb::Logs(args) => logs::run(&session()?, args),
         Verb::Console(args) => console::run(&session()?, args),
         Verb::Ssh(args) => ssh::run(&session()?, args),
+        Verb::Cp(args) => ssh::copy(&session()?, args),
+        Verb::SshConfig(args) => tools::ssh_config(&session()?, args),
+        Verb::Inventory(args) => tools::inventory(&session()?, args),
         Verb::Proxy(args) => ssh::proxy(&session()?, args),
         Verb::Image(args) => image::run(&session()?, &args.verb),
         Verb::Render(args) => render::run(&mut session()?, args),
@@ -145,26 +152,29 @@ impl<'a> Session<'a> {
 
     /// A spec may work only on the cluster that was made from it.
     fn refuse_foreign(&self, record: &ClusterRecord) -> Result<(), Error> {
+        self.refuse_foreign_spec(&record.name, &record.spec)
+    }
+
+    /// As [`Session::refuse_foreign`], for what the cluster `name` of the spec `made_from` left.
+    fn refuse_foreign_spec(&self, name: &str, made_from: &Path) -> Result<(), Error> {
         if self.global.cluster.is_some() {
             return Ok(());
         }
         let spec = spec::find(self)?;
         let spec = std::fs::canonicalize(&spec).unwrap_or(spec);
-        if spec == record.spec {
+        if spec == made_from {
             return Ok(());
         }
         Err(Error::new(
             Exit::Unsafe,
             format!(
-                "cluster `{}` was made from `{}`, not from `{}`",
-                record.name,
-                record.spec.display(),
+                "cluster `{name}` was made from `{}`, not from `{}`",
+                made_from.display(),
                 spec.display()
             ),
         )
         .hint(format!(
-            "give this cluster another name, or say `-c {}` if you mean that one",
-            record.name
+            "give this cluster another name, or say `-c {name}` if you mean that one"
         )))
     }
 }

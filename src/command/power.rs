@@ -6,12 +6,11 @@ use crate::cli::args::{
     DEFAULT_GRACE, Goal, MachinesArgs, RestartArgs, StartArgs, StopArgs, Waiting,
 };
 use crate::client::Client;
-use crate::command::wait::{default_timeout, goal, until};
+use crate::command::wait::{default_timeout, for_the_slowest, goal, until};
 use crate::command::{Made, Session, show};
 use crate::error::{Error, Exit};
-use crate::host::timing::stretched_for_tcg;
 use crate::state::lock::Lock;
-use crate::state::record::{AccelRecord, StateRecord};
+use crate::state::record::StateRecord;
 use crate::supervisor::machine::{KILL_DEADLINE, QUIT_DEADLINE};
 use crate::supervisor::protocol::{ClusterStatus, MachineStatus, Request};
 
@@ -23,12 +22,51 @@ pub(super) fn start(session: &Session<'_>, args: &StartArgs) -> Result<(), Error
     let names = made.select(&args.machines.machines)?;
     let lock = Lock::try_take(&made.files.lock(), "kiln start")?;
     let client = Client::reach(&made.files)?;
+    let stopped = client.status()?.machines.into_iter();
+    let stopped = stopped.filter(|machine| machine.pid.is_none());
+    let stopped = stopped.map(|machine| machine.name);
+    let stopped: Vec<String> = stopped.filter(|name| names.contains(name)).collect();
+    check_boards(session, &made, &stopped)?;
     client.ask(&Request::Start {
         machines: names.clone(),
     })?;
     drop(lock);
     let status = wait(session, &client, &made, &names, &args.waiting)?;
     tell(session, &made, &status)
+}
+
+/// Whether the QEMU that each machine was made with is there and still has the machine's board: it
+/// may have been exchanged for another under the same name.
+fn check_boards(session: &Session<'_>, made: &Made, names: &[String]) -> Result<(), Error> {
+    for name in names {
+        // A record that cannot be read is the supervisor's to tell of.
+        let Ok(record) = made.machine(name) else {
+            continue;
+        };
+        let Ok(arch) = record.arch.parse() else {
+            continue;
+        };
+        let qemu = session.host.qemu_at(arch, &record.qemu).map_err(|error| {
+            Error::from(error).hint("`kiln up` takes the QEMU that is installed now")
+        })?;
+        if let Some(board) = record.board
+            && !qemu.boards.contains(&board)
+        {
+            return Err(Error::new(
+                Exit::Host,
+                format!(
+                    "machine `{name}` has the board `{board}`, and `{}` is QEMU {}, which has no such board",
+                    qemu.program.display(),
+                    qemu.version
+                ),
+            )
+            .hint(
+                "install a QEMU that has it, such as the one that the machine was made with; \
+                 `kiln up --replace` makes the machine anew",
+            ));
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn stop(session: &Session<'_>, args: &StopArgs) -> Result<(), Error> {
@@ -42,6 +80,7 @@ pub(super) fn stop(session: &Session<'_>, args: &StopArgs) -> Result<(), Error> 
 pub(super) fn restart(session: &Session<'_>, args: &RestartArgs) -> Result<(), Error> {
     let made = session.made()?;
     let names = made.select(&args.machines.machines)?;
+    check_boards(session, &made, &names)?;
     let lock = Lock::try_take(&made.files.lock(), "kiln restart")?;
     let client = Client::reach(&made.files)?;
     stop_and_wait(session, &client, &made, &names, args.grace)?;
@@ -137,7 +176,7 @@ pub(super) fn stop_and_wait(
     names: &[String],
     grace: Option<Duration>,
 ) -> Result<ClusterStatus, Error> {
-    let grace = grace.unwrap_or_else(|| default_grace(made, names));
+    let grace = grace.unwrap_or_else(|| for_the_slowest(session, made, names, DEFAULT_GRACE));
     client.ask(&Request::Stop {
         machines: names.to_vec(),
         grace_ms: u64::try_from(grace.as_millis()).unwrap_or(u64::MAX),
@@ -166,18 +205,6 @@ pub(super) fn kill_and_forget(client: &Client, names: &[String]) -> Result<(), E
     Ok(())
 }
 
-fn default_grace(made: &Made, names: &[String]) -> Duration {
-    let emulated = names.iter().any(|name| {
-        made.machine(name)
-            .is_ok_and(|record| record.accel == AccelRecord::Tcg)
-    });
-    if emulated {
-        stretched_for_tcg(DEFAULT_GRACE)
-    } else {
-        DEFAULT_GRACE
-    }
-}
-
 fn wait(
     session: &Session<'_>,
     client: &Client,
@@ -190,7 +217,7 @@ fn wait(
     };
     let timeout = waiting
         .timeout
-        .unwrap_or_else(|| default_timeout(made, names));
+        .unwrap_or_else(|| default_timeout(session, made, names));
     until(session, client, made, names, goal, session.begun, timeout)
 }
 

@@ -107,7 +107,7 @@ pub(super) fn of_spec(
     // Read again under the lock: another kiln may have pinned something meanwhile.
     let cache = Cache::new(&session.roots.cache);
     cache.open()?;
-    let lock = Lock::take(&cache.folder().join("pins.lock"))?;
+    let lock = Lock::take(&cache.folder().join("pins.lock"), "kiln image pull")?;
     let mut pins = Pins::load(&cluster.folder).map_err(spec_error)?;
     let changes: Vec<bool> = new.into_iter().map(|pin| pins.set(pin)).collect();
     if changes.contains(&true)

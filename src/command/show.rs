@@ -5,17 +5,19 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::cli::args::{InspectArgs, IpArgs};
-use crate::client::Client;
+use crate::client::{Client, ClientError};
 use crate::command::{Made, Session};
 use crate::error::{Error, Exit};
 use crate::inventory::{self};
 use crate::plan::Known;
 use crate::report::view::{
-    ClusterView, ListedView, MachineView, NetworkView, SupervisorView, ls_table,
+    ClusterView, KeptDiskView, ListedView, MachineView, NetworkView, SupervisorView, ls_table,
 };
+use crate::state::disks;
 use crate::state::files;
+use crate::state::layout::ClusterFiles;
 use crate::state::record::{ClusterRecord, MachineRecord, StateRecord};
-use crate::supervisor::protocol::ClusterStatus;
+use crate::supervisor::protocol::{ClusterStatus, MachineStatus};
 
 /// The cluster as it is now, by its supervisor.
 pub(super) fn view(made: &Made, client: &Client) -> Result<ClusterView, Error> {
@@ -29,7 +31,7 @@ pub(super) fn view_of(made: &Made, status: &ClusterStatus) -> ClusterView {
         .iter()
         .map(|machine| {
             let record = made.machine(&machine.name).ok();
-            MachineView::new(record.as_ref(), machine)
+            MachineView::new(record.as_ref(), machine, &made.files.machine(&machine.name))
         })
         .collect();
     ClusterView {
@@ -40,12 +42,95 @@ pub(super) fn view_of(made: &Made, status: &ClusterStatus) -> ClusterView {
             pid: Some(status.pid),
         },
         machines,
+        kept_disks: kept_disks(&made.files),
     }
+}
+
+/// The cluster as it is now; as its records have it where its supervisor lives and does not answer,
+/// which is told.
+fn seen(session: &Session<'_>, made: &Made) -> Result<ClusterView, Error> {
+    match Client::look(&made.files).and_then(|client| client.status()) {
+        Ok(status) => Ok(view_of(made, &status)),
+        Err(error) => {
+            let ClientError::Hung { pid, .. } = error else {
+                return Err(error.into());
+            };
+            let told = Error::from(error);
+            session.report.note(&format!(
+                "{}; so this is what the records say",
+                told.message
+            ));
+            if let Some(hint) = told.hint {
+                session.report.note(&hint);
+            }
+            Ok(recorded(session, made, pid))
+        }
+    }
+}
+
+/// The cluster as its records have it.
+fn recorded(session: &Session<'_>, made: &Made, pid: Option<u32>) -> ClusterView {
+    let of = |name: &String| {
+        let known = inventory::known(&made.files, name, &session.host.boot_id);
+        let (state, reason, run) = match known {
+            Some(Known::Whole { run, state, .. }) => {
+                let reason = run.as_ref().filter(|run| run.state == state);
+                let reason = reason.map_or_else(String::new, |run| run.reason.clone());
+                (state, reason, run)
+            }
+            Some(Known::Damaged { why }) => (StateRecord::Damaged, why, None),
+            None => (StateRecord::Stopped, String::new(), None),
+        };
+        let lives = !matches!(state, StateRecord::Stopped | StateRecord::Crashed);
+        let run = run.filter(|_| lives);
+        MachineStatus {
+            name: name.clone(),
+            state,
+            reason,
+            phase: String::new(),
+            pid: run.as_ref().and_then(|run| Some(run.process.as_ref()?.pid)),
+            addresses: run.as_ref().map_or_else(Vec::new, |run| run.seen.clone()),
+            report: run.as_ref().and_then(|run| run.report.clone()),
+            started_at: run.and_then(|run| run.started_at),
+            notes: Vec::new(),
+        }
+    };
+    let machines = made.record.machines.iter().map(of).collect();
+    let status = ClusterStatus {
+        pid: 0,
+        uplink: String::new(),
+        machines,
+    };
+    ClusterView {
+        supervisor: SupervisorView { pid },
+        ..view_of(made, &status)
+    }
+}
+
+/// The data disks that no machine has now: those of machines that are gone, or detached. None
+/// where the list cannot be read; `up` and `down` say so.
+fn kept_disks(files: &ClusterFiles) -> Vec<KeptDiskView> {
+    let disks = files.disks();
+    let Ok(Some(record)) = disks::load(&disks) else {
+        return Vec::new();
+    };
+    let has = |disk: &KeptDiskView| {
+        let record = files::load::<MachineRecord>(&files.machine(&disk.machine).record());
+        record.is_ok_and(|record| {
+            record.is_some_and(|record| {
+                let mut serials = record.data_disks.iter().map(|disk| &disk.serial);
+                serials.any(|serial| *serial == disk.serial)
+            })
+        })
+    };
+    let mut kept = KeptDiskView::all(&record, &disks);
+    kept.retain(|disk| disk.path.exists() && !has(disk));
+    kept
 }
 
 pub(super) fn ps(session: &Session<'_>) -> Result<(), Error> {
     let made = session.made()?;
-    let view = view(&made, &Client::reach(&made.files)?)?;
+    let view = seen(session, &made)?;
     for note in view.notes() {
         session.report.note(&note);
     }
@@ -53,10 +138,11 @@ pub(super) fn ps(session: &Session<'_>) -> Result<(), Error> {
 }
 
 pub(super) fn ls(session: &Session<'_>) -> Result<(), Error> {
-    let clusters: Vec<ListedView> = inventory::cluster_names(&session.roots)
-        .iter()
-        .map(|name| listed(session, name))
-        .collect();
+    let mut names = inventory::cluster_names(&session.roots);
+    names.extend(disks::cluster_names(&session.roots));
+    names.sort();
+    names.dedup();
+    let clusters: Vec<ListedView> = names.iter().map(|name| listed(session, name)).collect();
     session.report.result(
         &Clusters {
             clusters: &clusters,
@@ -72,6 +158,9 @@ struct Clusters<'a> {
 
 fn listed(session: &Session<'_>, name: &str) -> ListedView {
     let files = session.roots.cluster(name);
+    if !files.ledger().exists() {
+        return left(&files);
+    }
     let client = Client::find(&files);
     let status = client.and_then(|client| client.status().ok());
     let supervisor = SupervisorView {
@@ -92,6 +181,7 @@ fn listed(session: &Session<'_>, name: &str) -> ListedView {
                 subnet: None,
                 supervisor,
                 machines: BTreeMap::new(),
+                kept_disks: kept_disks(&files),
             };
         }
     };
@@ -119,6 +209,25 @@ fn listed(session: &Session<'_>, name: &str) -> ListedView {
         subnet: Some(record.subnet),
         supervisor,
         machines,
+        kept_disks: kept_disks(&files),
+    }
+}
+
+/// A cluster that is down, and left disks.
+fn left(files: &ClusterFiles) -> ListedView {
+    let (spec, damage) = match disks::load(&files.disks()) {
+        Ok(record) => (record.map(|record| record.spec), String::new()),
+        Err(error) => (None, error.to_string()),
+    };
+    ListedView {
+        cluster: files.name().to_owned(),
+        damage,
+        spec,
+        mode: None,
+        subnet: None,
+        supervisor: SupervisorView { pid: None },
+        machines: BTreeMap::new(),
+        kept_disks: kept_disks(files),
     }
 }
 
@@ -127,6 +236,7 @@ struct Inspected {
     cluster: ClusterRecord,
     supervisor: SupervisorView,
     machines: Vec<InspectedMachine>,
+    kept_disks: Vec<KeptDiskView>,
 }
 
 #[derive(Serialize)]
@@ -143,7 +253,7 @@ pub(super) fn inspect(session: &Session<'_>, args: &InspectArgs) -> Result<(), E
     if let Some(name) = &args.machine {
         made.known(name.as_str())?;
     }
-    let view = view(&made, &Client::reach(&made.files)?)?;
+    let view = seen(session, &made)?;
     let machines = view
         .machines
         .into_iter()
@@ -166,6 +276,7 @@ pub(super) fn inspect(session: &Session<'_>, args: &InspectArgs) -> Result<(), E
         cluster: made.record.clone(),
         supervisor: view.supervisor,
         machines,
+        kept_disks: view.kept_disks,
     };
     let text = serde_json::to_string_pretty(&inspected).map_err(|error| {
         Error::because(Exit::Failed, "cannot put the cluster into JSON", &error)
@@ -183,7 +294,7 @@ pub(super) fn ip(session: &Session<'_>, args: &IpArgs) -> Result<(), Error> {
     if let Some(name) = &args.machine {
         made.known(name.as_str())?;
     }
-    let mut view = view(&made, &Client::reach(&made.files)?)?;
+    let mut view = seen(session, &made)?;
     let Some(name) = &args.machine else {
         return session.report.result(
             &Addresses {

@@ -1,7 +1,7 @@
 //! The spec: found, loaded, checked (`validate`) and planned (`plan`).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,17 +9,19 @@ use kiln_arch::Arch;
 use macaddr::MacAddr6;
 use serde::Serialize;
 
-use crate::cli::args::PlanArgs;
+use crate::cli::args::{GroupCount, PlanArgs};
 use crate::cluster::{AccelWish, Cluster, Machine, MachineName};
 use crate::command::Session;
 use crate::error::{Error, Exit};
+use crate::host::firmware::Firmwares;
 use crate::host::kvm::{Ask, KvmState};
 use crate::ignition::validator::{self, Severity};
 use crate::ignition::{self, Facts, Peer};
-use crate::inventory;
+use crate::inventory::{self, Images};
 use crate::keys::KeyPair;
-use crate::plan::{self, HostFacts, Inventory, Plan, QemuFacts};
-use crate::spec::{self, Context};
+use crate::plan::{self, HostFacts, Inventory, Plan};
+use crate::spec::{self, Context, Scale};
+use crate::state::files;
 use crate::state::record::ClusterRecord;
 use crate::tool;
 
@@ -39,20 +41,47 @@ pub(super) fn find(session: &Session<'_>) -> Result<PathBuf, Error> {
     })
 }
 
-/// Reads the spec; its warnings are told.
-pub(super) fn load(session: &Session<'_>) -> Result<Cluster, Error> {
+/// Reads the spec; its warnings are told. `scale` is what `--scale` says now.
+pub(super) fn load(session: &Session<'_>, scale: &[GroupCount]) -> Result<Cluster, Error> {
     let path = find(session)?;
-    let scale = BTreeMap::new();
+    let said = scale
+        .iter()
+        .map(|scale| (scale.group.clone(), scale.count))
+        .collect();
     let context = Context {
         host_arch: host_arch(session)?,
         home: session.host.home.as_deref(),
-        scale: &scale,
+        scale: Scale {
+            said: &said,
+            remembered: &remembered_scale(session, &path)?,
+        },
     };
     let loaded = spec::load(&path, context)?;
     for warning in &loaded.warnings {
         session.report.note(&warning.to_string());
     }
     Ok(loaded.cluster)
+}
+
+/// What an earlier `up --scale` of this spec's cluster said.
+fn remembered_scale(
+    session: &Session<'_>,
+    path: &Path,
+) -> Result<BTreeMap<MachineName, u16>, Error> {
+    let name = spec::cluster_name(path)?;
+    let files = session.roots.cluster(name.as_str());
+    // A record that cannot be read, or is another spec's, is told of where it is needed.
+    let Ok(Some(record)) = files::load::<ClusterRecord>(&files.record()) else {
+        return Ok(BTreeMap::new());
+    };
+    if std::fs::canonicalize(path).ok().as_ref() != Some(&record.spec) {
+        return Ok(BTreeMap::new());
+    }
+    Ok(record
+        .scale
+        .iter()
+        .filter_map(|(group, count)| Some((group.parse().ok()?, *count)))
+        .collect())
 }
 
 /// The cluster's name by the spec alone, for verbs that work on what was made.
@@ -70,22 +99,31 @@ fn host_arch(session: &Session<'_>) -> Result<Arch, Error> {
     })
 }
 
-/// What the plan has to know of the host. KVM is tried only when `ask` says so.
+/// What the plan has to know of the host. Test guests are started only when `try_out` says so.
 pub(super) fn host_facts(
     session: &mut Session<'_>,
     cluster: &Cluster,
-    try_kvm: bool,
+    try_out: bool,
 ) -> Result<HostFacts, Error> {
     let arch = host_arch(session)?;
     let wants_kvm = cluster
         .machines
         .iter()
-        .any(|machine| machine.arch == arch && machine.accel != AccelWish::Tcg);
-    let kvm = match (wants_kvm, try_kvm) {
+        .any(|machine| machine.arch.is_native_on(arch) && machine.accel != AccelWish::Tcg);
+    let kvm = match (wants_kvm, try_out) {
         (true, true) => session.host.try_kvm(arch, Ask::Remembered),
         (true, false) => session.host.kvm(arch),
         (false, _) => KvmState::Unknown,
     };
+    let is_emulated = |machine: &Machine| {
+        machine.accel == AccelWish::Tcg
+            || !machine.arch.is_native_on(arch)
+            || kvm != KvmState::Works
+    };
+    if try_out && cluster.machines.iter().any(is_emulated) {
+        session.host.time_tcg();
+    }
+    let mut distribution = session.host.distribution;
     let mut qemu = BTreeMap::new();
     for machine in &cluster.machines {
         if qemu.contains_key(&machine.arch) {
@@ -93,39 +131,38 @@ pub(super) fn host_facts(
         }
         match session.host.qemu(machine.arch) {
             Ok(found) => {
-                let facts = QemuFacts {
-                    program: found.program.clone(),
-                    board: found.board(machine.arch),
-                };
-                qemu.insert(machine.arch, facts);
+                qemu.insert(machine.arch, found.clone());
             }
             // The plan says which machine misses it.
-            Err(crate::host::qemu::QemuError::Missing { .. }) => {}
-            Err(error) => return Err(Error::from_source(Exit::Host, error)),
+            Err(crate::host::qemu::QemuError::Missing { .. }) => {
+                distribution = session.host.installer();
+            }
+            Err(error) => return Err(error.clone().into()),
         }
     }
     Ok(HostFacts {
         arch,
         qemu,
         kvm,
+        firmwares: match cluster
+            .machines
+            .iter()
+            .any(|machine| machine.arch.has_uefi())
+        {
+            true => session.host.firmwares().clone(),
+            false => Firmwares::default(),
+        },
+        swtpm: session.host.tools.swtpm.clone(),
+        distribution,
         has_qemu_img: session.host.tools.qemu_img.is_some(),
-        qemu_uid: session.host.is_root().then(|| own_uid(cluster)),
+        is_root: session.host.is_root(),
         qemu_gid: session.host.kvm_group().filter(|_| session.host.is_root()),
         files: session.roots.cluster(cluster.name.as_str()),
     })
 }
 
-/// As root, QEMU runs under a uid of its own: from the range that systemd keeps for
-/// services without an account (61184 to 65519, systemd's UIDS-GIDS document).
-fn own_uid(cluster: &Cluster) -> u32 {
-    let hash = cluster.name.as_str().bytes().fold(0u32, |hash, byte| {
-        hash.wrapping_mul(31).wrapping_add(u32::from(byte))
-    });
-    61184 + hash % (65520 - 61184)
-}
-
-/// Collects what is there, and shows how far the hashing of images has come.
-pub(super) fn collect(session: &Session<'_>, cluster: &Cluster) -> Result<Inventory, Error> {
+/// Looks at the images, and shows how far their hashing has come.
+pub(super) fn images(session: &Session<'_>, cluster: &Cluster) -> Result<Images, Error> {
     let mut told = std::time::Instant::now();
     let mut hashing = |machine: &str, done: u64, all: u64| {
         if told.elapsed() > std::time::Duration::from_secs(1) && all > 0 {
@@ -136,31 +173,54 @@ pub(super) fn collect(session: &Session<'_>, cluster: &Cluster) -> Result<Invent
             ));
         }
     };
-    Ok(inventory::collect(
+    Ok(inventory::images::images(
         cluster,
         &session.host,
-        &session.roots,
         &mut hashing,
     )?)
 }
 
-/// Refuses to work on a cluster of the same name that another folder's spec made.
-pub(super) fn refuse_other_folder(
+/// Collects what is there besides.
+pub(super) fn collect(
+    session: &Session<'_>,
     cluster: &Cluster,
-    record: Option<&ClusterRecord>,
-) -> Result<(), Error> {
-    match record {
-        Some(record) if record.spec != cluster.spec => Err(Error::new(
+    images: Images,
+) -> Result<Inventory, Error> {
+    Ok(inventory::collect(
+        cluster,
+        &session.host,
+        &session.roots,
+        images,
+    )?)
+}
+
+/// Refuses to work on a cluster of the same name that another folder's spec made, and to hand the
+/// disks that are left of one to other machines.
+pub(super) fn refuse_other_folder(cluster: &Cluster, inventory: &Inventory) -> Result<(), Error> {
+    let name = &cluster.name;
+    if let Some(record) = &inventory.cluster
+        && record.spec != cluster.spec
+    {
+        let spec = record.spec.display();
+        return Err(Error::new(
             Exit::Unsafe,
-            format!(
-                "there is a cluster `{}` already, made from `{}`",
-                cluster.name,
-                record.spec.display()
-            ),
+            format!("there is a cluster `{name}` already, made from `{spec}`"),
         )
-        .hint("give this one another name, or `kiln down` the other from its folder")),
-        _ => Ok(()),
+        .hint("give this one another name, or `kiln down` the other from its folder"));
     }
+    if let Some(disks) = &inventory.disks
+        && disks.spec != cluster.spec
+    {
+        let spec = disks.spec.display();
+        return Err(Error::new(
+            Exit::Unsafe,
+            format!("there are disks of a cluster `{name}` made from `{spec}`"),
+        )
+        .hint(format!(
+            "give this one another name, or `kiln -c {name} down --remove-disks` if nobody needs them"
+        )));
+    }
+    Ok(())
 }
 
 #[derive(Serialize)]
@@ -172,8 +232,8 @@ struct Valid {
 
 /// `kiln validate`: the spec, the files that it names, and each machine's Ignition config.
 pub(super) fn validate(session: &mut Session<'_>) -> Result<(), Error> {
-    let cluster = load(session)?;
-    let inventory = collect(session, &cluster)?;
+    let cluster = load(session, &[])?;
+    let inventory = collect(session, &cluster, images(session, &cluster)?)?;
     let facts = host_facts(session, &cluster, false)?;
     let plan = plan::plan(
         &cluster,
@@ -230,8 +290,15 @@ pub(super) fn check_ignition(
     let mut judged = BTreeSet::new();
     for machine in &cluster.machines {
         let rendered = rendered(machine, cluster, plan, &peers, &[], &key)?;
-        for warning in &rendered.warnings {
-            session.report.note(&format!("{}: {warning}", machine.name));
+        // Those that the command is not about are checked and not talked of.
+        if plan
+            .steps
+            .iter()
+            .any(|step| step.name == machine.name.as_str())
+        {
+            for warning in &rendered.warnings {
+                session.report.note(&format!("{}: {warning}", machine.name));
+            }
         }
         // Machines of a group mostly have the same text.
         if let Some(child) = rendered.child
@@ -326,20 +393,23 @@ fn unknown(name: &MachineName) -> Error {
 }
 
 /// A plan of the spec as the world is now, without waiting for anything.
-pub(super) fn planned(session: &mut Session<'_>) -> Result<(Cluster, Plan), Error> {
-    let cluster = load(session)?;
+pub(super) fn planned(
+    session: &mut Session<'_>,
+    scale: &[GroupCount],
+) -> Result<(Cluster, Plan), Error> {
+    let cluster = load(session, scale)?;
     let facts = host_facts(session, &cluster, false)?;
-    let inventory = collect(session, &cluster)?;
-    refuse_other_folder(&cluster, inventory.cluster.as_ref())?;
+    let inventory = collect(session, &cluster, images(session, &cluster)?)?;
+    refuse_other_folder(&cluster, &inventory)?;
     let plan = plan::plan(&cluster, &facts, &inventory)?;
     Ok((cluster, plan))
 }
 
 /// `kiln plan`.
 pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Error> {
-    let (cluster, mut plan) = planned(session)?;
-    check_ignition(session, &cluster, &plan)?;
+    let (cluster, mut plan) = planned(session, &args.scale)?;
     plan.restrict(&names(&cluster, &args.machines.machines)?);
+    check_ignition(session, &cluster, &plan)?;
     if !args.replace
         && let Some(step) = plan.recreated().next()
     {

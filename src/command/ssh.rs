@@ -1,76 +1,115 @@
-//! `kiln ssh`: the real ssh, over the control socket, with the host key pinned.
-//!
-//! No port has to be published: ssh's ProxyCommand is kiln itself, which asks the
-//! supervisor for a stream to the machine's port 22 and hands ssh the descriptor.
+//! `kiln ssh` and `kiln cp`: the real ssh and scp, over the control socket ([`super::login`]).
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::io::IoSlice;
 use std::os::fd::AsRawFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-use crate::cli::args::{ProxyArgs, SshArgs};
+use crate::cli::args::{CopyArgs, ProxyArgs, SshArgs};
 use crate::client::{Client, ClientError};
-use crate::command::Session;
+use crate::cluster::MachineName;
+use crate::command::login::Login;
+use crate::command::{Made, Session};
 use crate::error::{Error, Exit};
 use crate::supervisor::protocol::ClusterStatus;
 
 pub(super) fn run(session: &Session<'_>, args: &SshArgs) -> Result<(), Error> {
     let made = session.made()?;
     let name = args.machine.as_str();
-    if !made.machine(name)?.reports {
-        return Err(Error::new(
-            Exit::Failed,
-            format!("machine `{name}` has `profile: none`: kiln put no key into it"),
-        )
-        .hint("publish its port 22 and use your own ssh, or `kiln console`"));
-    }
-    let Some(ssh) = &session.host.tools.ssh else {
-        return Err(Error::new(Exit::Host, "`ssh` is not installed")
-            .hint("`kiln doctor` says which command installs it here"));
-    };
-    // Where no supervisor lives, this one adopts the machines; the proxy then finds it.
-    let status = Client::reach(&made.files)?.status()?;
-    refuse_dead(&status, &made.record.name, name)?;
-    let kiln = std::env::current_exe()
-        .map_err(|error| Error::because(Exit::Failed, "cannot tell where kiln lies", &error))?;
-    let cluster = &made.record.name;
-    let error = Command::new(ssh)
-        .arg("-F")
-        .arg("none")
-        .arg("-i")
-        .arg(made.files.private_key())
-        .args(["-o", "IdentitiesOnly=yes"])
-        .arg("-o")
-        .arg(option("UserKnownHostsFile", &made.files.known_hosts()))
-        .args(["-o", "GlobalKnownHostsFile=/dev/null"])
-        .args(["-o", "StrictHostKeyChecking=yes"])
-        .args(["-o", "UpdateHostKeys=no"])
-        .args(["-o", "ProxyUseFdpass=yes"])
-        .args(["-o", "LogLevel=ERROR"])
-        .arg("-o")
-        .arg(format!("HostKeyAlias={name}"))
-        .arg("-o")
-        .arg(proxy_command(&kiln, cluster, name))
+    let login = Login::to(session, &made, name)?;
+    let ssh = tool(session.host.tools.ssh.as_deref(), "ssh")?;
+    refuse_dead(&made, name)?;
+    let mut command = Command::new(ssh);
+    command
+        .args(login.args())
         .arg("-l")
         .arg(&args.login)
         .arg("--")
         .arg(name)
-        .args(&args.command)
-        .exec();
-    Err(Error::because(
-        Exit::Host,
-        format!("cannot run `{}`", ssh.display()),
-        &error,
-    ))
+        .args(&args.command);
+    Err(become_it(command))
 }
 
-/// ssh would only say that its proxy gave it nothing.
-fn refuse_dead(status: &ClusterStatus, cluster: &str, name: &str) -> Result<(), Error> {
+/// `kiln cp`: the machine is known by the `NAME:` before a path.
+pub(super) fn copy(session: &Session<'_>, args: &CopyArgs) -> Result<(), Error> {
+    let made = session.made()?;
+    let name = the_machine(args)?;
+    let login = Login::to(session, &made, name.as_str())?;
+    let scp = tool(session.host.tools.scp.as_deref(), "scp")?;
+    refuse_dead(&made, name.as_str())?;
+    let mut command = Command::new(scp);
+    command
+        .args(login.args())
+        .arg("-o")
+        .arg(format!("User={}", args.login));
+    if args.recursive {
+        command.arg("-r");
+    }
+    if session.global.quiet {
+        command.arg("-q");
+    }
+    command.arg("--").args(&args.from).arg(&args.to);
+    Err(become_it(command))
+}
+
+/// The one machine that the paths name; on one side of the copy, because scp would otherwise go
+/// from one machine to the other by a way of its own.
+fn the_machine(args: &CopyArgs) -> Result<MachineName, Error> {
+    let usage = |text: &str| {
+        Error::new(Exit::Usage, text).hint(
+            "such as `kiln cp node-1:/etc/os-release .` or `kiln cp file node-1:/tmp/`; write a local path with a colon as `./a:b`",
+        )
+    };
+    let from: Vec<Option<MachineName>> = args.from.iter().map(machine_of).collect();
+    match (from.first().cloned().flatten(), machine_of(&args.to)) {
+        (Some(_), Some(_)) => Err(usage("only one side of a copy can be a machine's")),
+        (None, None) => Err(usage("neither side of the copy is a machine's")),
+        (None, Some(name)) if from.iter().all(Option::is_none) => Ok(name),
+        (Some(name), None) if from.iter().all(|other| other.as_ref() == Some(&name)) => Ok(name),
+        (Some(_), None) | (None, Some(_)) => Err(usage("a copy is from or to one machine")),
+    }
+}
+
+/// As scp reads it: a path is a machine's when a colon comes before any slash.
+fn machine_of(path: &OsString) -> Option<MachineName> {
+    let bytes = path.as_bytes();
+    let colon = bytes.iter().position(|byte| b":/".contains(byte))?;
+    if bytes[colon] != b':' {
+        return None;
+    }
+    std::str::from_utf8(&bytes[..colon]).ok()?.parse().ok()
+}
+
+fn tool<'a>(found: Option<&'a Path>, name: &str) -> Result<&'a Path, Error> {
+    found.ok_or_else(|| {
+        Error::new(Exit::Host, format!("`{name}` is not installed"))
+            .hint("`kiln doctor` says which command installs it here")
+    })
+}
+
+/// Returns only where the program cannot be run.
+fn become_it(mut command: Command) -> Error {
+    let error = command.exec();
+    Error::because(
+        Exit::Host,
+        format!(
+            "cannot run `{}`",
+            Path::new(command.get_program()).display()
+        ),
+        &error,
+    )
+}
+
+/// ssh would only say that its proxy gave it nothing. Where no supervisor lives, this one adopts
+/// the machines; the proxy then finds it.
+fn refuse_dead(made: &Made, name: &str) -> Result<(), Error> {
+    let status: ClusterStatus = Client::look(&made.files)?.status()?;
+    let cluster = &made.record.name;
     match status.machines.iter().find(|machine| machine.name == name) {
         Some(machine) if machine.pid.is_none() => Err(Error::new(
             Exit::Failed,
@@ -81,47 +120,12 @@ fn refuse_dead(status: &ClusterStatus, cluster: &str, name: &str) -> Result<(), 
     }
 }
 
-/// `KEY="PATH"`, with the characters that ssh_config(5) would read itself said twice or escaped.
-fn option(key: &str, path: &Path) -> OsString {
-    let mut text = format!("{key}=\"").into_bytes();
-    for byte in path.as_os_str().as_bytes() {
-        match byte {
-            b'"' | b'\\' => text.extend([b'\\', *byte]),
-            b'%' => text.extend(*b"%%"),
-            _ => text.push(*byte),
-        }
-    }
-    text.push(b'"');
-    OsString::from_vec(text)
-}
-
-/// ssh gives this to the user's shell, behind an `exec`, after it has replaced `%` sequences.
-fn proxy_command(kiln: &Path, cluster: &str, machine: &str) -> OsString {
-    let mut text = b"ProxyCommand=".to_vec();
-    text.extend(shell_word(kiln.as_os_str()));
-    text.extend(format!(" -c {cluster} proxy {machine} 22").into_bytes());
-    OsString::from_vec(text)
-}
-
-fn shell_word(word: &OsStr) -> Vec<u8> {
-    let mut text = vec![b'\''];
-    for byte in word.as_bytes() {
-        match byte {
-            b'\'' => text.extend(*b"'\\''"),
-            b'%' => text.extend(*b"%%"),
-            _ => text.push(*byte),
-        }
-    }
-    text.push(b'\'');
-    text
-}
-
 /// `kiln proxy`: passes ssh a connected descriptor through stdout.
 pub(super) fn proxy(session: &Session<'_>, args: &ProxyArgs) -> Result<(), Error> {
     let made = session.made()?;
     let name = args.machine.as_str();
     made.known(name)?;
-    let client = Client::reach(&made.files)?;
+    let client = Client::look(&made.files)?;
     let stream = client.stream(name, args.port.get()).map_err(|error| {
         let refused = matches!(error, ClientError::Refused { .. });
         let told = Error::from_source(Exit::Failed, &error);
@@ -153,15 +157,38 @@ pub(super) fn proxy(session: &Session<'_>, args: &ProxyArgs) -> Result<(), Error
 mod tests {
     use super::*;
 
+    #[track_caller]
+    fn check(from: &[&str], to: &str, want: Result<&str, &str>) {
+        let args = CopyArgs {
+            from: from.iter().map(OsString::from).collect(),
+            to: to.into(),
+            recursive: false,
+            login: "core".to_owned(),
+        };
+        let found = the_machine(&args).map(|name| name.to_string());
+        assert_eq!(
+            found.as_deref().map_err(|error| error.message.as_str()),
+            want
+        );
+    }
+
     #[test]
-    fn odd_paths_reach_ssh_as_one_word() {
-        assert_eq!(
-            option("UserKnownHostsFile", Path::new("/a b/%h\"\\")),
-            r#"UserKnownHostsFile="/a b/%%h\"\\""#
+    fn one_side_of_a_copy_names_one_machine() {
+        check(&["a:/etc/hosts"], ".", Ok("a"));
+        check(&["x", "y"], "web-1:", Ok("web-1"));
+        check(&["a:/x", "a:/y"], "/tmp", Ok("a"));
+        check(&["./a:b", "/c:d"], "web:/tmp", Ok("web"));
+        let neither = Err("neither side of the copy is a machine's");
+        check(&["x"], "y", neither);
+        check(&["./a:b"], "/c:d", neither);
+        check(&["A_:x"], "y", neither);
+        check(
+            &["a:x"],
+            "b:y",
+            Err("only one side of a copy can be a machine's"),
         );
-        assert_eq!(
-            proxy_command(Path::new("/it's 100%/kiln"), "demo", "node-1"),
-            r"ProxyCommand='/it'\''s 100%%/kiln' -c demo proxy node-1 22"
-        );
+        let one = Err("a copy is from or to one machine");
+        check(&["a:x", "b:y"], ".", one);
+        check(&["x", "b:y"], "c:", one);
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::cli::args::{Goal, UpArgs};
+use crate::cli::args::{Goal, MachinesArgs, ReprovisionArgs, UpArgs};
 use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::command::pulling::{self, Fresh};
@@ -10,18 +10,57 @@ use crate::command::wait::{default_timeout, goal, until};
 use crate::command::{Made, Session, down, power, show, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
-use crate::plan::{self, Action, Plan};
+use crate::inventory::Images;
+use crate::plan::{self, Action, HostFacts, Inventory, Plan};
 use crate::stage::{self, Prepared, Undo};
 use crate::state::layout::ClusterFiles;
 use crate::state::lock::Lock;
 use crate::state::record::StateRecord;
 use crate::supervisor::protocol::Request;
 
+/// What is to become of root disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum RootDisks {
+    /// None is lost.
+    Kept,
+    /// `--replace`: made anew where what changed needs it.
+    Replaced,
+    /// `reprovision`: made anew in any case.
+    Anew,
+}
+
 pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error> {
-    let cluster = spec::load(session)?;
+    let disks = match args.replace {
+        true => RootDisks::Replaced,
+        false => RootDisks::Kept,
+    };
+    work(session, args, disks)
+}
+
+/// `kiln reprovision`: an `up` of these machines, with new root disks.
+pub(super) fn reprovision(session: &mut Session<'_>, args: &ReprovisionArgs) -> Result<(), Error> {
+    let made = session.made()?;
+    for name in &args.machines {
+        made.known(name.as_str())?;
+    }
+    let args = UpArgs {
+        machines: MachinesArgs {
+            machines: args.machines.clone(),
+        },
+        waiting: args.waiting.clone(),
+        dry_run: false,
+        replace: true,
+        scale: Vec::new(),
+        force_download: false,
+    };
+    work(session, &args, RootDisks::Anew)
+}
+
+fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<(), Error> {
+    let cluster = spec::load(session, &args.scale)?;
     let names = spec::names(&cluster, &args.machines.machines)?;
     if args.dry_run {
-        let (_, mut plan) = spec::planned(session)?;
+        let (_, mut plan) = spec::planned(session, &args.scale)?;
         plan.restrict(&names);
         return spec::show_plan(session, &plan);
     }
@@ -43,7 +82,7 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
     folder::make_private(&session.roots.clusters())
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     let lock = Lock::try_take(&files.lock(), "kiln up")?;
-    let made = make(session, args, &cluster, &names, &files);
+    let made = make(session, disks, &cluster, &names, &files);
     drop(images);
     // The cluster can be worked on by others from here on, while this one waits for its guests.
     if files.ledger().exists() {
@@ -52,8 +91,9 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
         down::remove_locks(&files, lock)?;
     }
     let (made, client, prepared) = made?;
-    for note in show::view(&made, &client)?.notes() {
-        session.report.note(&note);
+    let view = show::view(&made, &client)?;
+    for note in view.notes().iter().chain(&view.why_emulated()) {
+        session.report.note(note);
     }
     finish(session, args, begun, &made, &client, &prepared)
 }
@@ -61,26 +101,30 @@ pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error>
 /// Plans, makes what is missing, and hands the machines over. The cluster's lock is held.
 fn make(
     session: &mut Session<'_>,
-    args: &UpArgs,
+    disks: RootDisks,
     cluster: &Cluster,
     names: &[String],
     files: &ClusterFiles,
 ) -> Result<(Made, Client, Prepared), Error> {
     let facts = spec::host_facts(session, cluster, true)?;
-    // Held until the cluster is recorded, so that no other `up` takes the same subnet.
-    let reservations = Lock::take(&session.roots.reservations_lock())?;
-    let inventory = spec::collect(session, cluster)?;
-    spec::refuse_other_folder(cluster, inventory.cluster.as_ref())?;
-    let mut plan = plan::plan(cluster, &facts, &inventory)?;
-    plan.restrict(names);
-    refuse_missing_images(&plan, &inventory)?;
-    refuse_loss(&plan, args.replace)?;
+    // What takes time is done before others have to wait for it: reading images, checking configs.
+    let images = spec::images(session, cluster)?;
+    let draft = decide(session, disks, cluster, names, &facts, &images)?.0;
     // A config that is wrong is found before anything is made.
-    spec::check_ignition(session, cluster, &plan)?;
+    spec::check_ignition(session, cluster, &draft)?;
+    // Held until the cluster is recorded, so that no other `up` takes the same subnet.
+    let reservations = Lock::take(&session.roots.reservations_lock(), "kiln up")?;
+    let (plan, inventory) = decide(session, disks, cluster, names, &facts, &images)?;
+    if plan.cluster.reservations != draft.cluster.reservations {
+        // Another cluster was faster: the configs have other addresses in them.
+        spec::check_ignition(session, cluster, &plan)?;
+    }
     let running = inventory.alive();
     let reserved = stage::reserve(plan, inventory.cluster, files, &session.roots)?;
     drop(reservations);
-    if let Err(error) = stop_first(session, files, reserved.plan(), &running) {
+    let changed = stop_first(session, files, reserved.plan(), &running)
+        .and_then(|()| change(files, reserved.plan()));
+    if let Err(error) = changed {
         reserved.give_up();
         return Err(error);
     }
@@ -100,10 +144,35 @@ fn make(
     }
 }
 
+/// Plans by what is there now.
+fn decide(
+    session: &Session<'_>,
+    disks: RootDisks,
+    cluster: &Cluster,
+    names: &[String],
+    facts: &HostFacts,
+    images: &Images,
+) -> Result<(Plan, Inventory), Error> {
+    let inventory = spec::collect(session, cluster, images.clone())?;
+    spec::refuse_other_folder(cluster, &inventory)?;
+    let mut plan = plan::plan(cluster, facts, &inventory)?;
+    plan.restrict(names);
+    refuse_missing_images(&plan, &inventory)?;
+    match disks {
+        RootDisks::Kept => refuse_loss(&plan)?,
+        RootDisks::Replaced => {}
+        RootDisks::Anew => plan.make_anew(),
+    }
+    Ok((plan, inventory))
+}
+
 /// Takes back what this `up` made, machines that run included. The cluster's lock is held.
 fn take_back(session: &Session<'_>, files: &ClusterFiles, undo: &Undo) -> Result<(), Error> {
     if undo.is_whole_cluster() {
-        return super::down::take_down(session, files, Some(Duration::ZERO));
+        return down::take_down(session, files, Some(Duration::ZERO), || {
+            undo.remove_disks();
+            Ok(())
+        });
     }
     if let Some(client) = Client::find(files) {
         power::kill_and_forget(&client, undo.created())?;
@@ -131,14 +200,11 @@ fn refuse_missing_images(plan: &Plan, inventory: &plan::Inventory) -> Result<(),
 }
 
 /// A disk is made anew only when the user said so.
-fn refuse_loss(plan: &Plan, replace: bool) -> Result<(), Error> {
+fn refuse_loss(plan: &Plan) -> Result<(), Error> {
     let lost: Vec<&plan::Step> = plan.recreated().collect();
     let Some(first) = lost.first() else {
         return Ok(());
     };
-    if replace {
-        return Ok(());
-    }
     let names: Vec<&str> = lost.iter().map(|step| step.name.as_str()).collect();
     let mut error = Error::new(
         Exit::Unsafe,
@@ -191,6 +257,25 @@ fn stop_first(
     Ok(())
 }
 
+/// Changes what can be changed while the machines run: their disks grow.
+fn change(files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
+    let mut changing = plan.steps.iter().filter(|it| it.action == Action::Change);
+    let Some(first) = changing.next() else {
+        return Ok(());
+    };
+    let client = Client::reach(files)?;
+    for step in std::iter::once(first).chain(changing) {
+        for disk in &step.grown {
+            client.ask(&Request::Grow {
+                machine: step.name.clone(),
+                serial: disk.serial.clone(),
+                size: disk.size.next_multiple_of(512),
+            })?;
+        }
+    }
+    Ok(())
+}
+
 /// Hands the machines over to the supervisor.
 fn start(files: &ClusterFiles, plan: &Plan) -> Result<Client, Error> {
     let machines = plan
@@ -198,7 +283,7 @@ fn start(files: &ClusterFiles, plan: &Plan) -> Result<Client, Error> {
         .iter()
         .filter(|step| match step.action {
             Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
-            Action::Keep | Action::Remove => false,
+            Action::Keep | Action::Change | Action::Remove => false,
         })
         .map(|step| step.name.clone())
         .collect();
@@ -234,7 +319,7 @@ fn finish(
         let timeout = args
             .waiting
             .timeout
-            .unwrap_or_else(|| default_timeout(made, &names));
+            .unwrap_or_else(|| default_timeout(session, made, &names));
         let silent_goal = match goal {
             Goal::Ready => Goal::Running,
             Goal::Running | Goal::Address | Goal::Stopped => goal,

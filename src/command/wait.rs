@@ -7,7 +7,6 @@ use crate::cli::args::{DEFAULT_TIMEOUT, Goal, Reach, WaitArgs};
 use crate::client::{Client, News};
 use crate::command::{Made, Session};
 use crate::error::{Error, Exit};
-use crate::host::timing::stretched_for_tcg;
 use crate::report::progress::Step;
 use crate::report::view::progress_text;
 use crate::state::record::{AccelRecord, MachineRecord, StateRecord};
@@ -31,10 +30,10 @@ enum Outcome {
 pub(super) fn run(session: &Session<'_>, args: &WaitArgs) -> Result<(), Error> {
     let made = session.made()?;
     let names = made.select(&args.machines.machines)?;
-    let client = Client::reach(&made.files)?;
+    let client = Client::look(&made.files)?;
     let timeout = args
         .timeout
-        .unwrap_or_else(|| default_timeout(&made, &names));
+        .unwrap_or_else(|| default_timeout(session, &made, &names));
     let status = until(
         session,
         &client,
@@ -49,16 +48,23 @@ pub(super) fn run(session: &Session<'_>, args: &WaitArgs) -> Result<(), Error> {
 }
 
 /// Five minutes, or more where a guest is emulated.
-pub(super) fn default_timeout(made: &Made, names: &[String]) -> Duration {
-    let emulated = names.iter().any(|name| {
-        made.machine(name)
-            .is_ok_and(|record: MachineRecord| record.accel == AccelRecord::Tcg)
-    });
-    if emulated {
-        stretched_for_tcg(DEFAULT_TIMEOUT)
-    } else {
-        DEFAULT_TIMEOUT
-    }
+pub(super) fn default_timeout(session: &Session<'_>, made: &Made, names: &[String]) -> Duration {
+    for_the_slowest(session, made, names, DEFAULT_TIMEOUT)
+}
+
+/// A default deadline, stretched for the slowest guest of these.
+pub(super) fn for_the_slowest(
+    session: &Session<'_>,
+    made: &Made,
+    names: &[String],
+    deadline: Duration,
+) -> Duration {
+    let records = names.iter().filter_map(|name| made.machine(name).ok());
+    let of = |record: MachineRecord| match (record.accel, record.arch.parse()) {
+        (AccelRecord::Tcg, Ok(arch)) => session.host.stretched(deadline, arch),
+        _ => deadline,
+    };
+    records.map(of).max().unwrap_or(deadline)
 }
 
 pub(super) fn goal(reach: Reach) -> Option<Goal> {
@@ -132,6 +138,17 @@ pub(super) fn until(
             continue;
         }
         progress.clear();
+        // The time may have been over before anything was heard.
+        if machines.is_empty()
+            && let Ok(status) = client.status()
+        {
+            machines.extend(
+                status
+                    .machines
+                    .into_iter()
+                    .map(|machine| (machine.name.clone(), machine)),
+            );
+        }
         let of = |wanted: Outcome| -> Vec<&MachineStatus> {
             names
                 .iter()

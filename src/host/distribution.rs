@@ -11,6 +11,8 @@ pub enum Distribution {
     Debian,
     /// Debian 12, whose own QEMU has the s390x board in another package.
     Bookworm,
+    /// Debian 12 with the QEMU of its backports, which goes together with no other.
+    BookwormBackports,
     /// Fedora, CentOS Stream and what is made from them.
     Fedora,
     Other,
@@ -20,6 +22,9 @@ pub enum Distribution {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Piece {
     Qemu(Arch),
+    /// UEFI for guests of the architecture.
+    Uefi(Arch),
+    Swtpm,
     QemuImg,
     Ssh,
     IgnitionValidate,
@@ -53,7 +58,12 @@ impl Distribution {
             Distribution::Bookworm if piece == Piece::Qemu(Arch::S390x) => {
                 ("apt-get install", "qemu-system-misc")
             }
-            Distribution::Debian | Distribution::Bookworm => ("apt-get install", debian(piece)),
+            Distribution::BookwormBackports if matches!(piece, Piece::Qemu(_) | Piece::QemuImg) => {
+                ("apt-get install -t bookworm-backports", debian(piece))
+            }
+            Distribution::Debian | Distribution::Bookworm | Distribution::BookwormBackports => {
+                ("apt-get install", debian(piece))
+            }
             Distribution::Fedora => ("dnf install", fedora(piece)),
             Distribution::Other => return None,
         };
@@ -67,6 +77,9 @@ fn debian(piece: Piece) -> &'static str {
         Piece::Qemu(Arch::Aarch64) => "qemu-system-arm",
         Piece::Qemu(Arch::S390x) => "qemu-system-s390x",
         Piece::Qemu(Arch::Ppc64le) => "qemu-system-ppc",
+        Piece::Uefi(Arch::Aarch64) => "qemu-efi-aarch64",
+        Piece::Uefi(_) => "ovmf",
+        Piece::Swtpm => "swtpm",
         Piece::QemuImg => "qemu-utils",
         Piece::Ssh => "openssh-client",
         // The package of the whole of Ignition has it, at least in Debian 12.
@@ -80,6 +93,9 @@ fn fedora(piece: Piece) -> &'static str {
         Piece::Qemu(Arch::Aarch64) => "qemu-system-aarch64-core",
         Piece::Qemu(Arch::S390x) => "qemu-system-s390x-core",
         Piece::Qemu(Arch::Ppc64le) => "qemu-system-ppc-core",
+        Piece::Uefi(Arch::Aarch64) => "edk2-aarch64",
+        Piece::Uefi(_) => "edk2-ovmf",
+        Piece::Swtpm => "swtpm",
         Piece::QemuImg => "qemu-img",
         Piece::Ssh => "openssh-clients",
         Piece::IgnitionValidate => "ignition-validate",
@@ -127,6 +143,12 @@ mod tests {
         assert_eq!(
             Distribution::Bookworm.install(mainframe).as_deref(),
             Some("apt-get install qemu-system-misc")
+        );
+        assert_eq!(
+            Distribution::BookwormBackports
+                .install(mainframe)
+                .as_deref(),
+            Some("apt-get install -t bookworm-backports qemu-system-s390x")
         );
     }
 }

@@ -3,12 +3,16 @@
 //! Each check is a pure function of what was found; only [`examine`] touches the host. Nothing is
 //! printed here.
 
+use std::time::Duration;
+
 use kiln_arch::Arch;
 
 use super::distribution::{Distribution, Piece};
+use super::firmware::{Firmwares, Uefi};
 use super::kvm::{Ask, KvmState};
 use super::probe::Host;
 use super::qemu::{Qemu, QemuError};
+use super::timing;
 use crate::error::in_one_line;
 use crate::folder::{self, FolderError};
 
@@ -39,12 +43,22 @@ pub enum Status {
 /// Looks at everything; tries KVM again and makes kiln's folders. Takes at most some seconds.
 pub fn examine(host: &mut Host) -> Vec<Check> {
     let mut checks = Vec::new();
+    let installer = host.installer();
     for arch in Arch::ALL {
-        checks.push(qemu(arch, host.arch, host.qemu(arch), host.distribution));
+        checks.push(qemu(arch, host.arch, host.qemu(arch), installer));
+    }
+    let firmwares = host.firmwares();
+    for arch in Arch::ALL.into_iter().filter(|arch| arch.has_uefi()) {
+        checks.push(uefi(arch, Uefi::Open, firmwares, host.distribution));
+        if arch.has_secure_boot() {
+            checks.push(uefi(arch, Uefi::Secure, firmwares, host.distribution));
+        }
     }
     if let Some(arch) = host.arch {
         checks.push(kvm(&host.try_kvm(arch, Ask::Again)));
     }
+    host.time_tcg();
+    checks.push(tcg(host.tcg_time()));
     for (piece, name, path, use_) in [
         (
             Piece::Ssh,
@@ -64,9 +78,15 @@ pub fn examine(host: &mut Host) -> Vec<Check> {
             &host.tools.ignition_validate,
             "a second opinion on Ignition configs",
         ),
+        (
+            Piece::Swtpm,
+            "swtpm",
+            &host.tools.swtpm,
+            "machines with `tpm: true`",
+        ),
     ] {
         let found = path.as_ref().map(|path| path.display().to_string());
-        checks.push(tool(name, found, use_, host.distribution.install(piece)));
+        checks.push(tool(name, found, use_, installer.install(piece)));
     }
     for (name, path) in [
         ("state folder", &host.folders.state),
@@ -91,7 +111,12 @@ fn qemu(
         Ok(qemu) => Check {
             name,
             status: Status::Ok,
-            found: format!("{} {}", qemu.program.display(), qemu.version),
+            found: format!(
+                "{} {}, board {}",
+                qemu.program.display(),
+                qemu.version,
+                qemu.board.as_deref().unwrap_or(arch.board_alias())
+            ),
             remedy: None,
         },
         Err(error) => Check {
@@ -101,8 +126,34 @@ fn qemu(
                 true => Status::Missing,
                 false => Status::Warn,
             },
-            found: in_one_line(error),
+            found: format!("{}; it is for {arch} machines", in_one_line(error)),
             remedy: distribution.install(Piece::Qemu(arch)),
+        },
+    }
+}
+
+fn uefi(arch: Arch, uefi: Uefi, firmwares: &Firmwares, distribution: Distribution) -> Check {
+    let name = match uefi {
+        Uefi::Open => format!("uefi {arch}"),
+        Uefi::Secure => format!("uefi-secure {arch}"),
+    };
+    match firmwares.choose(arch, &arch.board_of(0, 0), uefi) {
+        Some(firmware) => Check {
+            name,
+            status: Status::Ok,
+            found: firmware.code.path.display().to_string(),
+            remedy: None,
+        },
+        None => Check {
+            name,
+            status: Status::Warn,
+            found: match (uefi, arch.needs_uefi()) {
+                (Uefi::Secure, _) => "not installed; it is for `firmware: uefi-secure`",
+                (Uefi::Open, true) => "not installed; without it machines boot no disk",
+                (Uefi::Open, false) => "not installed; it is for `firmware: uefi`",
+            }
+            .to_owned(),
+            remedy: distribution.install(Piece::Uefi(arch)),
         },
     }
 }
@@ -123,6 +174,25 @@ fn kvm(state: &KvmState) -> Check {
         status,
         found,
         remedy,
+    }
+}
+
+fn tcg(took: Option<Duration>) -> Check {
+    let minutes =
+        |arch| timing::stretched(Duration::from_secs(60), arch, took).as_secs_f64() / 60.0;
+    let times = format!(
+        "default deadlines of emulated machines are {:.0} to {:.0} times as long",
+        minutes(Arch::X86_64),
+        minutes(Arch::Ppc64le)
+    );
+    Check {
+        name: "tcg".to_owned(),
+        status: Status::Ok,
+        found: match took {
+            Some(took) => format!("a test guest took {:.2} s; {times}", took.as_secs_f64()),
+            None => format!("not timed; {times}"),
+        },
+        remedy: None,
     }
 }
 
@@ -189,7 +259,8 @@ mod tests {
             Check {
                 name: "qemu-system-aarch64".to_owned(),
                 status: Status::Missing,
-                found: "`qemu-system-aarch64` is not installed".to_owned(),
+                found: "`qemu-system-aarch64` is not installed; it is for aarch64 machines"
+                    .to_owned(),
                 remedy: Some("apt-get install qemu-system-arm".to_owned()),
             }
         );
@@ -203,10 +274,15 @@ mod tests {
             program: "/usr/bin/qemu-system-x86_64".into(),
             version: Version(10, 0, 2),
             build: String::new(),
+            board: Some("pc-q35-10.0".to_owned()),
+            boards: ["pc-q35-10.0".to_owned()].into(),
         };
         let check = qemu(Arch::X86_64, None, Ok(&found), Distribution::Other);
         assert_eq!(check.status, Status::Ok);
-        assert_eq!(check.found, "/usr/bin/qemu-system-x86_64 10.0.2");
+        assert_eq!(
+            check.found,
+            "/usr/bin/qemu-system-x86_64 10.0.2, board pc-q35-10.0"
+        );
     }
 
     #[test]
@@ -233,9 +309,9 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let checks = examine(&mut Host::at_home_in(home.path()));
         let mut names: Vec<&str> = checks.iter().map(|check| check.name.as_str()).collect();
-        assert_eq!(names.len(), 13);
+        assert_eq!(names.len(), 18);
         names.sort_unstable();
         names.dedup();
-        assert_eq!(names.len(), 13);
+        assert_eq!(names.len(), 18);
     }
 }

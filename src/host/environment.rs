@@ -9,9 +9,8 @@ pub(super) struct Environment {
     pub(super) kiln_home: Option<PathBuf>,
     pub(super) home: Option<PathBuf>,
     pub(super) state_home: Option<PathBuf>,
-    pub(super) cache_home: Option<PathBuf>,
-    pub(super) runtime_dir: Option<PathBuf>,
     pub(super) config_home: Option<PathBuf>,
+    pub(super) cache_home: Option<PathBuf>,
     pub(super) path: OsString,
     pub(super) color: bool,
 }
@@ -30,9 +29,8 @@ impl Environment {
             kiln_home: get("KILN_HOME").map(PathBuf::from),
             home: absolute("HOME"),
             state_home: absolute("XDG_STATE_HOME"),
-            cache_home: absolute("XDG_CACHE_HOME"),
-            runtime_dir: absolute("XDG_RUNTIME_DIR"),
             config_home: absolute("XDG_CONFIG_HOME"),
+            cache_home: absolute("XDG_CACHE_HOME"),
             path: get("PATH").unwrap_or_else(|| OsString::from("/usr/bin:/bin")),
             // https://no-color.org: any value but the empty one.
             color: get("NO_COLOR").is_none() && get("TERM").is_some_and(|term| term != "dumb"),

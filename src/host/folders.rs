@@ -19,7 +19,7 @@ pub struct Folders {
     pub state: PathBuf,
     /// What can be made anew: images, digests, verdicts.
     pub cache: PathBuf,
-    /// Sockets; empty after a reboot, as a rule.
+    /// Sockets.
     pub runtime: PathBuf,
     /// The user's own: mirrors, keyrings. Only read, never made.
     pub config: PathBuf,
@@ -57,17 +57,15 @@ impl Folders {
         let Some(cache) = under(&environment.cache_home, ".cache") else {
             return Ok(None);
         };
+        // Not in XDG_RUNTIME_DIR: that goes with the user's last session, which the machines outlive,
+        // and in cron, su and sudo it is not set, so that they would look elsewhere.
         let Some(config) = under(&environment.config_home, ".config") else {
             return Ok(None);
         };
-        let runtime = match &environment.runtime_dir {
-            Some(folder) => folder.join("kiln"),
-            None => state.join("run"),
-        };
         Ok(Some(Folders {
+            runtime: state.join("run"),
             state,
             cache,
-            runtime,
             config,
         }))
     }
@@ -144,7 +142,7 @@ mod tests {
                 ("XDG_CONFIG_HOME", "/f"),
             ],
             1000,
-            Some(["/s/kiln", "/c/kiln", "/r/kiln", "/f/kiln"]),
+            Some(["/s/kiln", "/c/kiln", "/s/kiln/run", "/f/kiln"]),
         );
         check(
             &[("HOME", "/h")],

@@ -14,7 +14,7 @@ use std::time::Duration;
 use kiln_arch::Arch;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use super::payload::{self, Proof};
+use super::payload::{self, Payload, Proof};
 use super::qemu::Qemu;
 use crate::memo::Memo;
 use crate::tool::{self, ToolError};
@@ -61,7 +61,9 @@ pub(super) fn try_boot(memo: &Memo, boot_id: &str, arch: Arch, qemu: &Qemu) -> K
     if let Err(why) = open_device(Path::new(DEVICE)) {
         return KvmState::Fails(why);
     }
-    let verdict = run_guest(&qemu.program, arch, Accel::Kvm, DEADLINE)
+    let verdict = payload::for_arch(arch)
+        .ok_or_else(|| "kiln has no test guest for this architecture yet".to_owned())
+        .and_then(|payload| run_guest(&qemu.program, &payload, Accel::Kvm, DEADLINE))
         .map_err(|trouble| format!("{DEVICE} opens, but {trouble}"));
     let note = match &verdict {
         Ok(()) => "",
@@ -75,7 +77,8 @@ fn subject(qemu: &Qemu) -> String {
     format!("kvm by {}", crate::memo::path_text(&qemu.program))
 }
 
-fn state(boot_id: &str, qemu: &Qemu) -> String {
+/// What a verdict of a test guest depends on.
+pub(super) fn state(boot_id: &str, qemu: &Qemu) -> String {
     // Another kiln may bring another test guest.
     let kiln = env!("CARGO_PKG_VERSION");
     format!("boot {boot_id}; kiln {kiln}; {}", qemu.build)
@@ -118,20 +121,18 @@ fn group_of(mode: u32, gid: u32) -> Result<Option<u32>, String> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Accel {
+pub(super) enum Accel {
     Kvm,
-    /// To put the guest itself to the test.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "the tests run the guest under it")
-    )]
     Tcg,
 }
 
 /// An error is the reason, as a clause for people.
-fn run_guest(program: &Path, arch: Arch, accel: Accel, deadline: Duration) -> Result<(), String> {
-    let payload =
-        payload::for_arch(arch).ok_or("kiln has no test guest for this architecture yet")?;
+pub(super) fn run_guest(
+    program: &Path,
+    payload: &Payload,
+    accel: Accel,
+    deadline: Duration,
+) -> Result<(), String> {
     let firmware = in_memory(&payload.firmware)
         .map_err(|error| format!("the test guest could not be made: {error}"))?;
     // The processor that kiln's machines get, which must work as well.
@@ -224,10 +225,9 @@ mod tests {
             let name = arch.qemu_program();
             let program = qemu::find(&path, name)
                 .unwrap_or_else(|| panic!("{name} is missing: this test needs it"));
-            assert_eq!(
-                run_guest(&program, arch, Accel::Tcg, Duration::from_secs(60)),
-                Ok(())
-            );
+            let payload = payload::for_arch(arch).unwrap();
+            let minute = Duration::from_secs(60);
+            assert_eq!(run_guest(&program, &payload, Accel::Tcg, minute), Ok(()));
         }
     }
 
@@ -244,8 +244,9 @@ mod tests {
             fake("echo 'warning: x' >&2; echo 'KVM internal error' >&2; exec sleep 60");
         let begun = Instant::now();
         let deadline = Duration::from_millis(200);
+        let payload = payload::for_arch(Arch::X86_64).unwrap();
         assert_eq!(
-            run_guest(&program, Arch::X86_64, Accel::Kvm, deadline).unwrap_err(),
+            run_guest(&program, &payload, Accel::Kvm, deadline).unwrap_err(),
             "a test guest did not run within 0.2 s (it said `KVM internal error`)"
         );
         assert!(begun.elapsed() < Duration::from_secs(5));
@@ -255,8 +256,9 @@ mod tests {
     fn an_exit_that_the_guest_did_not_bring_about_is_no_working_kvm() {
         let (_home, program) = fake("exit 0");
         for arch in [Arch::X86_64, Arch::Aarch64] {
+            let payload = payload::for_arch(arch).unwrap();
             assert_eq!(
-                run_guest(&program, arch, Accel::Kvm, DEADLINE).unwrap_err(),
+                run_guest(&program, &payload, Accel::Kvm, DEADLINE).unwrap_err(),
                 "a test guest did not run: QEMU ended with exit status: 0"
             );
         }
@@ -285,6 +287,8 @@ mod tests {
             program: "/q".into(),
             version: Version(10, 0, 2),
             build: "one".to_owned(),
+            board: None,
+            boards: [].into(),
         };
         memo.note(&subject(&qemu), &state("boot-1", &qemu), "why");
         let recall = |boot: &str, qemu: &Qemu| memo.recall(&subject(qemu), &state(boot, qemu));

@@ -7,12 +7,14 @@
 pub mod distribution;
 pub mod doctor;
 mod environment;
+pub mod firmware;
 pub mod folders;
 pub mod kvm;
 mod network;
 mod payload;
 mod probe;
 pub mod qemu;
+mod tcg;
 pub mod timing;
 
 pub use probe::{Host, HostError, Tools, native_arch};

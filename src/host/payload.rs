@@ -30,7 +30,7 @@ pub(super) enum Proof {
 pub(super) fn for_arch(arch: Arch) -> Option<Payload> {
     match arch {
         Arch::X86_64 => Some(Payload {
-            firmware: x86_rom(),
+            firmware: x86_rom(&X86.concat()),
             args: &[
                 "-machine",
                 "q35",
@@ -41,7 +41,7 @@ pub(super) fn for_arch(arch: Arch) -> Option<Payload> {
             proof: Proof::Exit((X86_SIGNAL as i32) << 1 | 1),
         }),
         Arch::Aarch64 => Some(Payload {
-            firmware: AARCH64.iter().flat_map(|word| word.to_le_bytes()).collect(),
+            firmware: in_words(&AARCH64),
             args: &[
                 "-machine",
                 "virt,gic-version=max",
@@ -54,17 +54,32 @@ pub(super) fn for_arch(arch: Arch) -> Option<Payload> {
     }
 }
 
+/// A guest of the architecture that counts in its memory and ends: how long it takes tells how
+/// fast the accelerator is. Half of it is QEMU's
+/// own start on a fast host, as it is with machines.
+pub(super) fn busy(arch: Arch) -> Option<Payload> {
+    let is_pc = arch == Arch::I386;
+    let payload = for_arch(if is_pc { Arch::X86_64 } else { arch })?;
+    let firmware = match payload.proof {
+        Proof::Exit(_) => x86_rom(&X86_BUSY.concat()),
+        Proof::Output(_) => in_words(&[&AARCH64_BUSY[..], &AARCH64].concat()),
+    };
+    Some(Payload {
+        firmware,
+        ..payload
+    })
+}
+
 const X86_SIGNAL: u8 = 0x31;
 
 /// The smallest ROM that QEMU takes.
 const X86_ROM_SIZE: usize = 64 * 1024;
 
 /// A 64 KiB ROM; its last 64 KiB below 1 MiB are a copy, so the code stands at 0xf0000.
-fn x86_rom() -> Vec<u8> {
+fn x86_rom(code: &[u8]) -> Vec<u8> {
     const HALT: u8 = 0xf4;
     let mut rom = vec![HALT; X86_ROM_SIZE];
-    let code: Vec<u8> = X86.concat();
-    rom[..code.len()].copy_from_slice(&code);
+    rom[..code.len()].copy_from_slice(code);
     // The reset vector: jmp 0xf000:0
     rom[0xfff0..0xfff5].copy_from_slice(&[0xea, 0x00, 0x00, 0x00, 0xf0]);
     rom
@@ -132,6 +147,34 @@ const X86: &[&[u8]] = &[
     &[0xff, 0x03, 0x00, 0x30, 0x01, 0x00, 0x00, 0x00, 0x00, 0x00],
 ];
 
+/// 16-bit code: counts sixteen million times in the word at 0x2000.
+const X86_BUSY: &[&[u8]] = &[
+    &[0xfa],                               // cli
+    &[0x66, 0xb9, 0x00, 0x00, 0x00, 0x01], // mov $0x1000000, %ecx
+    &[0x66, 0xff, 0x06, 0x00, 0x20],       // incl 0x2000
+    &[0x66, 0x49],                         // dec %ecx
+    &[0x75, 0xf7],                         // jnz to the incl
+    &[0xba, 0x01, 0x05],                   // mov $0x501, %dx
+    &[0xb0, X86_SIGNAL],                   // mov $0x31, %al
+    &[0xee],                               // out %al, (%dx)
+    &[0xf4],                               // hlt
+];
+
+/// The same for the board `virt`, whose memory begins at 1 GiB; [`AARCH64`] follows.
+const AARCH64_BUSY: [u32; 7] = [
+    0xd2a0_2003, // movz x3, #0x100, lsl #16
+    0xd2a8_0002, // movz x2, #0x4000, lsl #16
+    0xb940_0044, // ldr w4, [x2]
+    0x1100_0484, // add w4, w4, #1
+    0xb900_0044, // str w4, [x2]
+    0xf100_0463, // subs x3, x3, #1
+    0x54ff_ff81, // b.ne to the ldr
+];
+
+fn in_words(code: &[u32]) -> Vec<u8> {
+    code.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
 /// At address 0 of the board `virt`: a byte to the PL011, then PSCI's SYSTEM_OFF.
 const AARCH64: [u32; 7] = [
     0xd2a1_2000, // movz x0, #0x900, lsl #16
@@ -149,7 +192,7 @@ mod tests {
 
     #[test]
     fn the_addresses_in_the_x86_guest_are_where_things_stand() {
-        let rom = x86_rom();
+        let rom = x86_rom(&X86.concat());
         assert_eq!(rom[0x62..0x64], [0x66, 0xea], "the jump to 64-bit code");
         assert_eq!(rom[0xa3..0xa6], [0xcd, 0x30, 0xf4], "the interrupt");
         assert_eq!(

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
@@ -15,10 +16,12 @@ use nix::unistd::{Uid, User, getegid, geteuid};
 
 use super::distribution::Distribution;
 use super::environment::Environment;
+use super::firmware::{self, Firmwares};
 use super::folders::Folders;
 use super::kvm::{self, Ask, KvmState};
 use super::network::{parse_resolvers, parse_routes};
 use super::qemu::{self, Qemu, QemuError, Qemus};
+use super::{tcg, timing};
 use crate::cluster::Size;
 use crate::memo::Memo;
 
@@ -29,6 +32,8 @@ pub struct Host {
     pub uid: u32,
     pub gid: u32,
     pub home: Option<PathBuf>,
+    /// `KILN_HOME`, absolute, where it was set.
+    pub kiln_home: Option<PathBuf>,
     pub folders: Folders,
     /// `None` on a host whose own architecture kiln runs no guests of.
     pub arch: Option<Arch>,
@@ -56,6 +61,9 @@ pub struct Host {
     pub memo: Memo,
     qemus: Qemus,
     kvm: OnceLock<KvmState>,
+    /// Where firmware descriptors are looked for.
+    firmware_folders: Vec<PathBuf>,
+    firmwares: OnceLock<Firmwares>,
 }
 
 /// Programs other than the QEMUs, where they are installed; absolute.
@@ -63,7 +71,10 @@ pub struct Host {
 pub struct Tools {
     pub qemu_img: Option<PathBuf>,
     pub ssh: Option<PathBuf>,
+    /// Comes with ssh.
+    pub scp: Option<PathBuf>,
     pub ignition_validate: Option<PathBuf>,
+    pub swtpm: Option<PathBuf>,
 }
 
 /// Why the host cannot be used.
@@ -123,6 +134,10 @@ impl Host {
             .map_err(|source| HostError::CurrentFolder { source })?
             .ok_or(HostError::NoHome { uid: uid.as_raw() })?;
         let memo = Memo::new(folders.cache.join("facts"));
+        let config_home = environment
+            .config_home
+            .take()
+            .or_else(|| Some(environment.home.as_ref()?.join(".config")));
         let tool = |name| qemu::find(&environment.path, name);
         Ok(Host {
             uid: uid.as_raw(),
@@ -140,7 +155,9 @@ impl Host {
             tools: Tools {
                 qemu_img: tool("qemu-img"),
                 ssh: tool("ssh"),
+                scp: tool("scp"),
                 ignition_validate: tool("ignition-validate"),
+                swtpm: tool("swtpm"),
             },
             color: environment.color,
             // These three may be absent: a container has no routes, a chroot no names.
@@ -149,10 +166,15 @@ impl Host {
             distribution: Distribution::parse(&read("/etc/os-release").unwrap_or_default()),
             qemus: Qemus::new(environment.path.clone(), memo.clone()),
             kvm: OnceLock::new(),
+            firmware_folders: firmware::folders(config_home.as_deref()),
+            firmwares: OnceLock::new(),
             // `HTTPS_PROXY` and its like, in both spellings, and `NO_PROXY`.
             proxy: ureq::Proxy::try_from_env(),
             path: environment.path,
             home: environment.home,
+            kiln_home: environment
+                .kiln_home
+                .map(|home| std::path::absolute(&home).unwrap_or(home)),
             folders,
             memo,
         })
@@ -165,6 +187,17 @@ impl Host {
     /// The QEMU for guests of `arch`; looked for when first asked after.
     pub fn qemu(&self, arch: Arch) -> Result<&Qemu, &QemuError> {
         self.qemus.get(arch)
+    }
+
+    /// The UEFI firmwares that are installed; looked for when first asked after.
+    pub fn firmwares(&self) -> &Firmwares {
+        self.firmwares
+            .get_or_init(|| Firmwares::look(&self.firmware_folders))
+    }
+
+    /// The QEMU that a machine of `arch` was started with before: this very program.
+    pub fn qemu_at(&self, arch: Arch, program: &Path) -> Result<Qemu, QemuError> {
+        self.qemus.examine(arch, program.to_owned())
     }
 
     /// What is known of KVM for guests of `arch`, without trying: it never waits.
@@ -209,13 +242,51 @@ impl Host {
         verdict
     }
 
+    /// A default deadline for an emulated guest of `arch`, as meant for KVM; it never waits.
+    pub fn stretched(&self, deadline: Duration, arch: Arch) -> Duration {
+        timing::stretched(deadline, arch, self.tcg_time())
+    }
+
+    /// How long the counting guest took, if it was timed since the host booted.
+    pub(super) fn tcg_time(&self) -> Option<Duration> {
+        let (_, qemu) = self.tcg_host()?;
+        tcg::remembered(&self.memo, &self.boot_id, qemu)
+    }
+
+    /// Finds out how slow emulation is here, if nobody has yet; waits at most two seconds.
+    pub fn time_tcg(&self) {
+        if self.tcg_time().is_none()
+            && let Some((arch, qemu)) = self.tcg_host()
+        {
+            tcg::time(&self.memo, &self.boot_id, arch, qemu);
+        }
+    }
+
+    fn tcg_host(&self) -> Option<(Arch, &Qemu)> {
+        let mut installed = tcg::TRIED.into_iter();
+        installed.find_map(|arch| Some((arch, self.qemu(arch).ok()?)))
+    }
+
+    /// The distribution that packages come from.
+    ///
+    /// Debian 12 with a QEMU of its backports needs all other pieces of QEMU from there too.
+    pub fn installer(&self) -> Distribution {
+        let is_backport = |arch: Arch| {
+            self.qemu(arch)
+                .is_ok_and(|qemu| qemu.build.contains("~bpo12"))
+        };
+        if self.distribution == Distribution::Bookworm && Arch::ALL.into_iter().any(is_backport) {
+            return Distribution::BookwormBackports;
+        }
+        self.distribution
+    }
+
     /// The architecture and QEMU to try KVM with, for guests of `arch`. An error is the reason.
     fn kvm_host(&self, arch: Arch) -> Result<(Arch, &Qemu), String> {
-        let host = match (self.arch, arch) {
-            (Some(host), guest) if host == guest => host,
-            (Some(host @ Arch::X86_64), Arch::I386) => host,
-            _ => return Err("KVM runs only guests of the host's own architecture".to_owned()),
-        };
+        let host = self
+            .arch
+            .filter(|host| arch.is_native_on(*host))
+            .ok_or("KVM runs only guests of the host's own architecture")?;
         if self.is_root() {
             kvm::group()?;
         }
@@ -246,11 +317,14 @@ impl Host {
             program: Path::new("/usr/bin").join(arch.qemu_program()),
             version: qemu::Version(10, 0, 2),
             build: "example".to_owned(),
+            board: Some(arch.board_of(10, 0)),
+            boards: [arch.board_of(10, 0)].into(),
         };
         Host {
             uid: 1000,
             gid: 1000,
             home: Some(PathBuf::from("/home/user")),
+            kiln_home: None,
             folders: Folders {
                 state: PathBuf::from("/home/user/.local/state/kiln"),
                 cache: PathBuf::from("/home/user/.cache/kiln"),
@@ -272,6 +346,8 @@ impl Host {
             qemus: Qemus::example([qemu(Arch::X86_64), qemu(Arch::Aarch64)]),
             memo,
             kvm: OnceLock::from(kvm),
+            firmware_folders: Vec::new(),
+            firmwares: OnceLock::new(),
         }
     }
 }

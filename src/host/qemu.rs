@@ -1,8 +1,9 @@
-//! Which QEMU runs guests of an architecture here, and its version.
+//! Which QEMU runs guests of an architecture here, its version, and its boards.
 //!
-//! The version costs 20 ms to ask for, so it is remembered for as long as the program's file stays
-//! what it is; a command on an existing cluster starts no program for it.
+//! Each costs 20 ms to ask for, so they are remembered for as long as the program's file stays
+//! what it is; a command on an existing cluster starts no program for them.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs;
@@ -15,12 +16,12 @@ use std::time::{Duration, SystemTime};
 use kiln_arch::Arch;
 
 use crate::memo::{FileStamp, Memo, path_text};
-use crate::tool::{self, ToolError};
+use crate::tool::{self, Finished, ToolError};
 
-/// The oldest QEMU that has `-netdev stream`, on which the fabric stands.
+/// The oldest QEMU that has `-netdev stream`, on which the fabric stands; that of Debian 12.
 pub const OLDEST: Version = Version(7, 2, 0);
 
-const VERSION_DEADLINE: Duration = Duration::from_secs(10);
+const ASK_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Major, minor and micro.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,15 +36,11 @@ pub struct Qemu {
     /// Which file it is and what it calls itself, the distribution's words included: two builds
     /// that may behave differently differ here.
     pub build: String,
-}
-
-impl Qemu {
-    /// The versioned board that a new machine of `arch` gets; absent where the distribution has
-    /// boards of its own names (RHEL and its kin, whose version says `.el`).
-    pub fn board(&self, arch: Arch) -> Option<String> {
-        let Version(major, minor, _) = self.version;
-        (!self.build.contains(".el")).then(|| arch.board_of(major, minor))
-    }
+    /// The versioned board that a new machine gets: what the alias stands for, in the words of
+    /// whoever built this QEMU. Absent where the board has no versions.
+    pub board: Option<String>,
+    /// The names of all its boards.
+    pub boards: BTreeSet<String>,
 }
 
 /// Why guests of an architecture cannot run here.
@@ -57,7 +54,7 @@ pub enum QemuError {
         #[source]
         source: Arc<std::io::Error>,
     },
-    #[error("cannot ask `{}` for its version", program.display())]
+    #[error("cannot ask `{}` what it is", program.display())]
     Ask {
         program: PathBuf,
         #[source]
@@ -67,6 +64,12 @@ pub enum QemuError {
     Unreadable { program: PathBuf, said: String },
     #[error("`{}` is QEMU {version}; kiln needs {OLDEST} or newer", program.display())]
     TooOld { program: PathBuf, version: Version },
+    #[error("`{}` has no board `{board}`, which {arch} machines have", program.display())]
+    NoBoard {
+        arch: Arch,
+        program: PathBuf,
+        board: &'static str,
+    },
 }
 
 /// The host's QEMUs, each looked for when first asked after.
@@ -89,8 +92,67 @@ impl Qemus {
     /// The QEMU for guests of `arch`.
     pub fn get(&self, arch: Arch) -> Result<&Qemu, &QemuError> {
         self.found[arch as usize]
-            .get_or_init(|| look(arch, &self.path, &self.memo))
+            .get_or_init(|| {
+                let name = arch.qemu_program();
+                let program = find(&self.path, name).ok_or(QemuError::Missing {
+                    arch,
+                    program: name,
+                })?;
+                self.examine(arch, program)
+            })
             .as_ref()
+    }
+
+    /// This program, as the QEMU for guests of `arch`.
+    pub(super) fn examine(&self, arch: Arch, program: PathBuf) -> Result<Qemu, QemuError> {
+        let now = SystemTime::now();
+        let metadata = fs::metadata(&program).map_err(|source| QemuError::Look {
+            program: program.clone(),
+            source: Arc::new(source),
+        })?;
+        let stamp = FileStamp::of(&metadata);
+        let state = stamp.to_string();
+        let fact = |what: &str, args: &[&str], cut: &dyn Fn(Finished) -> String| {
+            let subject = format!("{what} of {}", path_text(&program));
+            if let Some(fact) = self.memo.recall(&subject, &state) {
+                return Ok(fact);
+            }
+            let fact = cut(ask(&program, args)?);
+            if stamp.is_settled(now) {
+                self.memo.note(&subject, &state, &fact);
+            }
+            Ok(fact)
+        };
+        let said = fact("version", &["--version"], &first_line)?;
+        let Some(version) = Version::parse(&said) else {
+            return Err(QemuError::Unreadable { program, said });
+        };
+        if version < OLDEST {
+            return Err(QemuError::TooOld { program, version });
+        }
+        let listed = fact("boards", &["-machine", "help"], &|help| {
+            name_boards(&help.stdout)
+        })?;
+        let names = || listed.lines().map(|line| line.split(' '));
+        let alias = arch.board_alias();
+        let Some(board) = names().find_map(|mut names| match names.next() {
+            Some(name) if name == alias => Some(names.next().map(str::to_owned)),
+            _ => None,
+        }) else {
+            return Err(QemuError::NoBoard {
+                arch,
+                program,
+                board: alias,
+            });
+        };
+        let boards = names().filter_map(|mut names| names.next().map(str::to_owned));
+        Ok(Qemu {
+            boards: boards.collect(),
+            board,
+            build: format!("{said}; {state}"),
+            version,
+            program,
+        })
     }
 }
 
@@ -117,64 +179,47 @@ pub(super) fn find(path: &OsStr, name: &str) -> Option<PathBuf> {
         })
 }
 
-fn look(arch: Arch, path: &OsStr, memo: &Memo) -> Result<Qemu, QemuError> {
-    let name = arch.qemu_program();
-    let program = find(path, name).ok_or(QemuError::Missing {
-        arch,
-        program: name,
-    })?;
-    let now = SystemTime::now();
-    let metadata = fs::metadata(&program).map_err(|source| QemuError::Look {
-        program: program.clone(),
+/// What `program` prints when asked; it reads nothing.
+fn ask(program: &Path, args: &[&str]) -> Result<Finished, QemuError> {
+    let mut command = Command::new(program);
+    command.args(args);
+    tool::run(command, Stdio::null(), ASK_DEADLINE).map_err(|source| QemuError::Ask {
+        program: program.to_owned(),
         source: Arc::new(source),
-    })?;
-    let stamp = FileStamp::of(&metadata);
-    let subject = format!("version of {}", path_text(&program));
-    let state = stamp.to_string();
-    let said = match memo.recall(&subject, &state) {
-        Some(said) => said,
-        None => {
-            let said = ask(&program)?;
-            if stamp.is_settled(now) {
-                memo.note(&subject, &state, &said);
-            }
-            said
-        }
-    };
-    let Some(version) = Version::parse(&said) else {
-        return Err(QemuError::Unreadable { program, said });
-    };
-    if version < OLDEST {
-        return Err(QemuError::TooOld { program, version });
-    }
-    Ok(Qemu {
-        program,
-        version,
-        build: format!("{said}; {state}"),
     })
 }
 
-/// The first line of what `program --version` prints, at most 200 characters.
-fn ask(program: &Path) -> Result<String, QemuError> {
-    let mut command = Command::new(program);
-    command.arg("--version");
-    let finished =
-        tool::run(command, Stdio::null(), VERSION_DEADLINE).map_err(|source| QemuError::Ask {
-            program: program.to_owned(),
-            source: Arc::new(source),
-        })?;
+/// The first line of what it said, at most 200 characters.
+fn first_line(finished: Finished) -> String {
     let said = match finished.stdout.trim() {
         "" => finished.stderr,
         _ => finished.stdout,
     };
-    Ok(said
-        .lines()
+    said.lines()
         .next()
         .unwrap_or_default()
         .chars()
         .filter(|character| !character.is_control())
         .take(200)
-        .collect())
+        .collect()
+}
+
+/// The names in what `-machine help` prints, one a line; after an alias's, what it stands for.
+fn name_boards(help: &str) -> String {
+    let mut names = String::new();
+    // The first line is a heading.
+    for line in help.lines().skip(1) {
+        let Some((name, words)) = line.split_once(' ') else {
+            continue;
+        };
+        names.push_str(name);
+        if let Some((_, target)) = words.split_once("(alias of ") {
+            names.push(' ');
+            names.push_str(target.split(')').next().unwrap_or_default());
+        }
+        names.push('\n');
+    }
+    names
 }
 
 impl Version {
@@ -205,13 +250,29 @@ mod tests {
 
     use super::*;
 
+    /// A script that answers as QEMU does, having the boards of 9.2.
+    fn answers(version: &str) -> String {
+        format!(
+            "case $1 in\n-machine) cat <<END\n\
+             Supported machines are:\n\
+             none                 empty machine\n\
+             pc-q35-9.1           Standard PC (Q35 + ICH9, 2009)\n\
+             q35                  Standard PC (Q35 + ICH9, 2009) (alias of pc-q35-9.2)\n\
+             pc-q35-9.2           Standard PC (Q35 + ICH9, 2009)\n\
+             END\n;;\n*) echo '{version}' ;;\nesac"
+        )
+    }
+
     /// A folder with a program that counts how often it is run.
     fn fake(name: &str, says: &str) -> TempDir {
         let home = tempdir().unwrap();
         let program = home.path().join(name);
         let count = home.path().join("runs");
         let count = count.display();
-        tool::write_script(&program, &format!("echo run >> '{count}'\necho '{says}'"));
+        tool::write_script(
+            &program,
+            &format!("echo run >> '{count}'\n{}", answers(says)),
+        );
         let stamp = FileStamp::of(&fs::metadata(&program).unwrap());
         while !stamp.is_settled(SystemTime::now()) {
             std::hint::spin_loop();
@@ -225,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn the_version_is_asked_for_once_for_each_build() {
+    fn each_build_is_asked_once() {
         let home = fake(
             "qemu-system-x86_64",
             "QEMU emulator version 9.2.1 (Some Linux)",
@@ -236,13 +297,16 @@ mod tests {
             assert_eq!(qemu.version, Version(9, 2, 1));
             assert_eq!(qemu.program, home.path().join("qemu-system-x86_64"));
             assert!(qemu.build.contains("(Some Linux)"));
+            assert_eq!(qemu.board.as_deref(), Some("pc-q35-9.2"));
+            let boards: Vec<&str> = qemu.boards.iter().map(String::as_str).collect();
+            assert_eq!(boards, ["none", "pc-q35-9.1", "pc-q35-9.2", "q35"]);
         }
         assert_eq!(
             fs::read_to_string(home.path().join("runs")).unwrap(),
-            "run\n"
+            "run\nrun\n"
         );
         let program = home.path().join("qemu-system-x86_64");
-        tool::write_script(&program, "echo QEMU emulator version 10.1.0");
+        tool::write_script(&program, &answers("QEMU emulator version 10.1.0"));
         assert_eq!(
             qemus(&home).get(Arch::X86_64).unwrap().version,
             Version(10, 1, 0)
@@ -259,6 +323,12 @@ mod tests {
         let error = qemus(&home).get(Arch::X86_64).unwrap_err().to_string();
         assert!(
             error.ends_with("is QEMU 6.0.0; kiln needs 7.2.0 or newer"),
+            "{error}"
+        );
+        let home = fake("qemu-system-aarch64", "QEMU emulator version 9.2.0");
+        let error = qemus(&home).get(Arch::Aarch64).unwrap_err().to_string();
+        assert!(
+            error.ends_with("has no board `virt`, which aarch64 machines have"),
             "{error}"
         );
         let home = fake("qemu-system-x86_64", "hello");

@@ -20,14 +20,16 @@ pub const REPORT_SCRIPT: &str = include_str!("report.sh");
 /// Every Ignition that speaks spec 3 takes this one, whatever the child's version is.
 const VERSION: &str = "3.0.0";
 
-/// Pulled in by the port itself, as the guest agent's unit is: QEMU tells a port's name some time
-/// after its driver has come up, and without kiln there is no port.
+/// Wanted twice, and the condition makes it nothing where there is no kiln. By the boot: a port that
+/// systemd in the initramfs saw already is no news after the switch to the root, and starts nothing.
+/// By the port: its name may come after the boot has passed, for QEMU tells it some time after the
+/// driver has come up. A `BindsTo=` would hold the boot up for a port that never comes.
 const REPORT_UNIT: &str = "\
 [Unit]
 Description=Report to kiln that this machine is up
-BindsTo=dev-virtio\\x2dports-org.kiln.report.0.device
+ConditionPathExists=/dev/virtio-ports/org.kiln.report.0
 Wants=network-online.target
-After=dev-virtio\\x2dports-org.kiln.report.0.device network-online.target sshd.service sshd.socket ssh.service
+After=network-online.target sshd.service sshd.socket ssh.service
 
 [Service]
 Type=oneshot
@@ -35,7 +37,7 @@ RemainAfterExit=yes
 ExecStart=/bin/sh /etc/kiln/report
 
 [Install]
-WantedBy=dev-virtio\\x2dports-org.kiln.report.0.device
+WantedBy=multi-user.target dev-virtio\\x2dports-org.kiln.report.0.device
 ";
 
 /// A config that asks for nothing.

@@ -46,6 +46,7 @@ fn machine(file: &str, text: &str) -> Machine {
             sha256: None,
         })),
         disk: None,
+        disks: Vec::new(),
         ignition: Some(IgnitionSource {
             path: PathBuf::from(file),
             text: text.to_owned(),
@@ -59,6 +60,9 @@ fn machine(file: &str, text: &str) -> Machine {
         profile: Profile::Basic,
         ports: Vec::new(),
         restart: RestartPolicy::OnFailure,
+        firmware: crate::cluster::FirmwareWish::Auto,
+        tpm: false,
+        ignition_transport: None,
     }
 }
 

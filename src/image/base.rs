@@ -4,7 +4,7 @@ use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use nix::libc;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,8 @@ use crate::cluster::{DiskFormat, DiskImage};
 use crate::memo::{FileStamp, Memo, path_text};
 
 const SECTOR: u64 = 512;
+/// Bytes in a second.
+const SLOW_HASHING: u64 = 50_000_000;
 
 /// What was true of a base image when its machines were made.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +54,10 @@ pub enum ImageError {
     },
     #[error("image `{}` is neither a file nor a block device", path.display())]
     Kind { path: PathBuf },
+    #[error("`{}` is a block device", path.display())]
+    Device { path: PathBuf },
+    #[error("`{}` is not a block device", path.display())]
+    NotDevice { path: PathBuf },
     #[error("cannot read image `{}`", path.display())]
     Read {
         path: PathBuf,
@@ -62,7 +68,7 @@ pub enum ImageError {
     Empty { path: PathBuf },
     #[error("image `{}` is of {size} bytes; at most {LARGEST_DISK} (64 TiB) are allowed", path.display())]
     TooLarge { path: PathBuf, size: u64 },
-    #[error("refused to boot from `{}` as qcow2", path.display())]
+    #[error("refused to use `{}` as qcow2", path.display())]
     Refused {
         path: PathBuf,
         #[source]
@@ -109,9 +115,11 @@ pub enum Changed {
 impl ImageError {
     pub fn fault(&self) -> Fault {
         match self {
-            ImageError::Open { .. } | ImageError::Kind { .. } | ImageError::Empty { .. } => {
-                Fault::Spec
-            }
+            ImageError::Open { .. }
+            | ImageError::Kind { .. }
+            | ImageError::Device { .. }
+            | ImageError::NotDevice { .. }
+            | ImageError::Empty { .. } => Fault::Spec,
             ImageError::TooLarge { .. }
             | ImageError::Refused { .. }
             | ImageError::NotRaw { .. }
@@ -148,11 +156,18 @@ pub fn check(
         let found = match recall_digest(path, &metadata, memo) {
             Some(found) => found,
             None => {
-                let found = hash(&mut file, length, progress).map_err(fail)?;
-                if stamp.is_settled(now) && metadata.is_file() {
-                    memo.note(&digest_subject(path), &stamp.to_string(), &found);
+                // Of many who want it at once, one reads it.
+                let _alone = memo.alone(&digest_subject(path), hashing_time(length));
+                match recall_digest(path, &metadata, memo) {
+                    Some(found) => found,
+                    None => {
+                        let found = hash(&mut file, length, progress).map_err(fail)?;
+                        if stamp.is_settled(now) && metadata.is_file() {
+                            memo.note(&digest_subject(path), &stamp.to_string(), &found);
+                        }
+                        found
+                    }
                 }
-                found
             }
         };
         if found != *want {
@@ -251,6 +266,11 @@ impl FileFacts {
 /// Opens a file or block device for reading. Nothing else is ever opened: a FIFO would wait, and
 /// opening some devices does something.
 pub(super) fn open(path: &Path) -> Result<File, ImageError> {
+    open_with(path, OpenOptions::new().read(true))
+}
+
+/// As [`open`], with these `options`.
+pub(super) fn open_with(path: &Path, options: &mut OpenOptions) -> Result<File, ImageError> {
     let fail = |source| ImageError::Open {
         path: path.to_owned(),
         source,
@@ -265,8 +285,7 @@ pub(super) fn open(path: &Path) -> Result<File, ImageError> {
         }
     };
     kind(&fs::metadata(path).map_err(fail)?)?;
-    let file = OpenOptions::new()
-        .read(true)
+    let file = options
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
         .map_err(fail)?;
@@ -275,7 +294,7 @@ pub(super) fn open(path: &Path) -> Result<File, ImageError> {
     Ok(file)
 }
 
-fn length(mut file: &File, metadata: &Metadata) -> io::Result<u64> {
+pub(super) fn length(mut file: &File, metadata: &Metadata) -> io::Result<u64> {
     if metadata.is_file() {
         return Ok(metadata.len());
     }
@@ -339,6 +358,11 @@ fn recall_digest(path: &Path, metadata: &Metadata, memo: &Memo) -> Option<String
     memo.recall(&digest_subject(path), &stamp.to_string())
 }
 
+/// As long as a slow host may take to hash so many bytes.
+fn hashing_time(length: u64) -> Duration {
+    Duration::from_secs(10 + length / SLOW_HASHING)
+}
+
 fn hash(file: &mut File, length: u64, progress: &mut dyn FnMut(u64, u64)) -> io::Result<String> {
     file.rewind()?;
     let heard = &mut |done| progress(done, length);
@@ -347,20 +371,20 @@ fn hash(file: &mut File, length: u64, progress: &mut dyn FnMut(u64, u64)) -> io:
 }
 
 /// A format by QEMU's name of its driver.
-mod format_name {
+pub(crate) mod format_name {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
 
     use crate::cluster::DiskFormat;
 
-    pub(super) fn serialize<S: Serializer>(
+    pub(crate) fn serialize<S: Serializer>(
         format: &DiskFormat,
         serializer: S,
     ) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(format.driver())
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(
         deserializer: D,
     ) -> Result<DiskFormat, D::Error> {
         let name = String::deserialize(deserializer)?;

@@ -28,6 +28,10 @@ use crate::folder::{self, FolderError, Incoming};
 use crate::state::files::{self, StateError};
 use crate::state::lock::{Lock, LockError};
 
+/// A download ends with its file, or after some time without a byte; whoever waits for another's
+/// waits no longer than this.
+const LONGEST_DOWNLOAD: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// How an image is known to be its maker's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -184,12 +188,8 @@ impl Cache {
         match Lock::try_take(&path, "kiln image pull") {
             Err(LockError::Held { holder }) => {
                 waiting(&holder);
-                match patience {
-                    Some(patience) => Lock::take_within(&path, "kiln image pull", patience),
-                    // It ends as every download does: with the file, or after some time without a byte.
-                    None => Lock::take(&path),
-                }
-                .map_err(failed)
+                let patience = patience.unwrap_or(LONGEST_DOWNLOAD);
+                Lock::take_within(&path, "kiln image pull", patience).map_err(failed)
             }
             taken => taken.map_err(failed),
         }

@@ -7,8 +7,10 @@
 
 pub mod base;
 pub mod cache;
+pub mod data;
 mod digest;
 pub mod fetch;
+pub mod flash;
 pub mod overlay;
 pub mod pins;
 pub mod pull;

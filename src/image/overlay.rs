@@ -1,4 +1,5 @@
-//! A machine's own disk: an empty qcow2 image over its base, made by the qemu-img process.
+//! A machine's own disks: the root disk, an empty qcow2 image over its base, and data disks over
+//! nothing, made by the qemu-img process.
 //!
 //! qemu-img is told both formats and is kept from opening the base (`-u`), so no header is
 //! followed. The base's name stands in the overlay for people; kiln's QEMUs are told the whole
@@ -91,6 +92,23 @@ pub fn create(
             base: base.path.clone(),
         });
     }
+    place(qemu_img, Some(base), path, want)
+}
+
+/// Makes the empty disk `path` of `want`, as [`create`] does.
+pub fn blank(qemu_img: &Path, path: &Path, want: Size) -> Result<(), OverlayError> {
+    if want.bytes() > LARGEST_DISK {
+        return Err(OverlayError::TooLarge { want });
+    }
+    place(qemu_img, None, path, want).map(drop)
+}
+
+fn place(
+    qemu_img: &Path,
+    base: Option<&BaseFacts>,
+    path: &Path,
+    want: Size,
+) -> Result<Size, OverlayError> {
     let size = Size::from_bytes(want.bytes().next_multiple_of(512));
     if fs::symlink_metadata(path).is_ok() {
         return Err(OverlayError::Write {
@@ -162,7 +180,7 @@ fn run(command: Command, path: &Path) -> Result<(), OverlayError> {
 /// Makes the image beside its place, and puts it there when it is on the disk.
 fn make(
     qemu_img: &Path,
-    base: &BaseFacts,
+    base: Option<&BaseFacts>,
     temporary: &Path,
     path: &Path,
     size: Size,
@@ -179,12 +197,13 @@ fn make(
     // Made first by us, for us alone: qemu-img keeps the mode.
     drop(folder::create_new(temporary).map_err(write)?);
     let mut command = Command::new(qemu_img);
-    command
-        .args(["create", "-q", "-u", "-f", "qcow2", "-F"])
-        .arg(base.format.driver())
-        .args([OsStr::new("-b"), base.path.as_os_str()])
-        .arg(temporary)
-        .arg(size.bytes().to_string());
+    command.args(["create", "-q", "-f", "qcow2"]);
+    if let Some(base) = base {
+        command
+            .args(["-u", "-F", base.format.driver()])
+            .args([OsStr::new("-b"), base.path.as_os_str()]);
+    }
+    command.arg(temporary).arg(size.bytes().to_string());
     run(command, path)?;
     File::open(temporary)
         .and_then(|file| file.sync_all())

@@ -104,6 +104,24 @@ pub enum Refused {
 ///
 /// `bytes` are the whole file or at least its first [`HEADER_LIMIT`] bytes.
 pub fn parse(bytes: &[u8], file_length: u64) -> Result<Header, Refused> {
+    parse_with(bytes, file_length, Backing::Refused)
+}
+
+/// As [`parse`], for an overlay that kiln made and a guest has had since: that it names a backing
+/// file is no harm, because QEMU and qemu-img are told which one it is.
+pub fn parse_overlay(bytes: &[u8], file_length: u64) -> Result<Header, Refused> {
+    parse_with(bytes, file_length, Backing::Told)
+}
+
+/// What the name of a backing file means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backing {
+    Refused,
+    /// The name is never followed.
+    Told,
+}
+
+fn parse_with(bytes: &[u8], file_length: u64, backing: Backing) -> Result<Header, Refused> {
     let fields = Fields(bytes);
     if !bytes.starts_with(&MAGIC) {
         return Err(Refused::Magic);
@@ -140,13 +158,14 @@ pub fn parse(bytes: &[u8], file_length: u64) -> Result<Header, Refused> {
             return Err(Refused::Compression { method });
         }
     }
-    if fields.u64(8)? != 0 || fields.u32(16)? != 0 {
+    let names_backing = fields.u64(8)? != 0 || fields.u32(16)? != 0;
+    if names_backing && backing == Backing::Refused {
         return Err(Refused::BackingFile);
     }
     if fields.u32(32)? != 0 {
         return Err(Refused::Encrypted);
     }
-    check_extensions(&fields, length, cluster)?;
+    check_extensions(&fields, length, cluster, backing)?;
 
     let virtual_size = fields.u64(24)?;
     match virtual_size {
@@ -194,7 +213,12 @@ fn check_features(incompatible: u64) -> Result<(), Refused> {
 /// Extensions lie between the header and the end of the first cluster. Those that name files are
 /// refused even where the matching feature bit is not set; unknown ones may be ignored by the
 /// format's rules.
-fn check_extensions(fields: &Fields<'_>, header_length: u32, cluster: u64) -> Result<(), Refused> {
+fn check_extensions(
+    fields: &Fields<'_>,
+    header_length: u32,
+    cluster: u64,
+    backing: Backing,
+) -> Result<(), Refused> {
     let mut at = u64::from(header_length);
     loop {
         if at + 8 > cluster {
@@ -209,7 +233,9 @@ fn check_extensions(fields: &Fields<'_>, header_length: u32, cluster: u64) -> Re
         let length = u64::from(fields.u32(at + 4)?);
         match kind {
             EXTENSION_END => return Ok(()),
-            EXTENSION_BACKING_FORMAT => return Err(Refused::BackingFile),
+            EXTENSION_BACKING_FORMAT if backing == Backing::Refused => {
+                return Err(Refused::BackingFile);
+            }
             EXTENSION_DATA_FILE => return Err(Refused::DataFile),
             EXTENSION_ENCRYPTION => return Err(Refused::Encrypted),
             _ => at += 8 + length.next_multiple_of(8),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::{Hashing, InventoryError};
+use super::{Hashing, Images, InventoryError};
 use crate::cluster::remote::{RemoteImage, Source};
 use crate::cluster::{Cluster, DiskImage, DiskSource, Image, Machine};
 use crate::host::Host;
@@ -35,11 +35,13 @@ struct Disk {
     download: Option<String>,
 }
 
-pub(super) fn images(
+/// Looks at the images of all machines: their headers, their digests where the spec gives one. Takes
+/// as long as it takes to read them, once.
+pub fn images(
     cluster: &Cluster,
     host: &Host,
     hashing: Hashing<'_>,
-) -> Result<BTreeMap<String, ImageFacts>, InventoryError> {
+) -> Result<Images, InventoryError> {
     let looking = Looking {
         host,
         store: Store::new(&host.folders.cache, host.memo.clone()),

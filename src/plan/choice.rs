@@ -1,23 +1,49 @@
 //! The small choices of a plan, each a function of what it depends on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
+use kiln_arch::machine::IgnitionTransport;
 use sha2::{Digest, Sha256};
 
-use crate::cluster::{AccelWish, Machine, Profile, RestartPolicy, Size};
+use crate::cluster::{AccelWish, FirmwareWish, Machine, Profile, RestartPolicy, Size};
+use crate::host::distribution::Piece;
+use crate::host::firmware::{Firmware, Uefi};
 use crate::host::kvm::KvmState;
-use crate::plan::{HostFacts, ImageFacts, Inventory, Known, PlanError};
-use crate::state::record::{AccelRecord, DiskRecord, MachineRecord, PortRecord, RestartRecord};
+use crate::host::qemu::Qemu;
+use crate::plan::{Action, HostFacts, ImageFacts, Inventory, Known, PlanError, Step};
+use crate::state::record::{
+    AccelRecord, DiskRecord, FirmwareKind, FirmwareRecord, MachineRecord, PortRecord,
+    RestartRecord, TransportRecord,
+};
 
 /// Free host ports are chosen from here: below the kernel's ephemeral range (from 32768).
 const FREE_PORTS: std::ops::Range<u16> = 20000..30000;
+
+/// What systemd keeps for services without an account (61184 to 65519, its UIDS-GIDS document).
+const UIDS: std::ops::Range<u32> = 61184..65520;
+
+/// The uid of a new cluster's QEMUs where kiln is root: one that no other cluster has, so that who
+/// broke out of one cluster's guest gets no hold of another's.
+pub(super) fn uid(cluster: &str, taken: &BTreeSet<u32>) -> Result<u32, PlanError> {
+    let hash = cluster.bytes().fold(0u32, |hash, byte| {
+        hash.wrapping_mul(31).wrapping_add(u32::from(byte))
+    });
+    let first = UIDS.start + hash % (UIDS.end - UIDS.start);
+    (first..UIDS.end)
+        .chain(UIDS.start..first)
+        .find(|uid| !taken.contains(uid))
+        .ok_or_else(|| PlanError::NoUid {
+            cluster: cluster.to_owned(),
+        })
+}
 
 /// The accelerator, and why it is not what one would expect.
 pub(super) fn accel(
     machine: &Machine,
     host: &HostFacts,
 ) -> Result<(AccelRecord, String), PlanError> {
-    let native = machine.arch == host.arch;
+    let native = machine.arch.is_native_on(host.arch);
     match (machine.accel, &host.kvm) {
         (AccelWish::Tcg, _) => Ok((AccelRecord::Tcg, String::new())),
         (AccelWish::Kvm, _) if !native => Err(PlanError::ForeignKvm {
@@ -42,6 +68,101 @@ pub(super) fn accel(
             "KVM was not tried yet; `kiln up` tries it".to_owned(),
         )),
     }
+}
+
+/// The machine's UEFI, or none where the board's own firmware boots it.
+///
+/// The build that it has is kept for as long as it is installed: its variables belong to it.
+pub(super) fn firmware(
+    machine: &Machine,
+    image: &ImageFacts,
+    board: Option<&str>,
+    host: &HostFacts,
+    old: Option<&MachineRecord>,
+) -> Result<Option<FirmwareRecord>, PlanError> {
+    let arch = machine.arch;
+    let (uefi, kind) = match machine.firmware {
+        FirmwareWish::Auto if arch.needs_uefi() && image.kernel.is_none() => {
+            (Uefi::Open, FirmwareKind::Uefi)
+        }
+        FirmwareWish::Auto | FirmwareWish::Bios => return Ok(None),
+        FirmwareWish::Uefi => (Uefi::Open, FirmwareKind::Uefi),
+        FirmwareWish::UefiSecure => (Uefi::Secure, FirmwareKind::UefiSecure),
+    };
+    // One that has no version by its own name is of the same family.
+    let board = board.map_or_else(|| arch.board_of(0, 0), str::to_owned);
+    let record = |firmware: &Firmware| FirmwareRecord {
+        kind,
+        code: firmware.code.path.clone(),
+        code_format: firmware.code.format,
+        template: firmware.template.path.clone(),
+        vars_format: firmware.template.format,
+    };
+    let kept = old.and_then(|old| old.firmware.as_ref()).filter(|kept| {
+        let mut usable = host.firmwares.usable.iter();
+        usable.any(|it| it.fits(arch, &board, uefi) && record(it) == **kept)
+    });
+    match kept {
+        Some(kept) => Ok(Some(kept.clone())),
+        None => match host.firmwares.choose(arch, &board, uefi) {
+            Some(firmware) => Ok(Some(record(firmware))),
+            None => Err(PlanError::NoFirmware {
+                machine: machine.name.to_string(),
+                arch,
+                uefi,
+                faults: host.firmwares.faults.clone(),
+                install: host.distribution.install(Piece::Uefi(arch)),
+            }),
+        },
+    }
+}
+
+/// The program that emulates the machine's TPM, where it wants one.
+pub(super) fn tpm(machine: &Machine, host: &HostFacts) -> Result<Option<PathBuf>, PlanError> {
+    match &host.swtpm {
+        _ if !machine.tpm => Ok(None),
+        Some(program) => Ok(Some(program.clone())),
+        None => Err(PlanError::NoTpm {
+            machine: machine.name.to_string(),
+            install: host.distribution.install(Piece::Swtpm),
+        }),
+    }
+}
+
+pub(super) fn transport(transport: IgnitionTransport) -> TransportRecord {
+    match transport {
+        IgnitionTransport::FwCfg => TransportRecord::FwCfg,
+        IgnitionTransport::VirtioBlk => TransportRecord::VirtioBlk,
+    }
+}
+
+/// Takes this QEMU's newest board where it has the machine's own no more, or not yet.
+///
+/// A machine that runs is left alone. For one with a disk the other board is as another machine:
+/// what is on the disk was installed for the first.
+pub(super) fn board_that_is_there(step: &mut Step, qemu: &Qemu) {
+    let starts = match step.action {
+        Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
+        Action::Keep | Action::Change | Action::Remove => false,
+    };
+    let Some(record) = step.record.as_mut().filter(|_| starts) else {
+        return;
+    };
+    let Some(old) = record.board.take_if(|board| !qemu.boards.contains(board)) else {
+        return;
+    };
+    record.board = qemu.board.clone();
+    let new = record.board.as_deref().unwrap_or("another board");
+    let mut why = format!(
+        "board: {old} -> {new}: `{}` is QEMU {}, which does not have the former",
+        qemu.program.display(),
+        qemu.version
+    );
+    if record.disk.is_some() {
+        why.push_str("; one that has it would keep the disk (needs a new disk)");
+        step.action = Action::Recreate;
+    }
+    step.why.push(why);
 }
 
 /// Whole MiB, rounded down; the spec has checked the range.
@@ -174,5 +295,23 @@ impl Ports {
             .ok_or_else(|| PlanError::NoPort {
                 machine: machine.to_owned(),
             })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_clusters_have_one_uid() {
+        let first = uid("demo", &BTreeSet::new()).unwrap();
+        assert!(UIDS.contains(&first));
+        assert_eq!(uid("demo", &BTreeSet::from([1, 2])).unwrap(), first);
+        let mut taken = BTreeSet::new();
+        for _ in UIDS {
+            assert!(taken.insert(uid("demo", &taken).unwrap()));
+        }
+        assert!(taken.iter().all(|uid| UIDS.contains(uid)));
+        assert!(matches!(uid("demo", &taken), Err(PlanError::NoUid { .. })));
     }
 }

@@ -2,12 +2,17 @@
 
 use std::fmt;
 
-use crate::state::record::{DiskRecord, KernelRecord, MachineRecord};
+use super::Grown;
+use crate::cluster::{ROOT_SERIAL, Size};
+use crate::state::record::{
+    DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind, FirmwareRecord, KernelRecord,
+    MachineRecord, SectorRecord, TransportRecord,
+};
 
 /// One thing that changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Difference {
-    pub what: &'static str,
+    pub what: String,
     pub from: String,
     pub to: String,
     pub price: Price,
@@ -18,6 +23,8 @@ pub struct Difference {
 pub enum Price {
     /// It is only written down.
     Nothing,
+    /// It is changed while the machine runs.
+    Live,
     Restart,
     /// The disk is made anew.
     Disk,
@@ -39,9 +46,13 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         qemu: _,
         cpus,
         memory_mib,
+        firmware,
+        tpm,
         kernel,
         disk,
+        data_disks,
         ignition: _,
+        ignition_transport,
         mac: _,
         ip: _,
         ports,
@@ -80,16 +91,36 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         "disk",
         &disk.as_ref().map_or(String::new(), disk_text),
         &new.disk.as_ref().map_or(String::new(), disk_text),
-        // Where only the size differs the disk grows, while nobody uses it.
+        // Where only the size differs the disk grows.
         match (disk, &new.disk) {
-            (Some(disk), Some(new)) if disk.base == new.base => Price::Restart,
+            (Some(disk), Some(new)) if disk.base == new.base => Price::Live,
             (None | Some(_), None | Some(_)) => Price::Disk,
         },
     );
+    found.data_disks(data_disks, &new.data_disks);
     found.add(
         "kernel",
         &kernel.as_ref().map_or(String::new(), kernel_text),
         &new.kernel.as_ref().map_or(String::new(), kernel_text),
+        Price::Restart,
+    );
+    found.add(
+        "firmware",
+        &firmware.as_ref().map_or(String::new(), firmware_text),
+        &new.firmware.as_ref().map_or(String::new(), firmware_text),
+        Price::Restart,
+    );
+    // Another program for the same TPM is no change to the machine.
+    found.add(
+        "tpm",
+        if tpm.is_some() { "swtpm" } else { "" },
+        if new.tpm.is_some() { "swtpm" } else { "" },
+        Price::Restart,
+    );
+    found.add(
+        "ignition transport",
+        transport_text(*ignition_transport),
+        transport_text(new.ignition_transport),
         Price::Restart,
     );
     found.add("image", image, &new.image, disk_price);
@@ -119,7 +150,7 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
             .any(|difference| difference.price == disk_price)
     {
         found.0.push(Difference {
-            what: "ignition config, vars or image",
+            what: "ignition config, vars or image".to_owned(),
             from: String::new(),
             to: String::new(),
             price: disk_price,
@@ -128,13 +159,94 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
     found.0
 }
 
+/// The disks that are larger in `new`, by serial.
+pub(super) fn grown(old: &MachineRecord, new: &MachineRecord) -> Vec<Grown> {
+    let mut grown = Vec::new();
+    if let (Some(old), Some(new)) = (&old.disk, &new.disk)
+        && old.size < new.size
+    {
+        grown.push(Grown {
+            serial: ROOT_SERIAL.to_owned(),
+            size: new.size,
+        });
+    }
+    for disk in &new.data_disks {
+        let DataSourceRecord::Made { size, .. } = disk.source else {
+            continue;
+        };
+        let old = old.data_disks.iter().find(|old| old.serial == disk.serial);
+        if old.is_some_and(|old| old.size() < size) {
+            grown.push(Grown {
+                serial: disk.serial.clone(),
+                size,
+            });
+        }
+    }
+    grown
+}
+
 struct Found(Vec<Difference>);
 
 impl Found {
-    fn add(&mut self, what: &'static str, from: &str, to: &str, price: Price) {
+    /// Data disks are compared by serial; their order is what the guest sees as well.
+    fn data_disks(&mut self, old: &[DataDiskRecord], new: &[DataDiskRecord]) {
+        for disk in old {
+            let what = format!("disk `{}`", disk.serial);
+            let from = source_text(disk);
+            match new.iter().find(|new| new.serial == disk.serial) {
+                None => self.add(&what, &from, "detached, and kept", Price::Restart),
+                Some(new) => self.data_disk(&what, disk, new),
+            }
+        }
+        for disk in new {
+            if !old.iter().any(|old| old.serial == disk.serial) {
+                let what = format!("disk `{}`", disk.serial);
+                self.add(&what, "", &source_text(disk), Price::Restart);
+            }
+        }
+        let order = |disks: &[DataDiskRecord], others: &[DataDiskRecord]| {
+            let common = disks
+                .iter()
+                .filter(|disk| others.iter().any(|other| other.serial == disk.serial));
+            let serials: Vec<&str> = common.map(|disk| disk.serial.as_str()).collect();
+            serials.join(" ")
+        };
+        self.add(
+            "order of disks",
+            &order(old, new),
+            &order(new, old),
+            Price::Restart,
+        );
+    }
+
+    fn data_disk(&mut self, what: &str, old: &DataDiskRecord, new: &DataDiskRecord) {
+        let keeps = match (&old.source, &new.source) {
+            (
+                DataSourceRecord::Made { keep: old, .. },
+                DataSourceRecord::Made { keep: new, .. },
+            ) => Some((old.to_string(), new.to_string())),
+            _ => None,
+        };
+        let price = match keeps {
+            Some(_) => Price::Live,
+            None => Price::Restart,
+        };
+        self.add(what, &source_text(old), &source_text(new), price);
+        self.add(
+            &format!("{what}, sector"),
+            sector_text(old.sector),
+            sector_text(new.sector),
+            Price::Restart,
+        );
+        if let Some((old, new)) = keeps {
+            self.add(&format!("{what}, keep"), &old, &new, Price::Nothing);
+        }
+    }
+
+    fn add(&mut self, what: &str, from: &str, to: &str, price: Price) {
         if from != to {
             self.0.push(Difference {
-                what,
+                what: what.to_owned(),
                 from: from.to_owned(),
                 to: to.to_owned(),
                 price,
@@ -144,7 +256,46 @@ impl Found {
 }
 
 fn disk_text(disk: &DiskRecord) -> String {
-    format!("{} on {}", disk.size, disk.base.path.display())
+    let size = Size::from_bytes(disk.size);
+    format!("{size} on {}", disk.base.path.display())
+}
+
+fn sector_text(sector: SectorRecord) -> &'static str {
+    match sector {
+        SectorRecord::Bytes512 => "512",
+        SectorRecord::Bytes4096 => "4096",
+    }
+}
+
+fn source_text(disk: &DataDiskRecord) -> String {
+    match &disk.source {
+        DataSourceRecord::Made { size, .. } => Size::from_bytes(*size).to_string(),
+        DataSourceRecord::File {
+            path,
+            format,
+            readonly,
+            size: _,
+        } => {
+            let readonly = if *readonly { ", read-only" } else { "" };
+            format!("{} ({}{readonly})", path.display(), format.word())
+        }
+    }
+}
+
+fn firmware_text(firmware: &FirmwareRecord) -> String {
+    let kind = match firmware.kind {
+        FirmwareKind::Uefi => "UEFI",
+        FirmwareKind::UefiSecure => "UEFI with secure boot",
+    };
+    format!("{kind} of {}", firmware.code.display())
+}
+
+fn transport_text(transport: Option<TransportRecord>) -> &'static str {
+    match transport {
+        None => "the architecture's own",
+        Some(TransportRecord::FwCfg) => "fw_cfg",
+        Some(TransportRecord::VirtioBlk) => "virtio-blk",
+    }
 }
 
 fn kernel_text(kernel: &KernelRecord) -> String {
@@ -173,6 +324,7 @@ impl fmt::Display for Difference {
         }
         match self.price {
             Price::Nothing => Ok(()),
+            Price::Live => f.write_str(" (while it runs)"),
             Price::Restart => f.write_str(" (needs a restart)"),
             Price::Disk => f.write_str(" (needs a new disk)"),
         }

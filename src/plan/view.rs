@@ -1,6 +1,7 @@
 //! A plan as `kiln plan` shows it, for people and for programs.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::Serialize;
@@ -45,6 +46,10 @@ pub struct StepView {
     pub name: String,
     pub action: &'static str,
     pub why: Vec<String>,
+    /// Absent, as what follows, for a machine that goes.
+    pub arch: Option<String>,
+    pub ip: Option<Ipv4Addr>,
+    pub mac: Option<String>,
 }
 
 impl Plan {
@@ -56,10 +61,16 @@ impl Plan {
             machines: self
                 .steps
                 .iter()
-                .map(|step| StepView {
-                    name: step.name.clone(),
-                    action: step.action.word(),
-                    why: step.why.clone(),
+                .map(|step| {
+                    let record = step.record.as_ref();
+                    StepView {
+                        name: step.name.clone(),
+                        action: step.action.word(),
+                        why: step.why.clone(),
+                        arch: record.map(|record| record.arch.clone()),
+                        ip: record.map(|record| record.ip),
+                        mac: record.map(|record| record.mac.clone()),
+                    }
                 })
                 .collect(),
         }

@@ -11,10 +11,13 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use serde::Serialize;
 
+use crate::cluster::{ROOT_SERIAL, Size};
 use crate::report::style::{Paint, Style};
 use crate::report::table::{Cell, table};
+use crate::state::layout::{DisksFiles, MachineFiles};
 use crate::state::record::{
-    AccelRecord, ClusterRecord, MachineRecord, ModeRecord, PortRecord, SeenRecord, StateRecord,
+    AccelRecord, ClusterRecord, DataSourceRecord, DisksRecord, MachineRecord, ModeRecord,
+    PortRecord, SeenRecord, StateRecord,
 };
 use crate::supervisor::protocol::MachineStatus;
 
@@ -26,6 +29,8 @@ pub struct ClusterView {
     pub network: NetworkView,
     pub supervisor: SupervisorView,
     pub machines: Vec<MachineView>,
+    /// Data disks that no machine has now.
+    pub kept_disks: Vec<KeptDiskView>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -64,11 +69,39 @@ pub struct MachineView {
     pub addresses: Vec<SeenRecord>,
     pub ports: Vec<PortRecord>,
     pub image: Option<String>,
+    /// In the order in which the guest sees them; the root disk is the first.
+    pub disks: Vec<DiskView>,
     /// RFC 3339.
     pub started_at: Option<String>,
+    /// What does not work of it while it runs, a sentence each.
+    pub notes: Vec<String>,
     /// Whether kiln's keys are in it, so that `kiln ssh` gets in.
     #[serde(skip)]
     pub ssh: bool,
+}
+
+/// One disk of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct DiskView {
+    pub serial: String,
+    /// As the guest sees it, in bytes.
+    pub size: u64,
+    pub path: PathBuf,
+    pub readonly: bool,
+    /// Whether it outlives `down`.
+    pub keep: bool,
+}
+
+/// A data disk that kiln made and that no machine has now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeptDiskView {
+    pub machine: String,
+    pub serial: String,
+    /// As a guest sees it, in bytes.
+    pub size: u64,
+    pub path: PathBuf,
+    /// Whether it outlives `down`.
+    pub keep: bool,
 }
 
 /// One of the clusters that `ls` lists.
@@ -84,6 +117,8 @@ pub struct ListedView {
     pub supervisor: SupervisorView,
     /// How many machines are in each state, by the state's name.
     pub machines: BTreeMap<&'static str, usize>,
+    /// Data disks that no machine has now.
+    pub kept_disks: Vec<KeptDiskView>,
 }
 
 /// What progress says of a machine: its phase while it comes up, else its state and why.
@@ -119,9 +154,63 @@ impl NetworkView {
     }
 }
 
+impl DiskView {
+    fn all(record: &MachineRecord, files: &MachineFiles) -> Vec<DiskView> {
+        let root = record.disk.iter().map(|disk| DiskView {
+            serial: ROOT_SERIAL.to_owned(),
+            size: disk.size,
+            path: files.disk(),
+            readonly: false,
+            keep: false,
+        });
+        let data = record.data_disks.iter().map(|disk| {
+            let (path, readonly, keep) = match &disk.source {
+                DataSourceRecord::Made { keep, .. } => {
+                    (files.data_disk(&disk.serial), false, *keep)
+                }
+                DataSourceRecord::File { path, readonly, .. } => (path.clone(), *readonly, true),
+            };
+            DiskView {
+                serial: disk.serial.clone(),
+                size: disk.size(),
+                path,
+                readonly,
+                keep,
+            }
+        });
+        root.chain(data).collect()
+    }
+}
+
+impl KeptDiskView {
+    /// All of the list.
+    pub fn all(record: &DisksRecord, files: &DisksFiles) -> Vec<KeptDiskView> {
+        let disks = record.disks.iter().map(|disk| KeptDiskView {
+            machine: disk.machine.clone(),
+            serial: disk.serial.clone(),
+            size: disk.size,
+            path: files.disk(&disk.machine, &disk.serial),
+            keep: disk.keep,
+        });
+        disks.collect()
+    }
+}
+
+impl std::fmt::Display for KeptDiskView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let size = Size::from_bytes(self.size);
+        let path = self.path.display();
+        write!(f, "`{}` of {} ({size}, {path})", self.serial, self.machine)
+    }
+}
+
 impl MachineView {
     /// `record` is absent where it cannot be read.
-    pub fn new(record: Option<&MachineRecord>, status: &MachineStatus) -> MachineView {
+    pub fn new(
+        record: Option<&MachineRecord>,
+        status: &MachineStatus,
+        files: &MachineFiles,
+    ) -> MachineView {
         MachineView {
             name: status.name.clone(),
             arch: record.map(|record| record.arch.clone()),
@@ -137,7 +226,9 @@ impl MachineView {
             addresses: status.addresses.clone(),
             ports: record.map_or_else(Vec::new, |record| record.ports.clone()),
             image: record.map(|record| record.image.clone()),
+            disks: record.map_or_else(Vec::new, |record| DiskView::all(record, files)),
             started_at: status.started_at.clone(),
+            notes: status.notes.clone(),
             ssh: record.is_some_and(|record| record.reports),
         }
     }
@@ -260,39 +351,73 @@ impl ClusterView {
         if !uplink.is_empty() {
             notes.push(format!("the way out to the world is not open: {uplink}"));
         }
-        let mut emulated: Vec<(&str, Vec<&str>)> = Vec::new();
         for machine in &self.machines {
-            if machine.accel != Some(AccelRecord::Tcg) || machine.accel_reason.is_empty() {
-                continue;
-            }
-            match emulated
-                .iter_mut()
-                .find(|(why, _)| *why == machine.accel_reason)
-            {
-                Some((_, names)) => names.push(&machine.name),
-                None => emulated.push((&machine.accel_reason, vec![&machine.name])),
-            }
+            let of = |note| format!("{}: {note}", machine.name);
+            notes.extend(machine.notes.iter().map(of));
         }
-        for (why, names) in emulated {
-            let are = if names.len() == 1 { "is" } else { "are" };
-            let names = names.join(", ");
-            notes.push(format!("{names} {are} emulated (tcg), and slow: {why}"));
+        // What the spec asks for in so many words is told too: few know what emulation weakens.
+        let emulated: Vec<&str> = self.emulated().map(|(name, _)| name).collect();
+        if !emulated.is_empty() {
+            notes.push(format!(
+                "{} emulated (tcg): slow, and outside QEMU's security promise",
+                these_are(&emulated)
+            ));
+        }
+        for disk in &self.kept_disks {
+            let how = if disk.keep { " --remove-disks" } else { "" };
+            notes.push(format!(
+                "no machine has the disk {disk} any more: it is kept until `kiln down{how}`"
+            ));
         }
         notes
     }
+
+    /// Why machines are emulated that need not be by the spec's word: told in `up`.
+    pub fn why_emulated(&self) -> Vec<String> {
+        let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+        for (name, why) in self.emulated().filter(|(_, why)| !why.is_empty()) {
+            match groups.iter_mut().find(|(known, _)| *known == why) {
+                Some((_, names)) => names.push(name),
+                None => groups.push((why, vec![name])),
+            }
+        }
+        let told = |(why, names): (&str, Vec<&str>)| {
+            format!("{} not run by KVM: {why}", these_are(&names))
+        };
+        groups.into_iter().map(told).collect()
+    }
+
+    /// Names and reasons.
+    fn emulated(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.machines
+            .iter()
+            .filter(|machine| machine.accel == Some(AccelRecord::Tcg))
+            .map(|machine| (&*machine.name, &*machine.accel_reason))
+    }
+}
+
+fn these_are(names: &[&str]) -> String {
+    let are = if names.len() == 1 { "is" } else { "are" };
+    format!("{} {are}", names.join(", "))
 }
 
 /// `kiln ls`.
 pub fn ls_table(style: Style, clusters: &[ListedView]) -> String {
     let row = |cluster: &ListedView| {
-        let machines = cluster.machines.iter();
-        let machines: Vec<_> = machines
-            .map(|(state, count)| format!("{count} {state}"))
-            .collect();
         let spec = match &cluster.spec {
             Some(spec) => spec.to_string_lossy().into_owned(),
             None => format!("damaged: {}", cluster.damage),
         };
+        let mut machines: Vec<_> = cluster
+            .machines
+            .iter()
+            .map(|(state, count)| format!("{count} {state}"))
+            .collect();
+        match cluster.kept_disks.len() {
+            0 => {}
+            1 => machines.push("1 kept disk".to_owned()),
+            count => machines.push(format!("{count} kept disks")),
+        }
         [
             Cell::new(&cluster.cluster),
             Cell::new(machines.join(", ")),

@@ -4,26 +4,29 @@ use std::collections::BTreeMap;
 use std::num::NonZeroU16;
 
 use kiln_arch::Arch;
+use kiln_arch::machine::IgnitionTransport;
 
+use super::disks;
 use super::document::{Key, Node, Value};
 use super::error::{Fault, Place, Problem};
 use super::fields::{self, Fields, Keys};
 use super::files::{self, Folders};
-use super::image;
+use super::image::{self, PlacedImage};
+use super::load::Scale;
 use super::port::{self, PlacedPort};
 use super::suggest;
 use super::warning::SpecWarning;
 use crate::cluster::{
-    AccelWish, IgnitionSource, Image, Machine, MachineName, Profile, RestartPolicy, Size,
+    AccelWish, COUNT_LIMIT, FirmwareWish, IgnitionSource, Machine, MachineName, Profile,
+    RestartPolicy, Size,
 };
 
 const KEYS: Keys = Keys {
     known: &[
-        "count", "names", "image", "arch", "accel", "cpus", "memory", "disk", "ignition",
-        "template", "vars", "profile", "ports", "firmware", "graphics", "restart",
+        "count", "names", "image", "arch", "accel", "cpus", "memory", "disk", "disks", "ignition",
+        "template", "vars", "profile", "ports", "firmware", "graphics", "restart", "tpm",
     ],
     not_built: &[
-        ("disks", "leave it out; a machine has the disk of its image"),
         (
             "butane",
             "translate it with `butane --strict FILE` and name the result in `ignition:`",
@@ -33,24 +36,31 @@ const KEYS: Keys = Keys {
 };
 
 /// Machines in one group at most; the cluster's subnet is the tighter limit.
-const COUNT_LIMIT: u16 = 1000;
 const CPUS_LIMIT: u16 = 255;
 const MEMORY_LEAST: Size = Size::from_mib(64);
 const MEMORY_MOST: Size = Size::from_bytes(16 << 40);
 const MEMORY_DEFAULT: Size = Size::from_mib(1024);
-const DISK_LEAST: Size = Size::from_mib(1);
-const DISK_MOST: Size = Size::from_bytes(64 << 40);
+pub(super) const DISK_LEAST: Size = Size::from_mib(1);
+pub(super) const DISK_MOST: Size = Size::from_bytes(64 << 40);
 /// fw_cfg would take minutes to hand over more.
 const IGNITION_LIMIT: Size = Size::from_mib(8);
 
 /// What a group inherits.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Defaults<'a> {
-    pub(super) image: Option<&'a Image>,
+    pub(super) image: Option<&'a PlacedImage>,
     pub(super) arch: Arch,
     pub(super) folders: Folders<'a>,
-    /// `--scale`: counts that replace the spec's.
-    pub(super) scale: &'a BTreeMap<MachineName, u16>,
+    pub(super) scale: Scale<'a>,
+}
+
+/// What a group comes to.
+#[derive(Debug)]
+pub(super) struct PlacedGroup {
+    pub(super) name: MachineName,
+    pub(super) machines: Vec<PlacedMachine>,
+    /// How many they are, where [`Scale`] says other than the spec.
+    pub(super) scaled: Option<u16>,
 }
 
 /// A machine, and where the spec names it and its published ports.
@@ -68,7 +78,7 @@ pub(super) fn group(
     mut node: Node,
     defaults: Defaults<'_>,
     warnings: &mut Vec<SpecWarning>,
-) -> Result<Vec<PlacedMachine>, Fault> {
+) -> Result<PlacedGroup, Fault> {
     let group = name(key.place, "machines", &key.text)?;
     let owner = format!("group `{group}`");
     if node.value == Value::Nothing {
@@ -83,8 +93,11 @@ pub(super) fn group(
     // A missing key is missing in the group, wherever its map begins.
     fields.place = key.place;
 
-    let names = names(key, &group, &mut fields, defaults.scale)?;
-    let image = match fields.take_as("image", |node, key| {
+    let Names {
+        machines: names,
+        scaled,
+    } = names(key, &group, &mut fields, defaults.scale, warnings)?;
+    let PlacedImage { image, transport } = match fields.take_as("image", |node, key| {
         image::image(node, key, &owner, folders, warnings)
     })? {
         Some(image) => image,
@@ -95,7 +108,17 @@ pub(super) fn group(
         })?,
     };
     let arch = fields.take_as("arch", arch)?.unwrap_or(defaults.arch);
-    refuse_firmware(&mut fields, arch)?;
+    refuse_transport(transport, arch)?;
+    let firmware = fields
+        .take_as("firmware", |node, key| firmware(node, key, arch))?
+        .unwrap_or(FirmwareWish::Auto);
+    let tpm = fields
+        .take_as("tpm", |node, key| tpm(&node, key, arch))?
+        .unwrap_or(false);
+    // It changes nothing yet: only its plain word is taken.
+    fields.take_as("graphics", |node, key| {
+        fields::choice(node, key, &[("none", ())], &["vnc", "spice"])
+    })?;
     let accel = fields.take_as("accel", |node, key| {
         let words = [
             ("auto", AccelWish::Auto),
@@ -107,7 +130,7 @@ pub(super) fn group(
     let cpus = fields.take_as("cpus", |node, key| {
         fields::integer(&node, key, 1, CPUS_LIMIT)
     })?;
-    let memory = fields.take_as("memory", |node, key| memory(&node, key))?;
+    let memory = fields.take_as("memory", |node, key| memory(&node, key, arch))?;
     let disk = fields.take_as("disk", |node, key| {
         let place = node.place;
         if image.disk().is_none() {
@@ -118,6 +141,9 @@ pub(super) fn group(
             ));
         }
         fields::size(&node, key, DISK_LEAST, DISK_MOST)
+    })?;
+    let disks = fields.take_as("disks", |node, key| {
+        disks::disks(node, key, &owner, names.len(), folders)
     })?;
     let ignition = ignition(&mut fields, folders)?;
     let vars = vars(&mut fields, &group, ignition.as_ref(), warnings)?;
@@ -162,20 +188,29 @@ pub(super) fn group(
         memory: memory.unwrap_or(MEMORY_DEFAULT),
         image: image.clone(),
         disk,
+        disks: disks.clone().unwrap_or_default(),
         ignition: ignition.clone(),
         vars: vars.clone(),
         profile: profile.unwrap_or(Profile::Basic),
         ports: ports.iter().map(|placed| placed.port).collect(),
         restart: restart.unwrap_or(RestartPolicy::OnFailure),
+        firmware,
+        tpm,
+        ignition_transport: transport.map(|(_, transport)| transport),
     };
-    Ok((1..)
+    let machines = (1..)
         .zip(names)
         .map(|(index, (place, name))| PlacedMachine {
             machine: machine(index, name),
             place,
             ports: ports.clone(),
         })
-        .collect())
+        .collect();
+    Ok(PlacedGroup {
+        machines,
+        scaled,
+        name: group,
+    })
 }
 
 fn name(place: Place, key: &str, text: &str) -> Result<MachineName, Fault> {
@@ -192,16 +227,24 @@ fn name(place: Place, key: &str, text: &str) -> Result<MachineName, Fault> {
     Ok(name)
 }
 
+/// Who is in a group.
+struct Names {
+    machines: Vec<(Place, MachineName)>,
+    /// How many they are, where [`Scale`] says other than the spec.
+    scaled: Option<u16>,
+}
+
 /// The names of the group's machines, by `count`, `names` or neither.
 fn names(
     key: &Key,
     group: &MachineName,
     fields: &mut Fields,
-    scale: &BTreeMap<MachineName, u16>,
-) -> Result<Vec<(Place, MachineName)>, Fault> {
+    scale: Scale<'_>,
+    warnings: &mut Vec<SpecWarning>,
+) -> Result<Names, Fault> {
     let count = fields.take("count");
     let names = fields.take("names");
-    let scaled = scale.get(group).copied();
+    let said = scale.said.get(group).copied();
     if let (Some(count), Some(_)) = (&count, &names) {
         return Err(Fault::bad_value(
             count.place,
@@ -209,7 +252,7 @@ fn names(
             "a group has `count` or `names`, not both",
         ));
     }
-    if scaled.is_some() && count.is_none() {
+    if said.is_some() && count.is_none() {
         return Err(Fault::bad_value(
             key.place,
             "machines",
@@ -218,25 +261,44 @@ fn names(
         .hint("write `count: 1` in the group"));
     }
     if let Some(node) = count {
-        let said = fields::integer(&node, "count", 0, COUNT_LIMIT)?;
-        return (1..=scaled.unwrap_or(said))
+        let place = node.place;
+        let count = fields::integer(&node, "count", 0, COUNT_LIMIT)?;
+        let remembered = scale.remembered.get(group).copied();
+        let scaled = said.or(remembered).filter(|scaled| *scaled != count);
+        if let (None, Some(scaled)) = (said, scaled) {
+            warnings.push(SpecWarning::Scaled {
+                place,
+                group: group.to_string(),
+                count,
+                scaled,
+            });
+        }
+        let machines = (1..=scaled.unwrap_or(count))
             .map(|index| {
                 let name = name(key.place, "machines", &format!("{group}-{index}"))?;
                 Ok((key.place, name))
             })
-            .collect();
+            .collect::<Result<_, Fault>>()?;
+        return Ok(Names { machines, scaled });
     }
     let Some(node) = names else {
-        return Ok(vec![(key.place, group.clone())]);
+        return Ok(Names {
+            machines: vec![(key.place, group.clone())],
+            scaled: None,
+        });
     };
-    fields::list(node, "names")?
+    let machines = fields::list(node, "names")?
         .into_iter()
         .map(|node| {
             let place = node.place;
             let name = name(place, "names", &fields::text(node, "names")?)?;
             Ok((place, name))
         })
-        .collect()
+        .collect::<Result<_, Fault>>()?;
+    Ok(Names {
+        machines,
+        scaled: None,
+    })
 }
 
 fn arch(node: Node, key: &str) -> Result<Arch, Fault> {
@@ -257,31 +319,57 @@ fn arch(node: Node, key: &str) -> Result<Arch, Fault> {
     })
 }
 
-/// `firmware` and `graphics` change nothing yet: only their plain words are taken.
-fn refuse_firmware(fields: &mut Fields, arch: Arch) -> Result<(), Fault> {
-    if let Some(node) = fields.take("firmware") {
-        let place = node.place;
-        let bios = fields::choice(
-            node,
-            "firmware",
-            &[("auto", false), ("bios", true)],
-            &["uefi", "uefi-secure"],
-        )?;
-        if bios && !matches!(arch, Arch::X86_64 | Arch::I386) {
-            return Err(Fault::bad_value(
-                place,
-                "firmware",
-                "this architecture has no BIOS; write `auto`",
-            ));
-        }
+/// The firmware, which the architecture's board has to take.
+fn firmware(node: Node, key: &str, arch: Arch) -> Result<FirmwareWish, Fault> {
+    let place = node.place;
+    let words = [
+        ("auto", FirmwareWish::Auto),
+        ("bios", FirmwareWish::Bios),
+        ("uefi", FirmwareWish::Uefi),
+        ("uefi-secure", FirmwareWish::UefiSecure),
+    ];
+    let wish = fields::choice(node, key, &words, &[])?;
+    let (fits, what) = match wish {
+        FirmwareWish::Auto => (true, ""),
+        FirmwareWish::Bios => (arch.has_bios(), "BIOS"),
+        FirmwareWish::Uefi => (arch.has_uefi(), "UEFI"),
+        FirmwareWish::UefiSecure => (arch.has_secure_boot(), "UEFI with secure boot"),
+    };
+    if fits {
+        return Ok(wish);
     }
-    fields.take_as("graphics", |node, key| {
-        fields::choice(node, key, &[("none", ())], &["vnc", "spice"])
-    })?;
-    Ok(())
+    Err(
+        Fault::bad_value(place, key, format!("{arch} machines have no {what}"))
+            .hint("write `auto`, or leave it out"),
+    )
 }
 
-fn memory(node: &Node, key: &str) -> Result<Size, Fault> {
+fn tpm(node: &Node, key: &str, arch: Arch) -> Result<bool, Fault> {
+    let wanted = fields::boolean(node, key)?;
+    if wanted && !arch.has_tpm() {
+        let why = format!("QEMU has no TPM for {arch} machines");
+        return Err(Fault::bad_value(node.place, key, why).hint("leave it out"));
+    }
+    Ok(wanted)
+}
+
+/// Refuses a transport that the machine's board does not have.
+fn refuse_transport(
+    transport: Option<(Place, IgnitionTransport)>,
+    arch: Arch,
+) -> Result<(), Fault> {
+    match transport {
+        Some((place, IgnitionTransport::FwCfg)) if !arch.has_fw_cfg() => Err(Fault::bad_value(
+            place,
+            "ignition_transport",
+            format!("{arch} machines have no fw_cfg"),
+        )
+        .hint("leave it out: they get the config by virtio-blk")),
+        Some((_, IgnitionTransport::FwCfg | IgnitionTransport::VirtioBlk)) | None => Ok(()),
+    }
+}
+
+fn memory(node: &Node, key: &str, arch: Arch) -> Result<Size, Fault> {
     let place = node.place;
     let size = fields::size(node, key, MEMORY_LEAST, MEMORY_MOST)?;
     if !size.bytes().is_multiple_of(Size::from_mib(1).bytes()) {
@@ -290,6 +378,14 @@ fn memory(node: &Node, key: &str) -> Result<Size, Fault> {
             key,
             format!("{size} is not a whole number of MiB"),
         ));
+    }
+    let step = Size::from_mib(arch.memory_step());
+    if !size.bytes().is_multiple_of(step.bytes()) {
+        let more = Size::from_bytes(size.bytes().next_multiple_of(step.bytes()));
+        return Err(
+            Fault::bad_value(place, key, format!("{arch} has memory in steps of {step}"))
+                .hint(format!("write `{more}`")),
+        );
     }
     Ok(size)
 }

@@ -6,6 +6,8 @@
 
 use std::path::Path;
 
+use kiln_arch::machine::IgnitionTransport;
+
 use super::document::{Node, Value};
 use super::error::{Fault, Place};
 use super::fields::{self, Fields, Keys};
@@ -22,18 +24,28 @@ const CMDLINE_LIMIT: usize = 4096;
 
 const DISK_KEYS: Keys = Keys {
     known: &["disk", "format", "sha256", "insecure"],
-    not_built: NOT_BUILT,
+    not_built: &[],
 };
 const IMAGE_KEYS: Keys = Keys {
     known: &[
-        "disk", "format", "sha256", "insecure", "kernel", "initrd", "cmdline",
+        "disk",
+        "format",
+        "sha256",
+        "insecure",
+        "kernel",
+        "initrd",
+        "cmdline",
+        "ignition_transport",
     ],
-    not_built: NOT_BUILT,
+    not_built: &[],
 };
-const NOT_BUILT: &[(&str, &str)] = &[(
-    "ignition_transport",
-    "leave it out: each architecture's usual transport is used",
-)];
+
+/// An `image:` with what it says of Ignition, which has to fit each machine's architecture.
+#[derive(Debug, Clone)]
+pub(super) struct PlacedImage {
+    pub(super) image: Image,
+    pub(super) transport: Option<(Place, IgnitionTransport)>,
+}
 
 /// Reads an `image:` and looks whether its files are there.
 pub(super) fn image(
@@ -42,11 +54,35 @@ pub(super) fn image(
     owner: &str,
     folders: Folders<'_>,
     warnings: &mut Vec<SpecWarning>,
-) -> Result<Image, Fault> {
+) -> Result<PlacedImage, Fault> {
     if !matches!(node.value, Value::Map(_)) {
-        return disk(node, key, owner, folders, warnings).map(Image::Disk);
+        return Ok(PlacedImage {
+            image: Image::Disk(disk(node, key, owner, folders, warnings)?),
+            transport: None,
+        });
     }
     let mut fields = Fields::new(node, format!("`image` of {owner}"), IMAGE_KEYS)?;
+    let transport = fields.take_as("ignition_transport", |node, key| {
+        let words = [
+            ("fw_cfg", IgnitionTransport::FwCfg),
+            ("virtio-blk", IgnitionTransport::VirtioBlk),
+        ];
+        let place = node.place;
+        fields::choice(node, key, &words, &[]).map(|transport| (place, transport))
+    })?;
+    Ok(PlacedImage {
+        image: described(fields, key, folders, warnings)?,
+        transport,
+    })
+}
+
+/// The image that a map describes.
+fn described(
+    mut fields: Fields,
+    key: &str,
+    folders: Folders<'_>,
+    warnings: &mut Vec<SpecWarning>,
+) -> Result<Image, Fault> {
     let initrd = fields.take("initrd");
     let cmdline = fields.take("cmdline");
     let Some(kernel) = fields.take("kernel") else {
@@ -251,7 +287,7 @@ fn address(text: &str, place: Place, key: &str, said: Said) -> Result<RemoteImag
     })
 }
 
-fn known_format(
+pub(super) fn known_format(
     place: Place,
     key: &str,
     path: &Path,
@@ -291,7 +327,7 @@ fn format_of(
                 suggest::list(&[".qcow2", ".raw", ".img"])
             ),
         )
-        .hint("say the format: `image: {disk: …, format: qcow2}` or `format: raw`")),
+        .hint("say the format beside it: `format: qcow2` or `format: raw`")),
     }
 }
 

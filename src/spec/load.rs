@@ -7,6 +7,7 @@ use std::path::Path;
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 
+use super::disks;
 use super::document::{self, Node, Value};
 use super::error::{Fault, Place, Problem, SpecError};
 use super::fields::{self, Fields, Keys};
@@ -49,8 +50,25 @@ pub struct Context<'a> {
     pub host_arch: Arch,
     /// What `~` means in paths.
     pub home: Option<&'a Path>,
-    /// `--scale`: counts that replace those of the spec's groups.
-    pub scale: &'a BTreeMap<MachineName, u16>,
+    /// Counts that replace those of the spec's groups.
+    pub scale: Scale<'a>,
+}
+
+/// Counts that replace those of the spec's groups.
+#[derive(Debug, Clone, Copy)]
+pub struct Scale<'a> {
+    /// By `--scale` now: a group that is none is an error.
+    pub said: &'a BTreeMap<MachineName, u16>,
+    /// By an earlier `--scale`: holds for the groups that still have a count.
+    pub remembered: &'a BTreeMap<MachineName, u16>,
+}
+
+impl Scale<'static> {
+    /// As the spec has it.
+    pub const NONE: Scale<'static> = Scale {
+        said: &BTreeMap::new(),
+        remembered: &BTreeMap::new(),
+    };
 }
 
 /// A cluster, and what looks like a mistake in its spec.
@@ -166,6 +184,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
     };
     if let Some(group) = context
         .scale
+        .said
         .keys()
         .find(|name| !groups.iter().any(|(key, _)| key.text == name.as_str()))
     {
@@ -178,11 +197,15 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
         scale: context.scale,
     };
     let mut machines = Vec::new();
+    let mut scale = BTreeMap::new();
     for (key, node) in groups {
-        machines.extend(group::group(&key, node, defaults, &mut warnings)?);
+        let group = group::group(&key, node, defaults, &mut warnings)?;
+        scale.extend(group.scaled.map(|count| (group.name, count)));
+        machines.extend(group.machines);
     }
     group::refuse_duplicates(&machines)?;
     port::refuse_clashes(&machines)?;
+    disks::refuse_shared_files(&machines)?;
     Ok(Loaded {
         cluster: Cluster {
             name,
@@ -190,6 +213,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
             folder: folder.to_owned(),
             network,
             authorized_keys,
+            scale,
             machines: machines.into_iter().map(|placed| placed.machine).collect(),
         },
         warnings,

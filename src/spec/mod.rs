@@ -2,7 +2,7 @@
 //!
 //! The text is read into a tree whose every node knows its line and column
 //! (`document`), and the tree is taken apart key by key (`fields`, `image`,
-//! `port`, `group`). What comes out cannot be wrong by itself; what is wrong is
+//! `disks`, `port`, `group`). What comes out cannot be wrong by itself; what is wrong is
 //! said with file, line, column, what is allowed, and a suggestion. A key whose
 //! feature this kiln lacks is refused, never ignored.
 //!
@@ -10,6 +10,7 @@
 //! public keys, the first bytes of images). It must not read the environment,
 //! probe the host, write or print.
 
+mod disks;
 mod document;
 mod error;
 mod fields;
@@ -29,5 +30,5 @@ mod tests;
 pub use self::error::{Place, Problem, SpecError};
 pub use self::find::{FindError, SPEC_FILE_NAME, find};
 pub use self::init::init_template;
-pub use self::load::{Context, Loaded, cluster_name, load};
+pub use self::load::{Context, Loaded, Scale, cluster_name, load};
 pub use self::warning::SpecWarning;

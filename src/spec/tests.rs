@@ -14,7 +14,7 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike as _;
 use proptest::prelude::{any, prop, proptest};
 
-use super::{Context, Loaded, SpecError, find, init_template, load};
+use super::{Context, Loaded, Scale, SpecError, find, init_template, load};
 use crate::cluster::{Image, MachineName, Size};
 
 /// A folder of its own for each test, with what the specs below name.
@@ -52,18 +52,32 @@ impl Folder {
         fs::write(self.0.join(name), bytes).unwrap();
     }
 
-    fn load(&self, text: &[u8], scale: &[(&str, u16)]) -> Result<Loaded, SpecError> {
+    fn load(&self, text: &[u8], said: &[(&str, u16)]) -> Result<Loaded, SpecError> {
+        self.load_scaled(text, said, &[])
+    }
+
+    fn load_scaled(
+        &self,
+        text: &[u8],
+        said: &[(&str, u16)],
+        remembered: &[(&str, u16)],
+    ) -> Result<Loaded, SpecError> {
         self.write("kiln.yaml", text);
-        let scale: BTreeMap<MachineName, u16> = scale
-            .iter()
-            .map(|(name, count)| (name.parse().unwrap(), *count))
-            .collect();
+        let counts = |scale: &[(&str, u16)]| -> BTreeMap<MachineName, u16> {
+            scale
+                .iter()
+                .map(|(name, count)| (name.parse().unwrap(), *count))
+                .collect()
+        };
         load(
             &self.0.join("kiln.yaml"),
             Context {
                 host_arch: Arch::X86_64,
                 home: Some(&self.0),
-                scale: &scale,
+                scale: Scale {
+                    said: &counts(said),
+                    remembered: &counts(remembered),
+                },
             },
         )
     }
@@ -128,6 +142,7 @@ machines:
     cpus: 2
     memory: 2GiB
     disk: 20GiB
+    disks: [{size: 5GiB, serial: db, keep: true}, {size: 1GiB, sector: 4096}, {file: disk.iso, format: raw, readonly: true}]
     ignition: node.ign.j2
     vars: {role: worker, deep: [1, {a: yes}]}
     profile: none
@@ -196,6 +211,34 @@ machines: {node: {count: 3}, alone: }
         write `count: 1` in the group
     "#]]
     .assert_eq(&shown(&folder, &alone));
+}
+
+#[test]
+fn an_earlier_scale_holds_until_the_spec_says_the_same() {
+    let folder = Folder::new();
+    let spec = b"cluster: demo
+image: disk.qcow2
+machines: {node: {count: 3}, alone: }
+";
+    let remembered = [("node", 2), ("gone", 4), ("alone", 5)];
+    let loaded = folder.load_scaled(spec, &[], &remembered).unwrap();
+    assert_eq!(names(&loaded), ["node-1", "node-2", "alone"]);
+    let scale = |loaded: &Loaded| -> Vec<(String, u16)> {
+        let scale = &loaded.cluster.scale;
+        scale
+            .iter()
+            .map(|(name, count)| (name.to_string(), *count))
+            .collect()
+    };
+    assert_eq!(scale(&loaded), [("node".to_owned(), 2)]);
+    expect!["group `node` is of 2 by an earlier `--scale`, not of 3 as the spec says; `kiln up --scale node=3` goes back"]
+        .assert_eq(&loaded.warnings[0].to_string());
+
+    let back = folder
+        .load_scaled(spec, &[("node", 3)], &remembered)
+        .unwrap();
+    assert_eq!(names(&back), ["node-1", "node-2", "node-3", "alone"]);
+    assert_eq!((scale(&back), back.warnings), (vec![], vec![]));
 }
 
 #[test]
@@ -322,7 +365,7 @@ fn the_example_loads() {
     let context = Context {
         host_arch: Arch::X86_64,
         home: None,
-        scale: &BTreeMap::new(),
+        scale: Scale::NONE,
     };
     let loaded = load(&example.join("kiln.yaml"), context).unwrap();
     assert_eq!(loaded.warnings, []);
@@ -352,7 +395,7 @@ fn files_that_are_no_specs() {
     let context = Context {
         host_arch: Arch::X86_64,
         home: None,
-        scale: &BTreeMap::new(),
+        scale: Scale::NONE,
     };
     let mut lines = Vec::new();
     for path in [

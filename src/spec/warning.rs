@@ -16,6 +16,14 @@ pub enum SpecWarning {
     UnusedVars { place: Place, group: String },
     /// A subnet of addresses that belong to others.
     PublicSubnet { place: Place },
+    /// A count of an earlier `--scale` that the spec does not have.
+    Scaled {
+        /// Of the spec's count.
+        place: Place,
+        group: String,
+        count: u16,
+        scaled: u16,
+    },
 }
 
 impl SpecWarning {
@@ -24,7 +32,8 @@ impl SpecWarning {
             SpecWarning::InsecureLocalImage { place }
             | SpecWarning::RawLooksLikeQcow2 { place, .. }
             | SpecWarning::UnusedVars { place, .. }
-            | SpecWarning::PublicSubnet { place } => *place,
+            | SpecWarning::PublicSubnet { place }
+            | SpecWarning::Scaled { place, .. } => *place,
         }
     }
 }
@@ -46,6 +55,15 @@ impl fmt::Display for SpecWarning {
             ),
             SpecWarning::PublicSubnet { .. } => f.write_str(
                 "`subnet` is not a private one: the machines cannot reach the hosts that own these addresses",
+            ),
+            SpecWarning::Scaled {
+                group,
+                count,
+                scaled,
+                ..
+            } => write!(
+                f,
+                "group `{group}` is of {scaled} by an earlier `--scale`, not of {count} as the spec says; `kiln up --scale {group}={count}` goes back"
             ),
         }
     }

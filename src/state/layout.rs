@@ -23,11 +23,22 @@ pub struct ClusterFiles {
     runtime: PathBuf,
 }
 
+/// The data disks of one cluster's machines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DisksFiles {
+    pub folder: PathBuf,
+}
+
+/// How the folder of a cluster's data disks ends; no cluster's name has a dot.
+pub const DISKS_ENDING: &str = "disks";
+
 /// One machine's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineFiles {
     pub folder: PathBuf,
     pub sockets: PathBuf,
+    /// Has the data disks, which stay when the machine goes.
+    pub disks: PathBuf,
 }
 
 impl Roots {
@@ -78,6 +89,13 @@ impl ClusterFiles {
         self.beside("spawn")
     }
 
+    /// Has the data disks, which may outlive the cluster: beside its folder, not in it.
+    pub fn disks(&self) -> DisksFiles {
+        DisksFiles {
+            folder: self.beside(DISKS_ENDING),
+        }
+    }
+
     pub fn record(&self) -> PathBuf {
         self.folder().join("cluster.json")
     }
@@ -115,6 +133,7 @@ impl ClusterFiles {
         MachineFiles {
             folder: self.machines().join(name),
             sockets: self.sockets().join(&self.uuid(name)[..8]),
+            disks: self.disks().machine(name),
         }
     }
 
@@ -158,8 +177,33 @@ impl ClusterFiles {
         MachineFiles {
             folder: self.folder().join("uplink"),
             sockets: self.sockets().join(&self.uplink_uuid()[..8]),
+            disks: PathBuf::new(),
         }
     }
+}
+
+impl DisksFiles {
+    pub fn record(&self) -> PathBuf {
+        self.folder.join("disks.json")
+    }
+
+    /// The folder of one machine's disks: no machine is called `disks.json`.
+    pub fn machine(&self, machine: &str) -> PathBuf {
+        self.folder.join(machine)
+    }
+
+    pub fn disk(&self, machine: &str, serial: &str) -> PathBuf {
+        data_disk(&self.machine(machine), serial)
+    }
+
+    /// Where a disk lies while qemu-img makes it.
+    pub fn incoming(&self, machine: &str, serial: &str) -> PathBuf {
+        self.disk(machine, serial).with_extension("new")
+    }
+}
+
+fn data_disk(folder: &Path, serial: &str) -> PathBuf {
+    folder.join(format!("{serial}.qcow2"))
 }
 
 impl MachineFiles {
@@ -183,8 +227,32 @@ impl MachineFiles {
         self.folder.join("disk.qcow2")
     }
 
+    /// The data disk of that serial that kiln made.
+    pub fn data_disk(&self, serial: &str) -> PathBuf {
+        data_disk(&self.disks, serial)
+    }
+
+    /// The machine's own UEFI variables.
+    pub fn uefi_vars(&self) -> PathBuf {
+        self.folder.join("uefi-vars.fd")
+    }
+
+    /// A folder of the TPM emulator's own, which belongs to the user that it runs as.
+    pub fn tpm(&self) -> PathBuf {
+        self.folder.join("tpm")
+    }
+
+    pub fn tpm_log(&self) -> PathBuf {
+        self.folder.join("swtpm.log")
+    }
+
     pub fn console_log(&self) -> PathBuf {
         self.folder.join("console.log")
+    }
+
+    /// Held by whoever is at the console.
+    pub fn console_lock(&self) -> PathBuf {
+        self.folder.join("console.lock")
     }
 
     pub fn qemu_log(&self) -> PathBuf {

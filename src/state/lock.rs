@@ -11,6 +11,10 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use nix::libc;
+use nix::sys::stat::{major, minor};
+
+/// How long a lock is waited for whose holders do a short thing.
+pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A lock that is held until it is dropped.
 #[derive(Debug)]
@@ -44,12 +48,17 @@ impl Lock {
                 let mut holder = String::new();
                 // Best effort: the text may be half written by its new holder.
                 let _ = (&mut file).take(200).read_to_string(&mut holder);
+                let text = holder.trim();
+                // The text may be of a former holder; the kernel knows the present one.
+                let holder = match holder_of(&file) {
+                    Some(pid) if text.starts_with(&format!("pid {pid}:")) => text.to_owned(),
+                    Some(pid) => running(pid),
+                    None => text.to_owned(),
+                };
                 return Err(LockError::Held {
-                    holder: match (holder.trim(), running(&file)) {
-                        ("", None) => "another kiln".to_owned(),
-                        // It has the lock and has not written its name yet.
-                        ("", Some(text)) => format!("another kiln ({text})"),
-                        (text, _) => format!("another kiln ({text})"),
+                    holder: match holder.as_str() {
+                        "" => "another kiln".to_owned(),
+                        text => format!("another kiln ({text})"),
                     },
                 });
             }
@@ -60,49 +69,57 @@ impl Lock {
                 });
             }
         }
-        let text = format!("pid {}: {who}\n", std::process::id());
-        let _ = file.set_len(0);
-        let _ = file.rewind();
-        let _ = file.write_all(text.as_bytes());
-        Ok(Lock {
+        let mut lock = Lock {
             path: path.to_owned(),
             file,
-        })
+        };
+        lock.sign(who);
+        Ok(lock)
     }
 
-    /// Takes the lock at `path`, waiting for its holder.
+    /// Takes the lock at `path`, waiting [`PATIENCE`] for its holder.
     ///
-    /// Only for locks whose holders do a bounded thing (choose a subnet, start a supervisor).
-    pub fn take(path: &Path) -> Result<Lock, LockError> {
-        let file = open(path)?;
-        file.lock().map_err(|source| LockError::Open {
-            path: path.to_owned(),
-            source,
-        })?;
-        if !is_at(&file, path) {
-            return Lock::take(path);
-        }
-        Ok(Lock {
-            path: path.to_owned(),
-            file,
-        })
+    /// Only for locks whose holders do a short thing (choose a subnet, start a supervisor).
+    pub fn take(path: &Path, who: &str) -> Result<Lock, LockError> {
+        Lock::take_within(path, who, PATIENCE)
     }
 
-    /// Takes the lock at `path` as soon as its holder, who is on the way out, lets go of it.
+    /// Takes the lock at `path` as soon as its holder lets go of it.
+    ///
+    /// # Errors
+    /// [`LockError::Held`] after `patience`, with whoever has it then.
     pub fn take_within(path: &Path, who: &str, patience: Duration) -> Result<Lock, LockError> {
         match Lock::try_take(path, who) {
-            Err(LockError::Held { holder }) => {
-                let (sender, receiver) = mpsc::channel();
-                let own = path.to_owned();
-                // The kernel has no deadline for this wait. Whoever gets no lock ends, and the
-                // thread with it.
-                std::thread::spawn(move || sender.send(Lock::take(&own)));
-                receiver
-                    .recv_timeout(patience)
-                    .unwrap_or(Err(LockError::Held { holder }))
-            }
-            taken => taken,
+            Err(LockError::Held { .. }) => {}
+            taken => return taken,
         }
+        let (sender, receiver) = mpsc::channel();
+        let own = path.to_owned();
+        // The kernel has no deadline for this wait. Whoever gets no lock ends soon, and the thread
+        // with it; what the thread may get before that, it drops.
+        std::thread::spawn(move || sender.send(wait(&own)));
+        match receiver.recv_timeout(patience) {
+            Ok(Ok(mut lock)) => {
+                lock.sign(who);
+                Ok(lock)
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Lock::try_take(path, who),
+        }
+    }
+
+    /// The process that holds the lock at `path`, by the kernel's word; `None` when nobody does,
+    /// or one that cannot be seen from here (another container's).
+    pub fn holder(path: &Path) -> Option<u32> {
+        holder_of(&File::open(path).ok()?)
+    }
+
+    /// Writes who has the lock; best effort, for it is for people alone.
+    fn sign(&mut self, who: &str) {
+        let text = format!("pid {}: {who}\n", std::process::id());
+        let _ = self.file.set_len(0);
+        let _ = self.file.rewind();
+        let _ = self.file.write_all(text.as_bytes());
     }
 
     /// Removes the file and lets go: nothing of what it guarded is left.
@@ -115,17 +132,55 @@ impl Lock {
     }
 }
 
-/// The pid and command line of the file's holder, by proc_locks(5):
-/// `1: FLOCK  ADVISORY  WRITE PID MA:MI:INODE 0 EOF`.
-fn running(file: &File) -> Option<String> {
-    let inode = file.metadata().ok()?.ino().to_string();
+/// Waits for the lock, however long that takes.
+fn wait(path: &Path) -> Result<Lock, LockError> {
+    loop {
+        let file = open(path)?;
+        file.lock().map_err(|source| LockError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+        if is_at(&file, path) {
+            return Ok(Lock {
+                path: path.to_owned(),
+                file,
+            });
+        }
+    }
+}
+
+/// The pid of the file's holder, by proc_locks(5): `1: FLOCK  ADVISORY  WRITE PID MA:MI:INODE 0 EOF`.
+/// Those that wait for it stand below, with an arrow before FLOCK.
+fn holder_of(file: &File) -> Option<u32> {
+    let metadata = file.metadata().ok()?;
+    let (device, inode) = (metadata.dev(), metadata.ino());
+    let own = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+    let inode = inode.to_string();
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
-    let pid: u32 = locks.lines().find_map(|line| {
-        let mut fields = line.split_whitespace().skip(4);
-        let pid = fields.next()?.parse().ok()?;
-        (fields.next()?.rsplit(':').next()? == inode).then_some(pid)
-    })?;
-    let command = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let holders: Vec<(u32, &str)> = locks
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split_whitespace().skip(1);
+            if fields.next()? != "FLOCK" {
+                return None;
+            }
+            let pid = fields.nth(2)?.parse().ok().filter(|pid| *pid != 0)?;
+            Some((pid, fields.next()?))
+        })
+        .collect();
+    // Some file systems (btrfs) show other devices to stat(2) than here.
+    let exact = holders.iter().find(|(_, file)| *file == own);
+    let found = exact.or_else(|| {
+        holders
+            .iter()
+            .find(|(_, file)| file.rsplit(':').next() == Some(&inode))
+    });
+    found.map(|(pid, _)| *pid)
+}
+
+/// The pid and command line of a holder.
+fn running(pid: u32) -> String {
+    let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words: Vec<_> = command
         .split(|byte| *byte == 0)
         .filter(|word| !word.is_empty())
@@ -138,7 +193,7 @@ fn running(file: &File) -> Option<String> {
         .filter(|letter| !letter.is_control())
         .take(200)
         .collect();
-    Some(format!("pid {pid}: {words}"))
+    format!("pid {pid}: {words}")
 }
 
 /// Whether the open file is the one that has this name.
@@ -181,11 +236,13 @@ mod tests {
                 std::process::id()
             )
         );
-        // Before it has written its name it is known by its pid.
-        held.file.set_len(0).unwrap();
-        let error = Lock::try_take(&path, "kiln down").unwrap_err().to_string();
-        let pid = format!("another kiln (pid {}: ", std::process::id());
-        assert!(error.starts_with(&pid), "{error}");
+        // Before it has written its name it is known by its pid, whatever another left there.
+        for text in ["", "pid 1: kiln up\n"] {
+            std::fs::write(&path, text).unwrap();
+            let error = Lock::try_take(&path, "kiln down").unwrap_err().to_string();
+            let pid = format!("another kiln (pid {}: ", std::process::id());
+            assert!(error.starts_with(&pid), "{error}");
+        }
         drop(held);
         Lock::try_take(&path, "kiln down").unwrap();
     }
@@ -212,10 +269,10 @@ mod tests {
     fn a_lock_whose_file_was_removed_is_taken_on_the_new_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("lock");
-        let first = Lock::take(&path).unwrap();
+        let first = Lock::take(&path, "x").unwrap();
         let waiter = {
             let path = path.clone();
-            std::thread::spawn(move || Lock::take(&path).unwrap())
+            std::thread::spawn(move || Lock::take(&path, "x").unwrap())
         };
         first.remove();
         let held = waiter.join().unwrap();

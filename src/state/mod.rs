@@ -12,13 +12,19 @@
 //!     machines/M/machine.json     the plan's choices for a machine; written by commands
 //!     machines/M/run.json         what became of it; written by the supervisor alone
 //!     machines/M/config.ign, disk.qcow2, console.log, qemu.log
+//!     machines/M/uefi-vars.fd     its own copy of the firmware's variables
+//!     machines/M/tpm/, swtpm.log  the TPM's state, QEMU's user's, and what its emulator said
 //!     uplink/                     the QEMU that is the fabric's way out
+//! STATE/clusters/NAME.disks/      0700; outlives the cluster while there is a disk in it
+//!     disks.json                  every data disk that kiln made: written before the disk is
+//!     M/SERIAL.qcow2
 //! RUNTIME/NAME/                   0700: sockets
 //! ```
 //!
 //! Files are written whole to a temporary one, synced and renamed, so that a
 //! reader finds the old text or the new one. Nothing here decides anything.
 
+pub mod disks;
 pub mod files;
 pub mod layout;
 pub mod ledger;

@@ -10,9 +10,12 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
+use kiln_arch::machine::Sector;
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::{DataFormat, DiskFormat};
 use crate::image::BaseFacts;
+use crate::image::base::format_name;
 
 /// The choices that hold for a whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +37,9 @@ pub struct ClusterRecord {
     pub qemu_gid: Option<u32>,
     /// Names in the order of the spec.
     pub machines: Vec<String>,
+    /// The groups that `up --scale` gave another count than the spec's.
+    #[serde(default)]
+    pub scale: BTreeMap<String, u16>,
     /// The host ports of all machines: recorded with the cluster, before there is any machine, so
     /// that no other cluster takes them.
     #[serde(default)]
@@ -72,10 +78,22 @@ pub struct MachineRecord {
     pub qemu: PathBuf,
     pub cpus: u16,
     pub memory_mib: u32,
+    /// UEFI; absent: what the board has of its own.
+    #[serde(default)]
+    pub firmware: Option<FirmwareRecord>,
+    /// The program that emulates its TPM, where it has one.
+    #[serde(default)]
+    pub tpm: Option<PathBuf>,
     pub kernel: Option<KernelRecord>,
     pub disk: Option<DiskRecord>,
+    /// In the order in which the guest sees them, after the root disk.
+    #[serde(default)]
+    pub data_disks: Vec<DataDiskRecord>,
     /// Whether `config.ign` is handed to the guest.
     pub ignition: bool,
+    /// How, where it is not as the architecture has it.
+    #[serde(default)]
+    pub ignition_transport: Option<TransportRecord>,
     pub mac: String,
     pub ip: Ipv4Addr,
     pub ports: Vec<PortRecord>,
@@ -103,6 +121,35 @@ pub enum RestartRecord {
     Always,
 }
 
+/// A build of UEFI and the machine's copy of its variables.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FirmwareRecord {
+    pub kind: FirmwareKind,
+    /// The host's, shared and read-only.
+    pub code: PathBuf,
+    #[serde(with = "format_name")]
+    pub code_format: DiskFormat,
+    /// What the variables began as; they have its format.
+    pub template: PathBuf,
+    #[serde(with = "format_name")]
+    pub vars_format: DiskFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirmwareKind {
+    Uefi,
+    UefiSecure,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TransportRecord {
+    #[serde(rename = "fw_cfg")]
+    FwCfg,
+    VirtioBlk,
+}
+
 /// Direct kernel boot; both files lie in the cache, by digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelRecord {
@@ -117,6 +164,71 @@ pub struct DiskRecord {
     pub base: BaseFacts,
     /// Virtual size of the overlay in bytes.
     pub size: u64,
+}
+
+/// One data disk of a machine.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataDiskRecord {
+    /// What the guest reads; one of a kind in the machine.
+    pub serial: String,
+    #[serde(default)]
+    pub sector: SectorRecord,
+    #[serde(flatten)]
+    pub source: DataSourceRecord,
+}
+
+/// A disk's sectors, by their bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SectorRecord {
+    #[default]
+    #[serde(rename = "512")]
+    Bytes512,
+    #[serde(rename = "4096")]
+    Bytes4096,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "snake_case")]
+pub enum DataSourceRecord {
+    /// A qcow2 file of kiln's, listed in the cluster's [`DisksRecord`].
+    Made {
+        /// In bytes.
+        size: u64,
+        /// Whether it outlives `down`.
+        keep: bool,
+    },
+    /// A file or block device of the user's.
+    File {
+        path: PathBuf,
+        #[serde(with = "crate::image::data::format_name")]
+        format: DataFormat,
+        readonly: bool,
+        /// As the guest sees it, in bytes, when the plan was made.
+        size: u64,
+    },
+}
+
+/// Every data disk that kiln made for machines of a cluster's name and that still exists, or may:
+/// written before a disk is made and after it is removed. It outlives the cluster for as long as
+/// it names a disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DisksRecord {
+    pub schema: u32,
+    /// The spec whose machines wrote to them; another folder's cluster does not get them.
+    pub spec: PathBuf,
+    /// By machine and serial.
+    pub disks: Vec<MadeDiskRecord>,
+}
+
+/// A data disk that kiln made: it belongs to this machine's name and this serial.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeDiskRecord {
+    pub machine: String,
+    pub serial: String,
+    /// In bytes.
+    pub size: u64,
+    /// Whether it outlives `down`: the spec said so, or a former `down` was told to keep it.
+    pub keep: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -142,6 +254,12 @@ pub struct RunRecord {
     pub seen: Vec<SeenRecord>,
     /// RFC 3339, when QEMU was started.
     pub started_at: Option<String>,
+    /// How long the console's log was: what came later is news to the next supervisor.
+    #[serde(default)]
+    pub console: Option<u64>,
+    /// How often the policy has started it again since it was last up.
+    #[serde(default)]
+    pub restarts: u32,
 }
 
 /// The fabric's uplink, while there is one.
@@ -173,6 +291,41 @@ pub enum StateRecord {
     Failed,
     Unresponsive,
     Damaged,
+}
+
+impl From<Sector> for SectorRecord {
+    fn from(sector: Sector) -> SectorRecord {
+        match sector {
+            Sector::Bytes512 => SectorRecord::Bytes512,
+            Sector::Bytes4096 => SectorRecord::Bytes4096,
+        }
+    }
+}
+
+impl From<SectorRecord> for Sector {
+    fn from(sector: SectorRecord) -> Sector {
+        match sector {
+            SectorRecord::Bytes512 => Sector::Bytes512,
+            SectorRecord::Bytes4096 => Sector::Bytes4096,
+        }
+    }
+}
+
+impl DataDiskRecord {
+    /// As the guest sees it, in bytes.
+    pub fn size(&self) -> u64 {
+        match &self.source {
+            DataSourceRecord::Made { size, .. } | DataSourceRecord::File { size, .. } => *size,
+        }
+    }
+}
+
+impl DisksRecord {
+    pub fn find(&self, machine: &str, serial: &str) -> Option<&MadeDiskRecord> {
+        self.disks
+            .iter()
+            .find(|disk| disk.machine == machine && disk.serial == serial)
+    }
 }
 
 impl StateRecord {

@@ -30,12 +30,16 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
-pub use self::sanitize::sanitize;
-use crate::supervisor::diagnose::{Finding, Scanner};
+pub use self::sanitize::{complete, sanitize};
+use crate::supervisor::diagnose::{Finding, FindingKind, Scanner};
 
-/// A log that is as long as this, in bytes, is moved aside. Two of them and the
-/// copy that is being made stay below 32 MiB.
+/// A log that is as long as this, in bytes, is moved aside. Two of them, the copy
+/// that is being made, and QEMU's own log stay below 32 MiB. While no supervisor
+/// lives nobody cuts a log: that is the first act of the next one.
 pub const LOG_CAP: u64 = 8 * 1024 * 1024;
+/// The same for the logs of the programs themselves, which say little as a rule: QEMU's stderr, and
+/// the supervisor's own.
+const SMALL_CAP: u64 = 1024 * 1024;
 /// Between two looks at the logs.
 const PAUSE: Duration = Duration::from_millis(50);
 /// So much is read at a time, in bytes.
@@ -54,9 +58,49 @@ pub fn last_line(log: &Path) -> Option<String> {
         .ok()?;
     let mut bytes = Vec::new();
     file.take(4096).read_to_end(&mut bytes).ok()?;
-    let text = sanitize(&bytes);
+    // It begins anywhere, in the middle of a line or of an escape sequence too.
+    let cut = length > bytes.len() as u64;
+    let whole = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(0);
+    let text = sanitize(&bytes[if cut { whole } else { 0 }..]);
     let line = text.lines().rfind(|line| !line.trim().is_empty())?;
     Some(line.trim().chars().take(LAST_LINE).collect())
+}
+
+/// What a console has said while nobody read it.
+#[derive(Debug, Default)]
+pub struct Missed {
+    pub findings: Vec<Finding>,
+    /// Whether a firmware or a kernel has begun in it.
+    pub begins_anew: bool,
+}
+
+/// How a kernel begins, whatever time it is by its clock.
+const KERNEL_BANNER: &[u8] = b"Linux version ";
+
+/// What a log shows behind its first `offset` bytes, of which someone has known: at most the last
+/// [`LOG_CAP`]. All of it when it is shorter, for then it was cut meanwhile.
+pub fn missed(log: &Path, offset: u64) -> io::Result<Missed> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(log)?;
+    let length = file.metadata()?.len();
+    let offset = if length < offset { 0 } else { offset };
+    let start = offset.max(length.saturating_sub(LOG_CAP));
+    file.seek(SeekFrom::Start(start))?;
+    let mut bytes = Vec::new();
+    file.take(LOG_CAP).read_to_end(&mut bytes)?;
+    let findings = Scanner::new().feed(&bytes);
+    let begins_anew = bytes
+        .windows(KERNEL_BANNER.len())
+        .any(|text| text == KERNEL_BANNER)
+        || findings
+            .iter()
+            .any(|finding| finding.kind == FindingKind::Firmware);
+    Ok(Missed {
+        findings,
+        begins_anew,
+    })
 }
 
 /// What one machine's console showed.
@@ -87,7 +131,10 @@ struct Console {
     watch: WatchDescriptor,
     /// How far it was read.
     offset: u64,
-    scanner: Scanner,
+    /// As long as this, in bytes, it is moved aside.
+    cap: u64,
+    /// None of a log that is kept short and not read.
+    scanner: Option<Scanner>,
 }
 
 impl ConsoleWatch {
@@ -115,12 +162,27 @@ impl ConsoleWatch {
     /// machine runs without verdicts.
     pub fn add_at_end(&mut self, machine: &str, log: &Path) {
         self.remove(machine);
-        if let Err(error) = self.add(machine, log) {
+        if let Err(error) = self.add(machine, log, LOG_CAP, Some(Scanner::new())) {
             warn!(machine, %error, log = %log.display(), "cannot watch the console");
         }
     }
 
-    fn add(&mut self, machine: &str, log: &Path) -> io::Result<()> {
+    /// Keeps another log short, which nobody reads here. It has to be written for appending. It is
+    /// let go of by its own name, which is no machine's.
+    pub fn keep_short(&mut self, name: &str, log: &Path) {
+        self.remove(name);
+        if let Err(error) = self.add(name, log, SMALL_CAP, None) {
+            warn!(%error, log = %log.display(), "cannot keep the log short");
+        }
+    }
+
+    fn add(
+        &mut self,
+        machine: &str,
+        log: &Path,
+        cap: u64,
+        scanner: Option<Scanner>,
+    ) -> io::Result<()> {
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -138,7 +200,8 @@ impl ConsoleWatch {
             file,
             path: log.to_owned(),
             watch,
-            scanner: Scanner::new(),
+            cap,
+            scanner,
         };
         self.consoles.insert(machine.to_owned(), console);
         // It may have grown past the cap while nobody watched.
@@ -158,8 +221,9 @@ impl ConsoleWatch {
     /// Told that a machine begins a new boot (QEMU's RESET event): its phases
     /// and verdicts are then found anew.
     pub fn restarted(&mut self, machine: &str) {
-        if let Some(console) = self.consoles.get_mut(machine) {
-            console.scanner.restarted();
+        let console = self.consoles.get_mut(machine);
+        if let Some(scanner) = console.and_then(|console| console.scanner.as_mut()) {
+            scanner.restarted();
         }
     }
 
@@ -220,11 +284,19 @@ impl ConsoleWatch {
     fn look(&mut self, machine: &str) -> Option<Vec<Finding>> {
         let console = self.consoles.get_mut(machine)?;
         self.buffer.resize(PIECE, 0);
+        let Some(mut scanner) = console.scanner.take() else {
+            console.offset = console.length();
+            if let Err(error) = console.shorten() {
+                warn!(%error, log = %console.path.display(), "the log is not kept");
+            }
+            return None;
+        };
         let piece = console.read(&mut self.buffer).and_then(|length| {
-            let findings = console.scanner.feed(&self.buffer[..length]);
-            console.cap()?;
+            let findings = scanner.feed(&self.buffer[..length]);
+            console.shorten()?;
             Ok(findings)
         });
+        console.scanner = Some(scanner);
         match piece {
             Ok(findings) => {
                 if console.has_news() && !self.turns.iter().any(|turn| turn == machine) {
@@ -249,7 +321,7 @@ impl Console {
 
     fn has_news(&self) -> bool {
         let length = self.length();
-        length != self.offset || length >= LOG_CAP
+        length != self.offset || length >= self.cap
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
@@ -263,12 +335,12 @@ impl Console {
         Ok(length)
     }
 
-    /// Moves a log that is too long aside: its last [`LOG_CAP`] bytes. Where that
-    /// fails (a full disk) it is emptied all the same.
-    fn cap(&mut self) -> io::Result<()> {
+    /// Moves a log that is too long aside: as much of its end as its cap allows. Where that fails (a
+    /// full disk) it is emptied all the same.
+    fn shorten(&mut self) -> io::Result<()> {
         let length = self.length();
         // Read first what can be read, unless the guest is faster than that.
-        if length < LOG_CAP || (self.offset < length && length < LOG_CAP + LOG_CAP / 4) {
+        if length < self.cap || (self.offset < length && length < self.cap + self.cap / 4) {
             return Ok(());
         }
         let copied = self.copy_tail(length);
@@ -289,8 +361,8 @@ impl Console {
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(&new)?;
             let mut log = &self.file;
-            log.seek(SeekFrom::Start(length.saturating_sub(LOG_CAP)))?;
-            io::copy(&mut log.take(LOG_CAP), &mut copy)?;
+            log.seek(SeekFrom::Start(length.saturating_sub(self.cap)))?;
+            io::copy(&mut log.take(self.cap), &mut copy)?;
             fs::rename(&new, &old)
         };
         copy().inspect_err(|_| drop(fs::remove_file(&new)))

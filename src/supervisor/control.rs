@@ -69,6 +69,7 @@ async fn converse(
         | Request::Kill { .. }
         | Request::Pause { .. }
         | Request::Resume { .. }
+        | Request::Grow { .. }
         | Request::Forget { .. }
         | Request::Connect { .. }
         | Request::Shutdown => 1,

@@ -13,9 +13,12 @@
 //! never by text. Whether a verdict counts (a machine that is ready may print
 //! what it likes) is for others to judge.
 //!
+//! Most words count when their line ends. Programs that wait for somebody at the
+//! console ([`WAITING`]) end no line, and are known by what stands there.
+//!
 //! The texts are those of Ignition 2 (`internal/main.go`, `internal/log`),
 //! systemd and dracut, the Fedora CoreOS emergency shell, the kernel's `panic`,
-//! SeaBIOS, OVMF, GRUB, SLOF and QEMU's s390 firmware.
+//! SeaBIOS, OVMF, shim, GRUB, SLOF and QEMU's s390 firmware.
 
 use crate::supervisor::console::sanitize;
 
@@ -43,10 +46,12 @@ pub enum FindingKind {
     Userspace,
     /// Ignition gave up; the line is its own message where it printed one.
     IgnitionFailed,
+    /// systemd says that a stage of Ignition failed, and Ignition said nothing here.
+    IgnitionUnitFailed,
     KernelPanic,
     /// A shell waits for somebody at the console.
     Emergency,
-    /// The firmware found nothing to boot.
+    /// The firmware found nothing to boot, or nothing that it is allowed to boot.
     NoBoot,
 }
 
@@ -61,6 +66,8 @@ pub struct Scanner {
     complaint: Option<String>,
     /// What systemd could not do last.
     failure: Option<String>,
+    /// What UEFI could not boot first.
+    unbooted: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -116,13 +123,24 @@ const EMERGENCY: [&str; 5] = [
     "Press Enter for emergency shell",
     "Give root password for maintenance",
 ];
-const NO_BOOT: [&str; 7] = [
+/// What shim and UEFI's shell show while they wait for a key, and what it means.
+const WAITING: [(&str, &str); 2] = [
+    (
+        "Verification failed: (0x1A) Security Violation",
+        "shim refuses the boot loader, which nobody that it trusts has signed: Verification failed: (0x1A) Security Violation",
+    ),
+    ("Shell>", "UEFI's shell waits for a command"),
+];
+/// GRUB's words for a kernel that the machine's keys have not signed.
+const UNSIGNED: [&str; 2] = ["bad shim signature", "has invalid signature"];
+const NO_BOOT: [&str; 8] = [
     "No bootable device",
     "No bootable option or device was found",
     "No IPL device available",
     "no bootable device",
     "Entering rescue mode...",
     "grub rescue>",
+    "Minimal BASH-like line editing is supported",
     "E3407: Load failed",
 ];
 
@@ -151,6 +169,12 @@ impl Scanner {
                 self.read(sanitize(&line).trim(), &mut findings);
             }
         }
+        if !self.line.is_empty() {
+            let line = sanitize(&self.line);
+            if let Some(sign) = waiting(line.trim()) {
+                self.judge(FindingKind::NoBoot, sign, &mut findings);
+            }
+        }
         findings
     }
 
@@ -174,7 +198,26 @@ impl Scanner {
         {
             self.failure = Some(shown(line));
         }
-        let Some(verdict) = verdict(line) else { return };
+        if self.unbooted.is_none()
+            && line.contains("BdsDxe: failed to ")
+            && !line.contains("EFI Internal Shell")
+        {
+            self.unbooted = Some(shown(line));
+        }
+        if let Some(sign) = waiting(line) {
+            self.judge(FindingKind::NoBoot, sign, findings);
+        } else if let Some(verdict) = verdict(line) {
+            self.judge(verdict, line, findings);
+        }
+    }
+
+    fn judge(&mut self, verdict: FindingKind, line: &str, findings: &mut Vec<Finding>) {
+        // systemd says it after Ignition, where that has a say on the console.
+        let verdict = if verdict == FindingKind::IgnitionUnitFailed && self.complaint.is_some() {
+            FindingKind::IgnitionFailed
+        } else {
+            verdict
+        };
         if self.found.contains(&verdict) {
             return;
         }
@@ -186,11 +229,18 @@ impl Scanner {
                 Some(failure) => format!("{} (before: {failure})", shown(line)),
                 None => shown(line),
             },
+            FindingKind::NoBoot => match &self.unbooted {
+                Some(unbooted) if is_refusal(unbooted) => format!(
+                    "the firmware refuses what it is to boot, which nobody that it trusts has signed: {unbooted}"
+                ),
+                Some(unbooted) => format!("{} (before: {unbooted})", shown(line)),
+                None => shown(line),
+            },
             FindingKind::Firmware
             | FindingKind::Kernel
             | FindingKind::Ignition { .. }
             | FindingKind::Userspace
-            | FindingKind::NoBoot => shown(line),
+            | FindingKind::IgnitionUnitFailed => shown(line),
         };
         findings.push(Finding {
             kind: verdict,
@@ -231,6 +281,21 @@ fn has_one(line: &str, words: &[&str]) -> bool {
     words.iter().any(|word| line.contains(word))
 }
 
+/// What a line without an end says of a program that waits.
+fn waiting(line: &str) -> Option<&'static str> {
+    let [(shim, refusal), (shell, idle)] = WAITING;
+    if line.contains(shim) {
+        Some(refusal)
+    } else {
+        line.starts_with(shell).then_some(idle)
+    }
+}
+
+/// UEFI's words, in a line of its own, for what its keys have not signed.
+fn is_refusal(line: &str) -> bool {
+    line.ends_with(": Access Denied") || line.ends_with(": Security Violation")
+}
+
 fn phase(line: &str) -> Option<Phase> {
     if has_one(line, &USERSPACE) || is_welcome(line) {
         Some(Phase::Userspace)
@@ -245,9 +310,10 @@ fn phase(line: &str) -> Option<Phase> {
     }
 }
 
-/// systemd greets by the system's name, in the initramfs too, which says so.
+/// systemd greets by the system's name, in the initramfs too, which says so; GRUB by its own.
 fn is_welcome(line: &str) -> bool {
     line.starts_with("Welcome to ")
+        && !has_one(line, &FIRMWARE)
         && line.ends_with('!')
         && !line.to_ascii_lowercase().contains("initramfs")
 }
@@ -322,14 +388,13 @@ fn ignition_complaint(line: &str) -> Option<String> {
 fn verdict(line: &str) -> Option<FindingKind> {
     if line.contains("Kernel panic - not syncing") {
         Some(FindingKind::KernelPanic)
-    } else if line.contains("Ignition failed")
-        || line.contains("Ignition has failed")
-        || (line.contains("Failed to start") && ignition_stage(line).is_some())
-    {
+    } else if line.contains("Ignition failed") || line.contains("Ignition has failed") {
         Some(FindingKind::IgnitionFailed)
+    } else if line.contains("Failed to start") && ignition_stage(line).is_some() {
+        Some(FindingKind::IgnitionUnitFailed)
     } else if has_one(line, &EMERGENCY) {
         Some(FindingKind::Emergency)
-    } else if has_one(line, &NO_BOOT) {
+    } else if has_one(line, &NO_BOOT) || has_one(line, &UNSIGNED) {
         Some(FindingKind::NoBoot)
     } else {
         None

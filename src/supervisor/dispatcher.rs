@@ -14,7 +14,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use kiln_netsetup::address::{self, Reservation, Subnet};
 use kiln_netsetup::fabric::{Fabric, FabricConfig, FabricEvent};
-use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 
 use self::later::{Later, can_be_asked_again};
@@ -25,6 +24,7 @@ use crate::state::record::{ClusterRecord, SeenRecord, SourceRecord};
 use crate::supervisor::console::{ConsoleEvent, ConsoleWatch};
 use crate::supervisor::control;
 use crate::supervisor::diagnose::{Finding, FindingKind};
+use crate::supervisor::door::Door;
 use crate::supervisor::machine::{Change, Effect, Event, Phase};
 use crate::supervisor::message::{Message, News, Reply};
 use crate::supervisor::process::{Carriers, Identity};
@@ -98,11 +98,8 @@ pub(super) struct Dispatcher {
 /// Runs the supervisor of a cluster until it is told to end.
 pub async fn run(config: Config) -> Result<(), SupervisorError> {
     let (inbox, mut messages) = mpsc::channel(INBOX);
-    config
-        .control
-        .set_nonblocking(true)
-        .map_err(SupervisorError::Control)?;
-    let control = UnixListener::from_std(config.control).map_err(SupervisorError::Control)?;
+    let (sockets, control) = (config.files.sockets(), config.files.control());
+    let mut door = Door::new(config.control, sockets, control).map_err(SupervisorError::Control)?;
     let record = load_cluster(&config.files)?;
     let subnet = Subnet::new(record.subnet).map_err(|_| SupervisorError::Subnet {
         subnet: record.subnet,
@@ -132,6 +129,12 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         generation: 0,
         ending: false,
     };
+    for (name, log) in [
+        ("/supervisor", dispatcher.files.supervisor_log()),
+        ("/uplink", dispatcher.files.uplink().qemu_log()),
+    ] {
+        dispatcher.consoles.keep_short(name, &log);
+    }
     dispatcher.adopt_all();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(SupervisorError::Signals)?;
@@ -142,8 +145,14 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
             Some(message) = messages.recv() => dispatcher.take(message),
             Some(event) = fabric_events.recv() => dispatcher.of_fabric(event),
             event = dispatcher.consoles.next() => dispatcher.of_console(event),
-            accepted = control.accept(), if dispatcher.accept_after.is_none() => match accepted {
-                Ok((stream, _)) => control::serve(stream, config.uid, inbox.clone(), dispatcher.fabric.clone()),
+            () = door.disturbed() => {
+                if let Err(error) = door.mend() {
+                    tracing::error!(error = in_one_line(&error), "the control socket is lost");
+                }
+                dispatcher.mend_sockets();
+            }
+            accepted = door.accept(), if dispatcher.accept_after.is_none() => match accepted {
+                Ok(stream) => control::serve(stream, config.uid, inbox.clone(), dispatcher.fabric.clone()),
                 // Out of descriptors, most likely: whoever asks waits until some are free.
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept on the control socket");
@@ -213,10 +222,26 @@ impl Dispatcher {
             carriers,
         );
         slot.adopt(&self.inbox, &mut self.consoles, &self.fabric);
+        let findings = std::mem::take(&mut slot.missed);
         self.slots.insert(name.to_owned(), slot);
+        self.of_console(ConsoleEvent {
+            machine: name.to_owned(),
+            findings,
+        });
         // What was found is on the disk in some form, or in /proc.
         self.write_soon(name);
         self.announce(name, Change::Address);
+        for note in self.slots[name].notes.clone() {
+            self.tell("note", Some(name), note);
+        }
+    }
+
+    /// Gives the sockets of what lives their names back, where those are lost.
+    fn mend_sockets(&self) {
+        for slot in self.slots.values() {
+            slot.mend_sockets();
+        }
+        self.uplink.mend_sockets();
     }
 
     fn identity(&self) -> Identity {
@@ -367,6 +392,7 @@ impl Dispatcher {
                 FindingKind::Ignition { stage } => Event::PhaseSeen(Phase::Ignition(stage)),
                 FindingKind::Userspace => Event::PhaseSeen(Phase::Userspace),
                 FindingKind::KernelPanic => Event::PanicLine { line },
+                FindingKind::IgnitionUnitFailed => Event::GaveUpUntold { line },
                 FindingKind::IgnitionFailed | FindingKind::Emergency | FindingKind::NoBoot => {
                     Event::GaveUp { line }
                 }

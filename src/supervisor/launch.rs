@@ -10,23 +10,28 @@ use std::io::{self, Write};
 use std::num::{NonZeroU16, NonZeroU32};
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use kiln_arch::machine::{
-    Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Ignition, Image, Kernel,
-    Machine, MiB, Nic, NicBackend, Port, PortName, Run, Sandbox, Socket as QemuSocket, Source,
-    Uplink, UserNet,
+    Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Format, Ignition,
+    IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName, Run,
+    Sandbox, Sector, Socket as QemuSocket, Source, Uplink, UserNet,
 };
-use kiln_arch::{Arch, Unsupported};
+use kiln_arch::{Arch, Unsupported, drive_node};
 use kiln_netsetup::address::Subnet;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::cluster::DiskFormat;
+use crate::cluster::{DataFormat, DiskFormat, ROOT_SERIAL};
+use crate::image::ImageError;
 use crate::image::base::Changed;
+use crate::image::data;
 use crate::state::layout::{MachineFiles, Socket};
-use crate::state::record::{AccelRecord, ClusterRecord, DiskRecord, MachineRecord};
+use crate::state::record::{
+    AccelRecord, ClusterRecord, DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind,
+    FirmwareRecord, MachineRecord, TransportRecord,
+};
 
 /// One descriptor that a QEMU is handed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,8 +42,18 @@ pub enum Handle {
     Read(PathBuf),
     /// Open for reading and writing.
     ReadWrite(PathBuf),
+    /// A root disk, its header judged as it is opened.
+    Overlay(PathBuf),
     /// Open for appending; made when it is not there.
     Append(PathBuf),
+    /// A data disk, its header judged as it is opened.
+    Disk {
+        path: PathBuf,
+        format: DataFormat,
+        readonly: bool,
+    },
+    /// An end of a pair of sockets, the other for whoever emulates the TPM.
+    Tpm,
     /// A sealed memfd with the content of this file: no path, no secret in argv.
     Sealed(PathBuf),
 }
@@ -66,8 +81,16 @@ pub enum LaunchError {
         #[source]
         source: io::Error,
     },
+    #[error("cannot make sockets for the TPM")]
+    Pair(#[source] io::Error),
     #[error("its disk cannot be used")]
     BaseChanged(#[source] Changed),
+    #[error("its disk `{}` cannot be used", path.display())]
+    Disk {
+        path: PathBuf,
+        #[source]
+        source: ImageError,
+    },
 }
 
 /// The handles of one QEMU, numbered as they come.
@@ -126,34 +149,51 @@ pub fn supervised(
             .map(|initrd| handles.source(Handle::Read(initrd))),
         cmdline: kernel.cmdline.clone(),
     });
-    let drives = record
+    let mut drives: Vec<Drive> = record
         .disk
         .iter()
         .map(|disk| Drive {
             image: Image::Qcow2 {
-                source: handles.source(Handle::ReadWrite(files.disk())),
+                source: handles.source(Handle::Overlay(files.disk())),
                 backing: Some(Box::new(base(
                     disk,
                     handles.source(Handle::Read(disk.base.path.clone())),
                 ))),
             },
             access: Access::ReadWrite,
-            serial: Some("root".to_owned()),
+            serial: Some(ROOT_SERIAL.to_owned()),
+            sector: Sector::Bytes512,
         })
         .collect();
-    let ignition = if record.ignition {
-        Ignition::Config(handles.source(Handle::Sealed(files.ignition())))
-    } else {
-        Ignition::None
-    };
+    for disk in &record.data_disks {
+        drives.push(data_drive(disk, files, |path, format, readonly| {
+            handles.source(Handle::Disk {
+                path,
+                format,
+                readonly,
+            })
+        }));
+    }
+    let config = record
+        .ignition
+        .then(|| handles.source(Handle::Sealed(files.ignition())));
+    let firmware = firmware(record, |firmware| Pflash {
+        code: handles.source(Handle::Read(firmware.code.clone())),
+        code_format: flash_format(firmware.code_format),
+        vars: handles.source(Handle::ReadWrite(files.uefi_vars())),
+        vars_format: flash_format(firmware.vars_format),
+    });
+    let tpm = record.tpm.as_ref().map(|_| handles.add(Handle::Tpm));
     let machine = Machine {
+        firmware,
+        tpm,
         monitors,
         console,
         ports: ports.into(),
         nics: vec![nic],
         kernel,
         drives,
-        ignition,
+        ignition: ignition(record, config),
         run: Run::Supervised,
         ..bare(cluster, record)?
     };
@@ -161,12 +201,12 @@ pub fn supervised(
 }
 
 /// The machine as a person starts it in a shell: console on the terminal, Ignition from
-/// `ignition` (a file that only its owner reads), the NIC on QEMU's user network.
+/// `config` (a file that only its owner reads), the NIC on QEMU's user network.
 pub fn alone(
     cluster: &ClusterRecord,
     record: &MachineRecord,
     files: &MachineFiles,
-    ignition: &Path,
+    config: &Path,
 ) -> Result<Machine, LaunchError> {
     let mut drives = Vec::new();
     if let Some(disk) = &record.disk {
@@ -176,8 +216,12 @@ pub fn alone(
                 backing: Some(Box::new(base(disk, Source::Path(disk.base.path.clone())))),
             },
             access: Access::ReadWrite,
-            serial: Some("root".to_owned()),
+            serial: Some(ROOT_SERIAL.to_owned()),
+            sector: Sector::Bytes512,
         });
+    }
+    for disk in &record.data_disks {
+        drives.push(data_drive(disk, files, |path, _, _| Source::Path(path)));
     }
     Ok(Machine {
         nics: vec![Nic {
@@ -190,11 +234,16 @@ pub fn alone(
             cmdline: kernel.cmdline.clone(),
         }),
         drives,
-        ignition: if record.ignition {
-            Ignition::Config(Source::Path(ignition.to_owned()))
-        } else {
-            Ignition::None
-        },
+        firmware: firmware(record, |firmware| Pflash {
+            code: Source::Path(firmware.code.clone()),
+            code_format: flash_format(firmware.code_format),
+            vars: Source::Path(files.uefi_vars()),
+            vars_format: flash_format(firmware.vars_format),
+        }),
+        ignition: ignition(
+            record,
+            record.ignition.then(|| Source::Path(config.to_owned())),
+        ),
         run: Run::Alone,
         // Not kiln's: the uuid by which kiln knows its own, and ends them, is not on it.
         uuid: None,
@@ -260,6 +309,7 @@ fn bare(cluster: &str, record: &MachineRecord) -> Result<Machine, LaunchError> {
             NonZeroU32::new(record.memory_mib).ok_or_else(|| wrong("memory", "0".to_owned()))?
         ),
         firmware: Firmware::Board,
+        tpm: None,
         kernel: None,
         drives: Vec::new(),
         ignition: Ignition::None,
@@ -273,6 +323,38 @@ fn bare(cluster: &str, record: &MachineRecord) -> Result<Machine, LaunchError> {
         sandbox: Sandbox::Full,
         run: Run::Alone,
     })
+}
+
+/// The record's firmware, its flash chips as `flash` makes them.
+fn firmware(record: &MachineRecord, flash: impl FnOnce(&FirmwareRecord) -> Pflash) -> Firmware {
+    match &record.firmware {
+        None => Firmware::Board,
+        Some(firmware) => match firmware.kind {
+            FirmwareKind::Uefi => Firmware::Uefi(flash(firmware)),
+            FirmwareKind::UefiSecure => Firmware::UefiSecure(flash(firmware)),
+        },
+    }
+}
+
+fn flash_format(format: DiskFormat) -> Format {
+    match format {
+        DiskFormat::Raw => Format::Raw,
+        DiskFormat::Qcow2 => Format::Qcow2,
+    }
+}
+
+fn ignition(record: &MachineRecord, config: Option<Source>) -> Ignition {
+    match (config, record.ignition_transport) {
+        (None, _) => Ignition::None,
+        (Some(config), None) => Ignition::Config(config),
+        (Some(config), Some(transport)) => {
+            let transport = match transport {
+                TransportRecord::FwCfg => IgnitionTransport::FwCfg,
+                TransportRecord::VirtioBlk => IgnitionTransport::VirtioBlk,
+            };
+            Ignition::ConfigBy(transport, config)
+        }
+    }
 }
 
 fn parsed<T: std::str::FromStr>(
@@ -297,46 +379,134 @@ fn base(disk: &DiskRecord, source: Source) -> Image {
     }
 }
 
-/// Opens the handles, in order, with the number that each will have in QEMU.
+/// A data disk, whose bytes come from what `source` makes of path, format and whether it is only
+/// read.
+fn data_drive(
+    disk: &DataDiskRecord,
+    files: &MachineFiles,
+    source: impl FnOnce(PathBuf, DataFormat, bool) -> Source,
+) -> Drive {
+    let (path, format, readonly) = match &disk.source {
+        DataSourceRecord::Made { .. } => (files.data_disk(&disk.serial), DataFormat::Qcow2, false),
+        DataSourceRecord::File {
+            path,
+            format,
+            readonly,
+            ..
+        } => (path.clone(), *format, *readonly),
+    };
+    let source = source(path, format, readonly);
+    Drive {
+        image: match format {
+            DataFormat::Raw => Image::Raw(source),
+            DataFormat::Device => Image::Device(source),
+            DataFormat::Qcow2 => Image::Qcow2 {
+                source,
+                backing: None,
+            },
+        },
+        access: if readonly {
+            Access::ReadOnly
+        } else {
+            Access::ReadWrite
+        },
+        serial: Some(disk.serial.clone()),
+        sector: disk.sector.into(),
+    }
+}
+
+/// QEMU's name of the block node of a machine's disk, as [`supervised`] has them.
+pub fn node_name(record: &MachineRecord, serial: &str) -> Option<String> {
+    let root = record.disk.iter().map(|_| ROOT_SERIAL);
+    let data = record.data_disks.iter().map(|disk| disk.serial.as_str());
+    let index = root.chain(data).position(|other| other == serial)?;
+    Some(drive_node(index))
+}
+
+/// What QEMU is handed, and the other end of what is between it and its TPM.
+#[derive(Debug)]
+pub struct Opened {
+    /// Each with the number that it will have in QEMU.
+    pub fds: Vec<(OwnedFd, RawFd)>,
+    pub tpm: Option<OwnedFd>,
+}
+
+/// Opens the handles, in order. After them come the names of its listeners, which QEMU knows
+/// nothing of: see [`crate::supervisor::regain`].
 ///
 /// # Errors
 /// [`LaunchError::Open`] and [`LaunchError::Listen`] name the path.
-pub fn open(handles: &[Handle]) -> Result<Vec<(OwnedFd, RawFd)>, LaunchError> {
-    let mut opened = Vec::with_capacity(handles.len());
-    for (index, handle) in (0u16..).zip(handles) {
-        let number = ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
-        opened.push((open_one(handle)?, number));
+pub fn open(handles: &[Handle]) -> Result<Opened, LaunchError> {
+    let mut fds = Vec::with_capacity(2 * handles.len());
+    let mut tpm = None;
+    let number = |index| ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
+    let mut names = Vec::new();
+    let mut indices = 0u16..;
+    for (handle, index) in handles.iter().zip(indices.by_ref()) {
+        let fd = match handle {
+            Handle::Tpm => {
+                let (ours, other) = UnixStream::pair().map_err(LaunchError::Pair)?;
+                tpm = Some(other.into());
+                ours.into()
+            }
+            Handle::Listener(path) => {
+                let listener = listen(path)?.into();
+                let flags = libc::O_PATH | libc::O_NOFOLLOW;
+                names.push(file(
+                    path,
+                    OpenOptions::new().read(true).custom_flags(flags),
+                )?);
+                listener
+            }
+            Handle::Read(path) => file(path, OpenOptions::new().read(true))?,
+            Handle::ReadWrite(path) => file(path, OpenOptions::new().read(true).write(true))?,
+            Handle::Overlay(path) => {
+                data::open_overlay(path)
+                    .map(OwnedFd::from)
+                    .map_err(|source| LaunchError::Disk {
+                        path: path.clone(),
+                        source,
+                    })?
+            }
+            Handle::Append(path) => file(
+                path,
+                OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .custom_flags(libc::O_NOFOLLOW),
+            )?,
+            Handle::Disk {
+                path,
+                format,
+                readonly,
+            } => data::open(path, *format, *readonly)
+                .map(|(file, _)| file.into())
+                .map_err(|source| LaunchError::Disk {
+                    path: path.clone(),
+                    source,
+                })?,
+            Handle::Sealed(path) => sealed(path).map_err(|source| LaunchError::Open {
+                path: path.clone(),
+                source,
+            })?,
+        };
+        fds.push((fd, number(index)));
     }
-    Ok(opened)
+    for (name, index) in names.into_iter().zip(indices) {
+        fds.push((name, number(index)));
+    }
+    Ok(Opened { fds, tpm })
 }
 
-fn open_one(handle: &Handle) -> Result<OwnedFd, LaunchError> {
-    let file = |path: &Path, options: &mut OpenOptions| {
-        options
-            .mode(0o600)
-            .open(path)
-            .map(OwnedFd::from)
-            .map_err(|source| LaunchError::Open {
-                path: path.to_owned(),
-                source,
-            })
-    };
-    match handle {
-        Handle::Listener(path) => listen(path).map(OwnedFd::from),
-        Handle::Read(path) => file(path, OpenOptions::new().read(true)),
-        Handle::ReadWrite(path) => file(path, OpenOptions::new().read(true).write(true)),
-        Handle::Append(path) => file(
-            path,
-            OpenOptions::new()
-                .append(true)
-                .create(true)
-                .custom_flags(libc::O_NOFOLLOW),
-        ),
-        Handle::Sealed(path) => sealed(path).map_err(|source| LaunchError::Open {
-            path: path.clone(),
+fn file(path: &Path, options: &mut OpenOptions) -> Result<OwnedFd, LaunchError> {
+    options
+        .mode(0o600)
+        .open(path)
+        .map(OwnedFd::from)
+        .map_err(|source| LaunchError::Open {
+            path: path.to_owned(),
             source,
-        }),
-    }
+        })
 }
 
 /// The content of `path` in a memfd that nobody can change any more.
@@ -379,7 +549,6 @@ pub fn listen(path: &Path) -> Result<UnixListener, LaunchError> {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
-    use std::os::unix::net::UnixStream;
 
     use super::*;
 

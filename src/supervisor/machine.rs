@@ -18,6 +18,7 @@
 
 mod asked;
 mod seen;
+mod verdict;
 
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,8 @@ pub const QUIT_DEADLINE: Duration = Duration::from_secs(2);
 pub const KILL_DEADLINE: Duration = Duration::from_secs(2);
 /// The longest grace of a guest that has not come up: nobody in it hears the button.
 pub const UNHEARD_GRACE: Duration = Duration::from_secs(5);
+/// How long the journal of a failed Ignition is waited for where the console does not say why.
+pub const EXPLANATION_DEADLINE: Duration = Duration::from_secs(4);
 /// The first pause before a machine is started again by its policy; it doubles.
 pub const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// How the reason of a crash ends when the policy will start the machine again.
@@ -140,6 +143,14 @@ pub enum Event {
     GaveUp {
         line: String,
     },
+    /// The console shows that Ignition failed, and not why; its journal may tell that yet.
+    GaveUpUntold {
+        line: String,
+    },
+    /// The journal of a failed Ignition came in; `line` says why.
+    Explained {
+        line: String,
+    },
     /// The console shows the line of a kernel panic.
     PanicLine {
         line: String,
@@ -244,6 +255,10 @@ pub struct Machine {
     phase: Phase,
     report: Option<ReportRecord>,
     gave_up: Option<String>,
+    /// What the console shows of a failed Ignition, until its journal tells more or this is due.
+    untold: Option<(Instant, String)>,
+    /// The journal has told.
+    explained: bool,
     panic_line: Option<String>,
     responsive: bool,
     came_up: bool,
@@ -252,6 +267,8 @@ pub struct Machine {
     start_again: bool,
     /// It was found alive, and its QEMU has not answered yet.
     unmet: bool,
+    /// Why its QEMU, which was found alive, cannot be spoken to.
+    unreachable: Option<String>,
 }
 
 impl Machine {
@@ -264,6 +281,8 @@ impl Machine {
             phase: Phase::Start,
             report: None,
             gave_up: None,
+            untold: None,
+            explained: false,
             panic_line: None,
             responsive: true,
             came_up: false,
@@ -271,6 +290,7 @@ impl Machine {
             restarts: 0,
             start_again: false,
             unmet: false,
+            unreachable: None,
         }
     }
 
@@ -278,6 +298,27 @@ impl Machine {
     pub fn crashed(restart: Restart, reports: bool, why: String) -> Machine {
         Machine {
             state: State::Crashed { why, again: None },
+            ..Machine::stopped(restart, reports, String::new())
+        }
+    }
+
+    /// A machine that a former supervisor was about to start again, the `restarts`th time.
+    pub fn crashed_for_now(
+        restart: Restart,
+        reports: bool,
+        why: String,
+        restarts: u32,
+        now: Instant,
+    ) -> Machine {
+        let again = match restart {
+            Restart::No => None,
+            Restart::OnFailure | Restart::Always => {
+                Some(now + restart_pause(restarts.saturating_sub(1)))
+            }
+        };
+        Machine {
+            state: State::Crashed { why, again },
+            restarts,
             ..Machine::stopped(restart, reports, String::new())
         }
     }
@@ -341,9 +382,19 @@ impl Machine {
                 ..
             } => why.clone(),
             State::Stopping { .. } => String::new(),
-            State::Running if !self.responsive => "QEMU does not answer on QMP".to_owned(),
+            State::Running if !self.responsive => match &self.unreachable {
+                Some(why) => format!(
+                    "QEMU runs on, and kiln cannot speak to it ({why}); `kiln restart` ends it and starts it anew"
+                ),
+                None => "QEMU does not answer on QMP".to_owned(),
+            },
             State::Running => self.gave_up.clone().unwrap_or_default(),
         }
+    }
+
+    /// How often the policy has started it again since it was last up.
+    pub fn restarts(&self) -> u32 {
+        self.restarts
     }
 
     pub fn phase(&self) -> &Phase {
@@ -384,7 +435,8 @@ impl Machine {
             } => None,
             State::Stopping { deadline, .. } => Some(*deadline),
             State::Crashed { again, .. } => *again,
-            State::Stopped { .. } | State::Running | State::Paused { .. } => None,
+            State::Running => self.untold.as_ref().map(|(due, _)| *due),
+            State::Stopped { .. } | State::Paused { .. } => None,
         }
     }
 
@@ -405,6 +457,8 @@ impl Machine {
             Event::AddressSeen => self.address_seen(),
             Event::PhaseSeen(phase) => self.phase_seen(phase),
             Event::GaveUp { line } => self.guest_gave_up(line),
+            Event::GaveUpUntold { line } => self.guest_gave_up_untold(now, line),
+            Event::Explained { line } => self.explained(line),
             Event::PanicLine { line } => {
                 self.panic_line.get_or_insert(line);
                 Vec::new()
@@ -414,6 +468,11 @@ impl Machine {
             Event::Tick => self.tick(now),
         }
     }
+}
+
+/// The pause before a machine is started again that was so often before.
+fn restart_pause(restarts: u32) -> Duration {
+    (RESTART_PAUSE * 2u32.saturating_pow(restarts.min(10))).min(RESTART_PAUSE_LIMIT)
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 
 mod child;
 mod proc;
+mod stranger;
 #[cfg(test)]
 mod tests;
 
@@ -48,6 +49,17 @@ pub struct Launch {
     pub identity: Identity,
 }
 
+/// A program that a QEMU needs beside it: a child of this process too, with QEMU's identity, in its
+/// session and process group.
+#[derive(Debug)]
+pub struct Companion {
+    /// As in [`Launch`], all of them.
+    pub program: PathBuf,
+    pub args: Vec<OsString>,
+    pub fds: Vec<(OwnedFd, RawFd)>,
+    pub output: OwnedFd,
+}
+
 /// Who the child is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Identity {
@@ -77,7 +89,7 @@ pub struct Detached {
 pub enum Exit {
     Code(i32),
     Signal(i32),
-    /// It was not our child (adopted), so the kernel tells nobody here.
+    /// It was not our child (adopted), and this kernel tells its parent alone.
     Unknown,
 }
 
@@ -124,7 +136,18 @@ pub struct Process {
 /// # Errors
 /// [`SpawnError`] says which step failed; then there is no child.
 pub fn spawn(launch: Launch) -> Result<Process, SpawnError> {
-    let pid = child::start(child::Plan {
+    spawn_both(launch, None).map(|(process, _)| process)
+}
+
+/// As [`spawn`], with a companion, which is the second of what comes back.
+///
+/// # Errors
+/// As [`spawn`]; then there is neither of them.
+pub fn spawn_both(
+    launch: Launch,
+    companion: Option<Companion>,
+) -> Result<(Process, Option<Process>), SpawnError> {
+    let started = child::start(child::Plan {
         program: launch.program,
         name: None,
         args: launch.args,
@@ -132,10 +155,16 @@ pub fn spawn(launch: Launch) -> Result<Process, SpawnError> {
         fds: launch.fds,
         output: launch.stderr,
         role: child::Role::Confined(launch.identity),
+        companion,
     })?;
-    // The number is good: it is our child, and nobody else waits for it.
-    Process::hold(pid, None).map_err(|source| {
-        child::abandon(pid);
+    // The numbers are good: they are our children, and nobody else waits for them.
+    let held = Process::hold(started.pid, None).and_then(|process| {
+        let companion = started.companion.map(|pid| Process::hold(pid, None));
+        Ok((process, companion.transpose()?))
+    });
+    held.map_err(|source| {
+        child::abandon(started.pid);
+        started.companion.into_iter().for_each(child::abandon);
         SpawnError::Watch { source }
     })
 }
@@ -155,7 +184,9 @@ pub fn spawn_detached(detached: Detached) -> Result<u32, SpawnError> {
         fds: detached.fds,
         output: detached.log.into(),
         role: child::Role::Daemon,
+        companion: None,
     })
+    .map(|started| started.pid)
 }
 
 /// Starts this program again as the supervisor of `cluster`, with the control socket as its
@@ -198,6 +229,41 @@ pub fn spawn_supervisor(
         fds: vec![(control, CONTROL)],
         log,
     })
+}
+
+/// Kills the supervisor of `cluster` that has this pid, and returns when it is gone.
+///
+/// `is_it` has to say, on every call, whether the process of that number is the supervisor (it holds
+/// the supervisor's lock). It is asked once the process is held, so that no other can be meant.
+///
+/// # Errors
+/// [`ProcessError::Signal`] when it cannot be killed, or is not gone within `patience`.
+pub fn end_supervisor(
+    cluster: &str,
+    pid: u32,
+    is_it: impl Fn() -> bool,
+    patience: std::time::Duration,
+) -> Result<(), ProcessError> {
+    let pidfd = match open_pidfd(pid) {
+        Ok(pidfd) => pidfd,
+        Err(error) if is_gone(&error) => return Ok(()),
+        Err(source) => return Err(ProcessError::Open { pid, source }),
+    };
+    let supervises = match proc::supervises(pid, cluster) {
+        Ok(supervises) => supervises,
+        Err(error) if is_gone(&error) => return Ok(()),
+        Err(source) => return Err(ProcessError::Read { pid, source }),
+    };
+    if !supervises || !is_it() {
+        return Ok(());
+    }
+    send(&pidfd, pid, Signal::SIGKILL, 0)?;
+    await_end(&pidfd, pid, patience)
+}
+
+/// Whether the process is stopped, by a signal or a debugger.
+pub fn is_stopped(pid: u32) -> bool {
+    proc::state(pid).is_ok_and(|state| matches!(state, 'T' | 't'))
 }
 
 /// The number of the control socket in a supervisor.
@@ -244,14 +310,19 @@ pub fn end_by_uuid(uuid: &str, deadline: std::time::Duration) -> Result<(), Proc
             continue;
         }
         send(&pidfd, pid, Signal::SIGKILL, 0)?;
-        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-        let millis = u16::try_from(deadline.as_millis()).unwrap_or(u16::MAX);
-        if poll(&mut fds, PollTimeout::from(millis)).is_ok_and(|ready| ready == 0) {
-            return Err(ProcessError::Signal {
-                pid,
-                source: io::ErrorKind::TimedOut.into(),
-            });
-        }
+        await_end(&pidfd, pid, deadline)?;
+    }
+    Ok(())
+}
+
+fn await_end(pidfd: &OwnedFd, pid: u32, patience: std::time::Duration) -> Result<(), ProcessError> {
+    let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    let millis = u16::try_from(patience.as_millis()).unwrap_or(u16::MAX);
+    if poll(&mut fds, PollTimeout::from(millis)).is_ok_and(|ready| ready == 0) {
+        return Err(ProcessError::Signal {
+            pid,
+            source: io::ErrorKind::TimedOut.into(),
+        });
     }
     Ok(())
 }
@@ -352,7 +423,11 @@ impl Process {
                 Ok(WaitStatus::Signaled(_, signal, _)) => Some(Exit::Signal(signal as i32)),
                 Ok(_) | Err(Errno::EINTR) => None,
                 // Not our child.
-                Err(_) => Some(Exit::Unknown),
+                Err(_) => Some(stranger::exit(
+                    self.pidfd.get_ref().as_fd(),
+                    self.pid,
+                    self.start_time,
+                )),
             };
         }
         *exit

@@ -43,6 +43,13 @@ pub enum Request {
     Resume {
         machines: Vec<String>,
     },
+    /// Make a disk of a machine that runs larger; answered when QEMU has done it.
+    Grow {
+        machine: String,
+        serial: String,
+        /// In bytes.
+        size: u64,
+    },
     /// Know these no more; refused while one of them is alive.
     Forget {
         machines: Vec<String>,
@@ -88,6 +95,9 @@ pub struct MachineStatus {
     pub report: Option<ReportRecord>,
     /// RFC 3339.
     pub started_at: Option<String>,
+    /// What does not work of it while it runs, a sentence each.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// One thing that happened, as `kiln events` prints it.

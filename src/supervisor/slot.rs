@@ -20,15 +20,19 @@ use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
     MachineRecord, ProcessRecord, ReportRecord, RestartRecord, RunRecord, SeenRecord, StateRecord,
 };
-use crate::supervisor::console::ConsoleWatch;
+use crate::supervisor::console::{self, ConsoleWatch};
+use crate::supervisor::diagnose::Finding;
 use crate::supervisor::dispatcher::phase_text;
+use crate::supervisor::journal;
 use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::machine::{AGAIN, Machine, Restart};
-use crate::supervisor::message::{Message, News};
+use crate::supervisor::message::{Message, News, Reply};
 use crate::supervisor::ports;
-use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn};
-use crate::supervisor::protocol::MachineStatus;
+use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn_both};
+use crate::supervisor::protocol::{Answer, MachineStatus};
 use crate::supervisor::qmp::Qmp;
+use crate::supervisor::regain;
+use crate::supervisor::tpm::{self, Tpm, TpmError};
 use crate::supervisor::watch::{self, Origin, Teller};
 
 /// How long QEMU may take to answer a command of ours.
@@ -44,6 +48,8 @@ pub(super) enum StartError {
     Damaged,
     #[error("it cannot be launched")]
     Launch(#[from] LaunchError),
+    #[error("its TPM cannot be started")]
+    Tpm(#[from] TpmError),
     #[error("QEMU cannot be started")]
     Spawn(#[from] SpawnError),
     #[error("its log `{}` cannot be opened", path.display())]
@@ -76,6 +82,10 @@ pub(super) struct Slot {
     started_at: Option<String>,
     /// What a former supervisor had recorded, until the adopted QEMU answers.
     kept_report: Option<ReportRecord>,
+    /// What does not work of its QEMU, a sentence each.
+    pub(super) notes: Vec<String>,
+    /// What the console has said before this supervisor was there.
+    pub(super) missed: Vec<Finding>,
     found: Option<Process>,
     saved: Option<RunRecord>,
     /// Whether its QEMU was found, and has not answered yet.
@@ -112,6 +122,8 @@ impl Slot {
             seen: Vec::new(),
             started_at: None,
             kept_report: None,
+            notes: Vec::new(),
+            missed: Vec::new(),
             found: None,
             saved: None,
             adopting: false,
@@ -132,10 +144,11 @@ impl Slot {
             .and_then(|run| run.process.as_ref())
             .and_then(|process| Process::adopt(process.pid, process.start_time, uuid).ok()?)
             .or_else(|| carriers.find(uuid));
+        let rebooted = self.found.is_some() && recorded.is_some_and(|run| self.catch_up(run));
         self.machine = match (&run, &self.found) {
             (_, Some(_)) => {
                 let gave_up = recorded
-                    .filter(|run| run.state == StateRecord::Failed)
+                    .filter(|run| run.state == StateRecord::Failed && !rebooted)
                     .map(|run| run.reason.clone());
                 Machine::adopting(restart, reports, gave_up, Instant::now())
             }
@@ -145,11 +158,13 @@ impl Slot {
             }
             (Some(run), None) => match run.state {
                 StateRecord::Stopped => Machine::stopped(restart, reports, run.reason.clone()),
-                StateRecord::Crashed => {
-                    // Its supervisor is gone, and with it the plan to start it again.
-                    let why = run.reason.strip_suffix(AGAIN).unwrap_or(&run.reason);
-                    Machine::crashed(restart, reports, why.to_owned())
-                }
+                StateRecord::Crashed => match run.reason.strip_suffix(AGAIN) {
+                    Some(why) => {
+                        let (why, now) = (why.to_owned(), Instant::now());
+                        Machine::crashed_for_now(restart, reports, why, run.restarts, now)
+                    }
+                    None => Machine::crashed(restart, reports, run.reason.clone()),
+                },
                 StateRecord::Stopping => Machine::stopped(restart, reports, String::new()),
                 StateRecord::Starting
                 | StateRecord::Running
@@ -167,8 +182,22 @@ impl Slot {
         if let (Some(run), Some(_)) = (run.filter(|_| this_boot), &self.found) {
             self.seen = run.seen;
             self.started_at = run.started_at;
-            self.kept_report = run.report;
+            self.kept_report = run.report.filter(|_| !rebooted);
         }
+    }
+
+    /// Reads what the console has said while no supervisor read it; whether the guest has begun
+    /// anew since the record. QEMU tells that to nobody later.
+    fn catch_up(&mut self, run: &RunRecord) -> bool {
+        let Some(offset) = run.console else {
+            return false;
+        };
+        let missed = console::missed(&self.files.console_log(), offset).unwrap_or_default();
+        // The console of a guest that was up proves nothing, unless it has begun anew.
+        if missed.begins_anew || run.report.is_none() {
+            self.missed = missed.findings;
+        }
+        missed.begins_anew
     }
 
     fn policy(&self) -> (Restart, bool) {
@@ -232,17 +261,33 @@ impl Slot {
         let Some(process) = self.found.take() else {
             return;
         };
+        mend(&process, &self.files);
         // Only what comes from now on: the verdicts of the past are in the record.
         consoles.add_at_end(&self.name, &self.files.console_log());
+        consoles.keep_short(&self.log_name(), &self.files.qemu_log());
         if let Err(error) = self.publish(fabric) {
-            tracing::warn!(
-                machine = self.name,
-                error = in_one_line(&error),
-                "ports are not published"
-            );
+            let error = in_one_line(&error);
+            tracing::warn!(machine = self.name, error, "ports are not published");
+            self.notes.push(format!(
+                "its ports are not published: {error}; `kiln restart` tries again"
+            ));
         }
         self.adopting = true;
-        self.attend(process, Origin::Found, inbox, fabric);
+        // Its TPM, if it has one, is no child of ours; it ends with its QEMU.
+        self.attend(process, None, Origin::Found, inbox, fabric);
+    }
+
+    /// Of QEMU's own log, beside the machine's console. No machine's name has a slash.
+    fn log_name(&self) -> String {
+        format!("{}/qemu", self.name)
+    }
+
+    pub(super) fn mend_sockets(&self) {
+        if let Some(process) = &self.process
+            && self.machine.is_alive()
+        {
+            mend(process, &self.files);
+        }
     }
 
     pub(super) fn is_adopting(&self) -> bool {
@@ -280,7 +325,11 @@ impl Slot {
         let (machine, handles) = launch::supervised(cluster, record, &self.files)?;
         let command = kiln_arch::render(&machine).map_err(LaunchError::Unsupported)?;
         folder::make_private(&self.files.sockets)?;
-        let fds = launch::open(&handles)?;
+        let launch::Opened { fds, tpm } = launch::open(&handles)?;
+        let companion = match (&record.tpm, tpm) {
+            (Some(program), Some(control)) => Some(tpm::companion(program, &self.files, control)?),
+            (None, _) | (_, None) => None,
+        };
         let log_path = self.files.qemu_log();
         let stderr = OpenOptions::new()
             .write(true)
@@ -295,15 +344,15 @@ impl Slot {
             })?;
         let program = record.qemu.clone();
         self.publish(fabric)?;
-        let spawned = spawn(Launch {
+        let launch = Launch {
             program,
             args: command.argv().collect(),
             fds,
             stderr: stderr.into(),
             identity,
-        });
-        let process = match spawned {
-            Ok(process) => process,
+        };
+        let (process, companion) = match spawn_both(launch, companion) {
+            Ok(spawned) => spawned,
             Err(error) => {
                 self.drop_tasks();
                 return Err(error.into());
@@ -311,7 +360,12 @@ impl Slot {
         };
         self.started_at = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         consoles.add_at_end(&self.name, &self.files.console_log());
-        self.attend(process, Origin::Started, inbox, fabric);
+        consoles.keep_short(&self.log_name(), &self.files.qemu_log());
+        let tpm = companion.map(|process| Tpm {
+            process,
+            log: self.files.tpm_log(),
+        });
+        self.attend(process, tpm, Origin::Started, inbox, fabric);
         Ok(())
     }
 
@@ -328,6 +382,7 @@ impl Slot {
     fn attend(
         &mut self,
         process: Process,
+        tpm: Option<Tpm>,
         origin: Origin,
         inbox: &mpsc::Sender<Message>,
         fabric: &Arc<Fabric>,
@@ -348,8 +403,12 @@ impl Slot {
             teller.clone(),
             self.files.socket(Socket::Report),
         ));
+        self.tasks.push(journal::watch(
+            teller.clone(),
+            self.files.socket(Socket::Journal),
+        ));
         // Not in `tasks`: it has to outlive them, to reap the process.
-        drop(watch::process(teller, process, self.files.qemu_log()));
+        drop(watch::process(teller, process, self.files.qemu_log(), tpm));
         self.plugged = 0;
         self.plug_in(fabric);
     }
@@ -399,6 +458,36 @@ impl Slot {
         self.send(qmp::cont {});
     }
 
+    /// Has QEMU make a disk larger, and answers with what came of it.
+    pub(super) fn send_grow(&self, serial: &str, size: u64, replies: mpsc::Sender<Reply>) {
+        let refused = |why: String| Reply::Line(Answer::Refused { why });
+        let node = self
+            .record
+            .as_ref()
+            .and_then(|record| launch::node_name(record, serial));
+        let (Some(qmp), Some(node), Ok(size)) = (self.qmp.clone(), node, i64::try_from(size))
+        else {
+            let name = &self.name;
+            let why = format!("machine `{name}` has no disk `{serial}` that could grow now");
+            let _ = replies.try_send(refused(why));
+            return;
+        };
+        let what = format!("disk `{serial}` of machine `{}`", self.name);
+        tokio::spawn(async move {
+            let deadline = Instant::now() + COMMAND_DEADLINE;
+            let resize = qmp::block_resize {
+                device: None,
+                node_name: Some(node),
+                size,
+            };
+            let answer = match qmp.execute(resize, deadline.into()).await {
+                Ok(_) => Reply::Line(Answer::Done),
+                Err(error) => refused(format!("{what} did not grow: {}", in_one_line(&error))),
+            };
+            let _ = replies.try_send(answer);
+        });
+    }
+
     /// Asks QEMU to end; one that cannot be asked yet is killed.
     pub(super) fn send_quit(&self) {
         if self.qmp.is_some() {
@@ -438,8 +527,10 @@ impl Slot {
         self.qmp = None;
         self.process = None;
         self.seen.clear();
+        self.notes.clear();
         self.started_at = None;
         consoles.remove(&self.name);
+        consoles.remove(&self.log_name());
         for socket in Socket::ALL {
             let _ = std::fs::remove_file(self.files.socket(socket));
         }
@@ -457,7 +548,7 @@ impl Slot {
         if self.is_damaged() || self.is_adopting() {
             return;
         }
-        let run = RunRecord {
+        let mut run = RunRecord {
             schema: SCHEMA,
             boot_id: boot_id.to_owned(),
             process: self.process.as_ref().map(|process| ProcessRecord {
@@ -469,10 +560,14 @@ impl Slot {
             report: self.machine.report().cloned(),
             seen: self.seen.clone(),
             started_at: self.started_at.clone(),
+            console: self.saved.as_ref().and_then(|saved| saved.console),
+            restarts: self.machine.restarts(),
         };
         if self.saved.as_ref() == Some(&run) {
             return;
         }
+        let log = std::fs::symlink_metadata(self.files.console_log());
+        run.console = log.ok().map(|log| log.len());
         match files::save(&self.files.run(), &run) {
             Ok(()) => self.saved = Some(run),
             Err(error) => {
@@ -512,6 +607,15 @@ impl Slot {
             addresses,
             report: self.machine.report().cloned(),
             started_at: self.started_at.clone(),
+            notes: self.notes.clone(),
         }
+    }
+}
+
+/// Gives the sockets of a living QEMU their names back; one that has none of them may be gone.
+pub(super) fn mend(process: &Process, files: &MachineFiles) {
+    if let Err(error) = regain::mend(process.pid(), files) {
+        let sockets = files.sockets.display();
+        tracing::warn!(%error, "the sockets in {sockets} are not regained");
     }
 }

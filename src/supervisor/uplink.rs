@@ -22,6 +22,7 @@ use crate::supervisor::console::last_line;
 use crate::supervisor::launch;
 use crate::supervisor::message::Message;
 use crate::supervisor::process::{Carriers, Exit, Identity, Launch, Process, spawn};
+use crate::supervisor::slot::mend;
 use crate::supervisor::watch;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -92,7 +93,10 @@ impl Uplink {
         self.again = None;
         let Some(machine) = machine else { return };
         let started = match self.left_over() {
-            Some(process) => Ok(process),
+            Some(process) => {
+                mend(&process, &self.files);
+                Ok(process)
+            }
             None => self.start(machine, identity),
         };
         let process = match started {
@@ -115,6 +119,12 @@ impl Uplink {
             }
         }
         attend(process, self.generation, inbox.clone(), &self.files);
+    }
+
+    pub(super) fn mend_sockets(&self) {
+        if let Some(process) = &self.process {
+            mend(process, &self.files);
+        }
     }
 
     fn failed(&mut self, why: String) {
@@ -148,7 +158,8 @@ impl Uplink {
             .map_err(|error| in_one_line(&error))?;
         let command = kiln_arch::render_uplink(&uplink).map_err(|error| in_one_line(&error))?;
         folder::make_private(&self.files.sockets).map_err(|error| in_one_line(&error))?;
-        let fds = launch::open(&handles).map_err(|error| in_one_line(&error))?;
+        let launch::Opened { fds, .. } =
+            launch::open(&handles).map_err(|error| in_one_line(&error))?;
         let stderr = OpenOptions::new()
             .write(true)
             .create(true)

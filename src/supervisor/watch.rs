@@ -20,6 +20,7 @@ use crate::supervisor::machine::{Event, GREETING_DEADLINE, RunStatus};
 use crate::supervisor::message::{Message, News};
 use crate::supervisor::process::{Exit, Process};
 use crate::supervisor::qmp::{Qmp, QmpError, QmpEvent};
+use crate::supervisor::tpm::Tpm;
 
 /// Between two questions whether QEMU still answers.
 const BEAT: Duration = Duration::from_secs(2);
@@ -49,24 +50,42 @@ impl Teller {
         self.inbox.send(message).await.is_ok()
     }
 
-    async fn event(&self, event: Event) -> bool {
+    pub(super) async fn event(&self, event: Event) -> bool {
         self.tell(News::Event(event)).await
     }
 }
 
-/// Waits for the end of `process` and tells it with the last words of its log.
-pub(super) fn process(teller: Teller, process: Arc<Process>, log: PathBuf) -> JoinHandle<()> {
+/// Waits for the end of `process`, and of the TPM beside it, and tells it with the last words of
+/// its log.
+pub(super) fn process(
+    teller: Teller,
+    process: Arc<Process>,
+    log: PathBuf,
+    tpm: Option<Tpm>,
+) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let exit = process.exited().await;
+        let (exit, of_tpm) = match tpm {
+            Some(tpm) => tpm.watch(&process).await,
+            None => (process.exited().await, None),
+        };
         let (how, clean) = match &exit {
             Exit::Code(0) => ("status 0".to_owned(), true),
             Exit::Code(code) => (format!("QEMU exited with status {code}"), false),
             Exit::Signal(signal) => (format!("signal {signal}"), false),
-            Exit::Unknown => ("QEMU ended".to_owned(), false),
+            Exit::Unknown => (
+                "QEMU was killed or ended; how, its parent alone was told".to_owned(),
+                false,
+            ),
         };
         let how = match last_line(&log) {
             Some(line) if !clean => format!("{how}: {line}"),
             _ => how,
+        };
+        let how = match (exit, of_tpm) {
+            // It was killed for that.
+            (Exit::Signal(_), Some(why)) => why,
+            (_, Some(why)) => format!("{how}; {why}"),
+            (_, None) => how,
         };
         teller.event(Event::Exited { how, clean }).await;
     })

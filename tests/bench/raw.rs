@@ -87,6 +87,7 @@ fn files_of(own: PathBuf) -> MachineFiles {
     MachineFiles {
         folder: own.clone(),
         sockets: own,
+        disks: PathBuf::new(),
     }
 }
 
@@ -106,7 +107,7 @@ pub(crate) fn launch(mut words: impl Iterator<Item = OsString>) -> Outcome<()> {
     let command = kiln_arch::render(&machine)?;
     // Each takes the lowest free number, so they come in the order of the command line.
     let opened = launch::open(&handles)?;
-    for (fd, number) in &opened {
+    for (fd, number) in &opened.fds {
         if std::os::fd::AsRawFd::as_raw_fd(fd) != *number {
             return Err(format!("descriptor {number} came out as {fd:?}").into());
         }

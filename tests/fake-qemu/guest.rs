@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -29,6 +30,7 @@ pub(crate) struct Guest {
     console: broadcast::Sender<String>,
     log: Option<Arc<File>>,
     reported: watch::Sender<bool>,
+    told: AtomicBool,
     ended: watch::Sender<bool>,
 }
 
@@ -53,6 +55,7 @@ impl Guest {
             console: broadcast::Sender::new(64),
             log,
             reported: watch::Sender::new(false),
+            told: AtomicBool::new(false),
             ended: watch::Sender::new(false),
         })
     }
@@ -247,6 +250,9 @@ pub(crate) async fn port(name: String, listener: UnixListener, guest: Arc<Guest>
                 },
                 () = until_true(&mut reported), if report_due => {
                     report_due = false;
+                    if guest.behavior.report_once && guest.told.swap(true, Ordering::Relaxed) {
+                        continue;
+                    }
                     stream.write_all(guest.report().as_bytes()).await
                 }
                 read = stream.read(&mut waste) => match read {

@@ -123,7 +123,7 @@ fn answer(request: &Value, negotiated: &mut bool, guest: &Arc<Guest>) -> Value {
             );
             json!({})
         }
-        "quit" => json!({}),
+        "quit" | "block_resize" => json!({}),
         "query-version" => {
             json!({"qemu": {"micro": 2, "minor": 0, "major": 10}, "package": "fake"})
         }

@@ -35,6 +35,7 @@ impl Options {
             }
             let has_value = [
                 "-name", "-chardev", "-mon", "-serial", "-device", "-add-fd", "-netdev", "-action",
+                "-tpmdev",
             ];
             if !has_value.contains(&option.as_str()) {
                 continue;
@@ -68,6 +69,10 @@ impl Options {
                     if let (Some(fd), Some(set)) = (number("fd")?, get("set")) {
                         sets.insert(format!("/dev/fdset/{set}"), fd);
                     }
+                }
+                // Held until the end, and spoken to by nobody.
+                "-tpmdev" => {
+                    sockets.remove(&get("chardev").unwrap_or_default());
                 }
                 "-mon" => monitors.extend(get("chardev")),
                 "-serial" => {

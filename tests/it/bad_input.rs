@@ -356,7 +356,7 @@ fn an_image_that_names_a_file_of_the_host_is_refused() {
         9,
         &expect![[r#"
         error: cannot use the image of machine `node`
-          caused by: refused to boot from `TMP/spec/disk.qcow2` as qcow2
+          caused by: refused to use `TMP/spec/disk.qcow2` as qcow2
           caused by: it has a backing file
     "#]],
     );
@@ -366,7 +366,7 @@ fn an_image_that_names_a_file_of_the_host_is_refused() {
         9,
         &expect![[r#"
         error: cannot use the image of machine `node`
-          caused by: refused to boot from `TMP/spec/disk.qcow2` as qcow2
+          caused by: refused to use `TMP/spec/disk.qcow2` as qcow2
           caused by: it has a backing file
     "#]],
     );
@@ -413,16 +413,30 @@ fn a_host_without_qemu_is_told_what_is_missing() {
     let world = World::new();
     world.nodes(1, "");
     fs::remove_file(world.path("bin").join(QEMU)).unwrap();
-    check(
-        &world,
-        &["up"],
-        4,
-        &expect![[r#"
-        error: machine `node-1` needs `qemu-system-x86_64`, which is not installed
-
-        hint: `kiln doctor` says which command installs it here
-    "#]],
-    );
+    for (arch, program) in [
+        ("i386", "qemu-system-i386"),
+        ("x86_64", QEMU),
+        ("aarch64", "qemu-system-aarch64"),
+        ("s390x", "qemu-system-s390x"),
+        ("ppc64", "qemu-system-ppc64"),
+    ] {
+        world.spec(&format!(
+            "cluster: demo\nimage: {{kernel: vmlinuz}}\nmachines:\n  node: {{arch: {arch}}}\n"
+        ));
+        let ended = world.kiln(&["up"]);
+        assert_eq!(ended.code, Some(4));
+        let remedy = remedy(&world, program);
+        assert!(remedy.starts_with("apt-get install "), "{remedy}");
+        assert_eq!(
+            ended.stderr,
+            format!(
+                "error: machine `node` needs `{program}`, which is not installed\n\n\
+                 hint: as root: {remedy}\n"
+            )
+        );
+        assert!(!world.tree().iter().any(|line| line.contains("demo")));
+    }
+    world.nodes(1, "");
     // Nothing is wrong with the spec.
     let ended = world.kiln(&["validate"]);
     assert_eq!(ended.code, Some(0));
@@ -432,21 +446,32 @@ fn a_host_without_qemu_is_told_what_is_missing() {
     .assert_eq(&ended.stderr);
 }
 
+/// The command by which `kiln doctor` would have this installed.
+fn remedy(world: &World, name: &str) -> String {
+    let ended = world.kiln(&["--json", "doctor"]);
+    let told: serde_json::Value =
+        serde_json::from_str(ended.stdout.lines().next().unwrap()).unwrap();
+    let checks = told["result"]["checks"].as_array().unwrap();
+    let check = checks.iter().find(|check| check["name"] == name).unwrap();
+    assert_ne!(check["status"], "ok", "{check}");
+    check["remedy"].as_str().unwrap().to_owned()
+}
+
 #[test]
 fn a_disk_asks_for_qemu_img() {
     let world = World::new();
     world.write("spec/disk.raw", [7; 4096]);
     world.spec("cluster: demo\nimage: ./disk.raw\nmachines:\n  node: {accel: tcg}\n");
     fs::remove_file(world.path("bin/qemu-img")).unwrap();
-    check(
-        &world,
-        &["up"],
-        4,
-        &expect![[r#"
-        error: machine `node` has a disk, and `qemu-img`, which makes it, is not installed
-
-        hint: `kiln doctor` says which command installs it here
-    "#]],
+    let ended = world.kiln(&["up"]);
+    assert_eq!(ended.code, Some(4));
+    assert_eq!(
+        ended.stderr,
+        format!(
+            "error: machine `node` has a disk, and `qemu-img`, which makes it, is not installed\n\n\
+             hint: as root: {}\n",
+            remedy(&world, "qemu-img")
+        )
     );
 }
 

@@ -1,6 +1,9 @@
 //! QEMUs and guests that go wrong: the right verdict, in time, and a clean way out.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use expect_test::expect;
@@ -8,7 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::fake_support::{Ended, World, wait_until, walk};
+use crate::fake_support::{Ended, World, holds, wait_until, walk};
 
 /// The command's error, without the lines of progress before it.
 fn error(ended: &Ended) -> &str {
@@ -294,6 +297,41 @@ fn a_machine_that_keeps_dying_is_started_after_longer_and_longer_pauses() {
 }
 
 #[test]
+fn a_qemu_that_was_adopted_and_is_killed_is_told_with_its_signal() {
+    let world = World::new();
+    world.nodes(1, "restart: no");
+    world.ok(&["up"]);
+    world.supervisors()[0].kill();
+    let pid = world.pids()["node-1"];
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    // Who was its parent has died: only what the kernel tells everybody is known, which is nothing
+    // before Linux 6.15 once init has reaped it.
+    wait_until("it is crashed", || {
+        world.ps()["node-1"]["state"] == "crashed"
+    });
+    let told = world.ps()["node-1"]["reason"].clone();
+    let unknown = "QEMU was killed or ended; how, its parent alone was told";
+    assert!(told == "signal 9" || told == unknown, "{told}");
+}
+
+#[test]
+fn a_machine_that_waits_for_its_restart_gets_it_from_the_next_supervisor() {
+    let world = World::new();
+    world.nodes(2, "");
+    world.ok(&["up"]);
+    let pids = world.pids();
+    kill(Pid::from_raw(pids["node-1"]), Signal::SIGKILL).unwrap();
+    let record = world.machine("demo", "node-1").join("run.json");
+    wait_until("its restart is due", || {
+        holds(&record, "will be started again")
+    });
+    world.supervisors()[0].kill();
+    becomes(&world, "node-1: ready", Duration::from_secs(10));
+    assert_ne!(world.pids()["node-1"], pids["node-1"]);
+    assert_eq!(world.pids()["node-2"], pids["node-2"]);
+}
+
+#[test]
 fn a_machine_that_shall_not_restart_does_not() {
     let world = World::new();
     world.nodes(1, "restart: no");
@@ -340,4 +378,127 @@ fn an_uplink_that_does_not_start_is_told_and_the_machines_run() {
         .assert_eq(&world.plain(told.as_str().unwrap()));
     world.ok(&["down"]);
     world.assert_clean();
+}
+
+#[test]
+fn ports_that_were_taken_while_nobody_listened_are_told() {
+    let world = World::new();
+    world.nodes(1, "ports: [\":80\"]");
+    world.ok(&["up"]);
+    let port = world.ps()["node-1"]["ports"][0]["host"].as_u64().unwrap();
+    let address = (Ipv4Addr::LOCALHOST, u16::try_from(port).unwrap());
+    world.supervisors()[0].kill();
+    wait_until("its port is free", || TcpListener::bind(address).is_ok());
+    let taken = TcpListener::bind(address).unwrap();
+    let ps = world.kiln(&["ps"]);
+    let note = format!(
+        "its ports are not published: cannot listen on 127.0.0.1:{port} for the guest's port 80: Address already in use (os error 98); `kiln restart` tries again"
+    );
+    assert!(
+        ps.stderr.contains(&format!("note: node-1: {note}\n")),
+        "{}",
+        ps.stderr
+    );
+    assert_eq!(world.ps()["node-1"]["state"], "ready");
+    assert_eq!(world.ps()["node-1"]["notes"], json!([note]));
+    assert!(world.ok(&["events", "--no-follow"]).contains(&note));
+    drop(taken);
+    world.ok(&["restart"]);
+    assert_eq!(world.ps()["node-1"]["notes"], json!([]));
+}
+
+#[test]
+fn a_guest_that_rebooted_unwatched_is_not_ready_by_its_old_report() {
+    let world = World::new();
+    world.nodes(2, "");
+    let again = "[    0.000000] Linux version 6.1.0-fake again\n";
+    let first = "[    0.000000] Linux version 6.1.0-fake\n";
+    world.behave(&json!({
+        "node-1": {"report_once": true, "console": [[0, first], [2500, again]]},
+        "node-2": {"report_once": true, "console": [[0, first], [2500, "[    2.500000] audit: again\n"]]},
+    }));
+    world.ok(&["up"]);
+    world.supervisors()[0].kill();
+    assert_eq!(world.states(), ["node-1: ready", "node-2: ready"]);
+    world.supervisors()[0].kill();
+    let log = world.machine("demo", "node-1").join("console.log");
+    wait_until("it has rebooted", || holds(&log, "again"));
+    let ps = world.ps();
+    assert_eq!(
+        (&ps["node-1"]["state"], &ps["node-1"]["phase"]),
+        (&json!("running"), &json!("kernel"))
+    );
+    assert_eq!(ps["node-2"]["state"], "ready");
+}
+
+#[test]
+fn a_guest_that_gave_up_unwatched_has_failed() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.behave(&json!({"*": {"report": null, "console": [
+        [0, "[    0.000000] Linux version 6\n"],
+        [1500, "You are in emergency mode. After logging in, type \"journalctl -xb\".\n"],
+    ]}}));
+    world.ok(&["up", "--wait", "running"]);
+    let record = world.machine("demo", "node-1").join("run.json");
+    wait_until("that is recorded", || holds(&record, "running"));
+    world.supervisors()[0].kill();
+    let log = world.machine("demo", "node-1").join("console.log");
+    wait_until("it has given up", || holds(&log, "emergency"));
+    assert_eq!(
+        world.states(),
+        ["node-1: failed (You are in emergency mode. After logging in, type \"journalctl -xb\".)"]
+    );
+}
+
+#[test]
+fn all_logs_are_kept_short() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.ok(&["up"]);
+    world.settle(2);
+    let cluster = world.home().join("state/clusters/demo");
+    let grow = |log: &Path, mebibytes: usize| {
+        let mut file = File::options().append(true).open(log).unwrap();
+        for _ in 0..mebibytes {
+            file.write_all(&[b'x'; 1 << 20]).unwrap();
+        }
+    };
+    let used = |folder: &Path| {
+        let mut used = 0;
+        walk(folder, &mut |path, metadata| {
+            if path.to_string_lossy().contains(".log") {
+                used += metadata.len();
+            }
+        });
+        used
+    };
+    // QEMU goes on at the beginning of a log that was cut, and so does the supervisor.
+    for (pid, number) in [(world.pids()["node-1"], 2), (world.supervisors()[0].pid, 2)] {
+        let about = fs::read_to_string(format!("/proc/{pid}/fdinfo/{number}")).unwrap();
+        let flags = about.lines().find_map(|line| line.strip_prefix("flags:"));
+        let flags = i32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+        assert_ne!(flags & nix::libc::O_APPEND, 0, "{about}");
+    }
+    let logs = [
+        world.machine("demo", "node-1").join("qemu.log"),
+        cluster.join("uplink/qemu.log"),
+        cluster.join("supervisor.log"),
+    ];
+    for log in &logs {
+        grow(log, 6);
+    }
+    wait_until("they are cut", || used(&cluster) <= 7 << 20);
+    // What grew while nobody watched is cut by the next supervisor.
+    world.supervisors()[0].kill();
+    wait_until("it is gone", || world.supervisors().is_empty());
+    grow(&world.machine("demo", "node-1").join("console.log"), 40);
+    for log in &logs {
+        grow(log, 6);
+    }
+    world.ok(&["ps"]);
+    wait_until("they are cut", || used(&cluster) <= 23 << 20);
+    assert!(used(&world.machine("demo", "node-1")) <= 32 << 20);
+    // What was there last is still there.
+    assert!(world.ok(&["logs", "node-1", "--qemu"]).len() >= 1 << 20);
 }

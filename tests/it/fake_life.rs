@@ -1,11 +1,13 @@
 //! The life of a cluster: each verb through the real binary, on machines that behave.
 
 use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
 
 use expect_test::expect;
 use serde_json::{Value, json};
 
-use crate::fake_support::{EMPTY_CONFIG, World, wait_until};
+use crate::fake_support::{EMPTY_CONFIG, World, holds, wait_until};
 
 /// `pid` becomes `PID` where a machine has one, times become `TIME`.
 fn masked(mut value: Value) -> Value {
@@ -71,6 +73,7 @@ fn a_cluster_comes_up_is_kept_and_goes() {
     assert_eq!(again.code, Some(0));
     assert_eq!(again.stdout, up.stdout);
     expect![[r#"
+        note: node-1, node-2, node-3 are emulated (tcg): slow, and outside QEMU's security promise
         node-1: ready (TIME)
         node-2: ready (TIME)
         node-3: ready (TIME)
@@ -126,6 +129,7 @@ fn ps_tells_programs_all_that_is_documented() {
     expect![[r#"
         {
           "cluster": "demo",
+          "kept_disks": [],
           "machines": [
             {
               "accel": "tcg",
@@ -137,9 +141,11 @@ fn ps_tells_programs_all_that_is_documented() {
                 }
               ],
               "arch": "x86_64",
+              "disks": [],
               "image": "vmlinuz",
               "mac": "b2:6b:c6:e2:b7:b3",
               "name": "node-1",
+              "notes": [],
               "phase": "ready",
               "pid": "PID",
               "ports": [
@@ -299,7 +305,7 @@ fn a_plan_says_what_up_would_do_and_makes_nothing() {
     "#]]
     .assert_eq(&world.ok(&["plan"]));
     expect![[r#"
-        {"schema":1,"ok":true,"result":{"cluster":"demo","subnet":"10.213.7.0/24","changes":true,"machines":[{"name":"node-1","action":"create","why":[]},{"name":"node-2","action":"create","why":[]}]}}
+        {"schema":1,"ok":true,"result":{"cluster":"demo","subnet":"10.213.7.0/24","changes":true,"machines":[{"name":"node-1","action":"create","why":[],"arch":"x86_64","ip":"10.213.7.41","mac":"b2:6b:c6:e2:b7:b3"},{"name":"node-2","action":"create","why":[],"arch":"x86_64","ip":"10.213.7.93","mac":"b2:6b:b6:43:01:e0"}]}}
     "#]].assert_eq(&world.ok(&["plan", "--json"]));
     assert_eq!(world.ok(&["up", "--dry-run"]), world.ok(&["plan"]));
     let made: Vec<String> = world.tree();
@@ -398,6 +404,34 @@ fn a_disk_is_made_anew_only_when_told() {
 }
 
 #[test]
+fn a_machine_is_made_anew_by_name() {
+    let world = World::new();
+    world.nodes(2, "");
+    assert_eq!(world.kiln(&["reprovision", "node-1"]).code, Some(7));
+    world.ok(&["up"]);
+    let before = (world.pids(), world.ps());
+    let key =
+        |name: &str| fs::read(world.machine("demo", name).join("ssh_host_ed25519_key")).unwrap();
+    let keys = (key("node-1"), key("node-2"));
+
+    assert_eq!(world.kiln(&["reprovision"]).code, Some(2));
+    assert_eq!(world.kiln(&["reprovision", "node-3"]).code, Some(7));
+    world.ok(&["reprovision", "node-2"]);
+    let (pids, machines) = (world.pids(), world.ps());
+    assert_eq!(pids["node-1"], before.0["node-1"]);
+    assert_ne!(pids["node-2"], before.0["node-2"]);
+    assert_eq!(key("node-1"), keys.0);
+    assert_ne!(key("node-2"), keys.1, "it is another machine to ssh");
+    assert_eq!(machines["node-2"]["state"], "ready");
+    for fixed in ["reserved_ip", "mac"] {
+        assert_eq!(machines["node-2"][fixed], before.1["node-2"][fixed]);
+    }
+    assert!(world.ok(&["plan"]).ends_with("nothing to do\n"));
+    world.ok(&["down"]);
+    world.assert_clean();
+}
+
+#[test]
 fn scaling_down_takes_only_the_last() {
     let world = World::new();
     world.nodes(3, "");
@@ -421,6 +455,54 @@ fn scaling_down_takes_only_the_last() {
         assert_eq!(after[&name]["reserved_ip"], machine["reserved_ip"]);
         assert_eq!(after[&name]["mac"], machine["mac"]);
     }
+    world.ok(&["down"]);
+    world.assert_clean();
+}
+
+#[test]
+fn a_scale_is_remembered() {
+    let world = World::new();
+    world.nodes(3, "");
+    world.ok(&["up"]);
+    let three = world.pids();
+    world.ok(&["up", "--scale", "node=5"]);
+    let five = world.pids();
+    assert_eq!(five.len(), 5);
+    assert!(three.iter().all(|(name, pid)| five[name] == *pid));
+
+    // No word of it is needed again, and each command says that it holds.
+    let plan = world.kiln(&["plan"]);
+    assert!(plan.stdout.ends_with("nothing to do\n"), "{plan:?}");
+    let note = "group `node` is of 5 by an earlier `--scale`, not of 3 as the spec says";
+    assert!(plan.stderr.contains(note), "{plan:?}");
+    world.ok(&["up"]);
+    assert_eq!(world.pids(), five);
+
+    let less = world.ok(&["plan", "--scale", "node=2"]);
+    for name in ["node-3", "node-4", "node-5"] {
+        assert!(less.contains(&format!("remove    {name}")), "{less}");
+    }
+    world.ok(&["up", "--scale", "node=2"]);
+    let two = world.pids();
+    assert_eq!(two.len(), 2);
+    assert!(two.iter().all(|(name, pid)| five[name] == *pid));
+
+    // The spec's own number ends it.
+    world.ok(&["up", "--scale", "node=3"]);
+    let plan = world.kiln(&["plan"]);
+    assert!(plan.stdout.ends_with("nothing to do\n"), "{plan:?}");
+    assert_eq!(plan.stderr, "");
+    assert_eq!(world.pids().len(), 3);
+
+    assert_eq!(world.kiln(&["up", "--scale", "nod=4"]).code, Some(3));
+    for wrong in ["node", "node=x", "node=1001", "node=-1", "=3"] {
+        assert_eq!(
+            world.kiln(&["up", "--scale", wrong]).code,
+            Some(2),
+            "{wrong}"
+        );
+    }
+    assert_eq!(world.pids().len(), 3);
     world.ok(&["down"]);
     world.assert_clean();
 }
@@ -482,4 +564,34 @@ fn ten_rounds_leave_nothing() {
         world.ok(&["down", "--timeout", "0s"]);
         world.assert_clean();
     }
+}
+
+#[test]
+fn a_console_ends_with_its_input_and_has_room_for_one() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.ok(&["up"]);
+    // Standard input is /dev/null.
+    let alone = world.kiln(&["console", "node-1"]);
+    assert_eq!(alone.code, Some(0), "{}", alone.stderr);
+    assert!(alone.took < Duration::from_secs(3), "{:?}", alone.took);
+    let mut first = world
+        .command(&["console", "node-1"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lock = world.machine("demo", "node-1").join("console.lock");
+    wait_until("it is at it", || holds(&lock, "kiln console"));
+    let second = world.kiln(&["console", "node-1"]);
+    assert_eq!(second.code, Some(8), "{}", second.stderr);
+    let who = format!(
+        "error: another kiln (pid {}: kiln console) is at it",
+        first.id()
+    );
+    assert!(second.stderr.starts_with(&who), "{}", second.stderr);
+    assert!(second.took < Duration::from_secs(3), "{:?}", second.took);
+    drop(first.stdin.take());
+    assert!(first.wait().unwrap().success());
+    assert!(!lock.exists());
+    world.ok(&["console", "node-1"]);
 }

@@ -79,17 +79,32 @@ impl World {
             "{} is missing: `cargo build --example fake-qemu` makes it",
             fake.display()
         );
-        // Copied by another process: a descriptor of ours that is open for writing could be
-        // inherited by a child of another test, and the program could not be started meanwhile.
-        let copied = Command::new("cp")
-            .arg(fake)
-            .arg(world.path("bin").join(QEMU))
-            .status();
-        assert!(copied.unwrap().success());
+        world.install(&fake);
         world.link_tool("qemu-img");
         world.write("spec/vmlinuz", "a kernel");
         world.write("spec/node.ign", EMPTY_CONFIG);
         world
+    }
+
+    /// Puts another file in the QEMU's place.
+    ///
+    /// Copied by another process: a descriptor of ours that is open for writing could be inherited
+    /// by a child of another test, and the program could not be started meanwhile.
+    fn install(&self, fake: &Path) {
+        let qemu = self.path("bin").join(QEMU);
+        let copied = Command::new("cp")
+            .arg("--remove-destination")
+            .args([fake, &qemu])
+            .status();
+        assert!(copied.unwrap().success());
+    }
+
+    /// The QEMU is exchanged for one of this version, as an upgrade of packages does it.
+    pub(crate) fn becomes(&self, version: &str) {
+        self.write("bin/VERSION", version);
+        let copy = self.path("fake");
+        fs::copy(self.path("bin").join(QEMU), &copy).unwrap();
+        self.install(&copy);
     }
 
     /// With nothing on the PATH.

@@ -4,10 +4,16 @@
 mod bad_input;
 mod boot;
 mod command_line;
+mod fake_board;
 mod fake_crash;
+mod fake_disks;
 mod fake_faults;
+mod fake_firmware;
+mod fake_hung;
 mod fake_life;
 mod fake_secrets;
 mod fake_support;
+mod fake_tpm;
 mod image;
+mod qemu_takes;
 mod support;

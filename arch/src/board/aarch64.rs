@@ -11,11 +11,13 @@ pub(super) const BOARD: Board = Board {
     tcg_cpu: "cortex-a72",
     options: &[],
     tcg_options: &[],
+    tcg_kernel_options: &[],
     bus: Bus::Pci { slots: 31 },
     console: ConsoleDevice::Serial,
     tty: "ttyAMA0",
     ignition: IgnitionTransport::FwCfg,
     firmware: BoardFirmware::UefiOnly,
     panic_device: Some("pvpanic-pci"),
+    tpm: Some("tpm-tis-device"),
     memory_step: 1,
 };

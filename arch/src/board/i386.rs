@@ -12,11 +12,13 @@ pub(super) const BOARD: Board = Board {
     // Without a screen SeaBIOS speaks on the serial port, "No bootable device" included.
     options: &[("graphics", "off")],
     tcg_options: &[],
+    tcg_kernel_options: &[],
     bus: Bus::Pci { slots: 30 },
     console: ConsoleDevice::Serial,
     tty: "ttyS0",
     ignition: IgnitionTransport::FwCfg,
     firmware: BoardFirmware::Own,
     panic_device: Some("pvpanic-pci"),
+    tpm: Some("tpm-tis"),
     memory_step: 1,
 };

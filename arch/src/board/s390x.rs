@@ -11,11 +11,13 @@ pub(super) const BOARD: Board = Board {
     tcg_cpu: "max",
     options: &[],
     tcg_options: &[],
+    tcg_kernel_options: &[],
     bus: Bus::Ccw,
     console: ConsoleDevice::Device("sclpconsole"),
     tty: "ttysclp0",
     ignition: IgnitionTransport::VirtioBlk,
     firmware: BoardFirmware::Own,
     panic_device: None,
+    tpm: None,
     memory_step: 1,
 };

@@ -2,7 +2,7 @@
 
 use crate::board::Bus;
 use crate::device::virtio;
-use crate::machine::Access;
+use crate::machine::{Access, Sector};
 use crate::opt::{Object, Opt};
 
 /// `-blockdev`: a node, and the nodes that it stands on.
@@ -12,6 +12,11 @@ use crate::opt::{Object, Opt};
 #[derive(Debug)]
 pub(crate) enum Blockdev {
     Raw {
+        filename: String,
+        access: Access,
+    },
+    /// The protocol driver `file` takes no device.
+    Device {
         filename: String,
         access: Access,
     },
@@ -31,13 +36,18 @@ impl Blockdev {
 
     fn describe(&self, node: Object) -> Object {
         match self {
-            Blockdev::Raw { filename, access } => format(node, "raw", filename, *access),
+            Blockdev::Raw { filename, access } => {
+                format(node, "raw", protocol("file", filename), *access)
+            }
+            Blockdev::Device { filename, access } => {
+                format(node, "raw", protocol("host_device", filename), *access)
+            }
             Blockdev::Qcow2 {
                 filename,
                 access,
                 backing,
             } => {
-                let node = format(node, "qcow2", filename, *access);
+                let node = format(node, "qcow2", protocol("file", filename), *access);
                 match backing {
                     Some(backing) => node.object("backing", backing.describe(Object::new())),
                     None => node.null("backing"),
@@ -51,10 +61,13 @@ impl Blockdev {
     }
 }
 
-fn format(node: Object, driver: &str, filename: &str, access: Access) -> Object {
-    let file = Object::new()
-        .text("driver", "file")
-        .text("filename", filename);
+fn protocol(driver: &str, filename: &str) -> Object {
+    Object::new()
+        .text("driver", driver)
+        .text("filename", filename)
+}
+
+fn format(node: Object, driver: &str, file: Object, access: Access) -> Object {
     let node = node.text("driver", driver);
     match access {
         // What the guest discards is given back to the host.
@@ -74,6 +87,7 @@ pub(crate) struct VirtioBlk<'a> {
     pub(crate) drive: &'a str,
     pub(crate) serial: Option<&'a str>,
     pub(crate) bootindex: Option<u32>,
+    pub(crate) sector: Sector,
 }
 
 impl VirtioBlk<'_> {
@@ -91,6 +105,28 @@ impl VirtioBlk<'_> {
         if let Some(bootindex) = self.bootindex {
             opt = opt.key("bootindex", bootindex.to_string());
         }
-        opt
+        match self.sector {
+            Sector::Bytes512 => opt,
+            Sector::Bytes4096 => opt
+                .key("logical_block_size", "4096")
+                .key("physical_block_size", "4096"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_has_a_protocol_driver_of_its_own() {
+        let device = Blockdev::Device {
+            filename: "/dev/fdset/3".to_owned(),
+            access: Access::ReadWrite,
+        };
+        assert_eq!(
+            device.named("disk1").into_value(),
+            r#"{"node-name":"disk1","driver":"raw","read-only":false,"discard":"unmap","file":{"driver":"host_device","filename":"/dev/fdset/3","discard":"unmap"}}"#
+        );
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 
-use crate::machine::Socket;
+use crate::machine::{ChildFd, Socket};
 use crate::opt::Opt;
 
 /// `-chardev`.
@@ -17,6 +17,8 @@ pub(crate) struct Chardev<'a> {
 pub(crate) enum ChardevBackend<'a> {
     /// QEMU is the server, and waits for no client.
     Socket(&'a Socket),
+    /// QEMU is the client, of a server that it is joined to already.
+    Connected(ChildFd),
     Stdio,
 }
 
@@ -32,6 +34,9 @@ impl Chardev<'_> {
                 .key("server", "on")
                 .key("wait", "off")
             }
+            ChardevBackend::Connected(fd) => Opt::new("socket")
+                .key("id", self.id)
+                .key("fd", fd.to_string()),
             // Ctrl-C ends QEMU, as whoever runs one by hand expects.
             ChardevBackend::Stdio => Opt::new("stdio").key("id", self.id),
         };

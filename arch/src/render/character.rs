@@ -46,8 +46,10 @@ fn chardev(
     log: Option<&Source>,
     why: Reason,
 ) -> Result<(), Unsupported> {
-    if let ChardevBackend::Socket(socket) = backend {
-        take_socket(command, socket)?;
+    match backend {
+        ChardevBackend::Socket(socket) => take_socket(command, socket)?,
+        ChardevBackend::Connected(fd) => command.inherit(fd)?,
+        ChardevBackend::Stdio => {}
     }
     let logfile = match log {
         Some(Source::Path(path)) => Some(path.clone().into()),
@@ -97,6 +99,35 @@ impl Render<'_> {
                 why,
             ),
         }
+    }
+
+    pub(super) fn tpm(&mut self) -> Result<(), Unsupported> {
+        let Some(fd) = self.machine.tpm else {
+            return Ok(());
+        };
+        let arch = self.machine.arch;
+        let device = self.board.tpm.ok_or(Unsupported::Tpm { arch })?;
+        let why = Reason::Spec("tpm");
+        chardev(
+            &mut self.command,
+            "tpm",
+            ChardevBackend::Connected(fd),
+            None,
+            why,
+        )?;
+        self.command.push(
+            "-tpmdev",
+            Opt::new("emulator")
+                .key("id", "tpm0")
+                .key("chardev", "tpm")
+                .into_value(),
+            why,
+        )?;
+        self.command.push(
+            "-device",
+            Opt::new(device).key("tpmdev", "tpm0").into_value(),
+            self.arch_reason("where its TPM sits"),
+        )
     }
 
     pub(super) fn ports(&mut self) -> Result<(), Unsupported> {

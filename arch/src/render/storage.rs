@@ -7,9 +7,14 @@ use crate::Unsupported;
 use crate::command::Reason;
 use crate::device::{Blockdev, FwCfg, VirtioBlk, reopened};
 use crate::machine::{
-    Access, Drive, Format, Ignition, IgnitionTransport, Image, Kernel, Pflash, Source,
+    Access, Drive, Format, Ignition, IgnitionTransport, Image, Kernel, Pflash, Sector, Source,
 };
 use crate::render::Render;
+
+/// QEMU's name of the block node of the `index`th of [`crate::machine::Machine::drives`].
+pub fn drive_node(index: usize) -> String {
+    format!("disk{index}")
+}
 
 /// The longest serial of a virtio disk.
 const SERIAL_MAX: usize = 20;
@@ -87,8 +92,9 @@ impl Render<'_> {
             });
         }
         let node = self.image(&drive.image, drive.access)?;
-        let why = Reason::Spec(if index == 0 { "image" } else { "disks" });
-        let name = format!("disk{index}");
+        let is_root = index == 0 && (serial == Some("root") || self.machine.kernel.is_none());
+        let why = Reason::Spec(if is_root { "image" } else { "disks" });
+        let name = drive_node(index);
         self.blockdev(&name, &node, why)?;
         let boots = index == 0 && self.machine.kernel.is_none();
         let front = VirtioBlk {
@@ -97,6 +103,7 @@ impl Render<'_> {
             drive: &name,
             serial,
             bootindex: boots.then_some(1),
+            sector: drive.sector,
         };
         self.device(front.opt(), why)
     }
@@ -156,6 +163,7 @@ impl Render<'_> {
             drive: "ignition",
             serial: Some("ignition"),
             bootindex: None,
+            sector: Sector::Bytes512,
         };
         self.device(front.opt(), why)
     }
@@ -168,6 +176,10 @@ impl Render<'_> {
     fn image(&mut self, image: &Image, access: Access) -> Result<Blockdev, Unsupported> {
         match image {
             Image::Raw(source) => Ok(Blockdev::Raw {
+                filename: self.image_file(source)?,
+                access,
+            }),
+            Image::Device(source) => Ok(Blockdev::Device {
                 filename: self.image_file(source)?,
                 access,
             }),

@@ -1,4 +1,6 @@
-//! Machines to render.
+//! Machines to render: one for each way in which a board can begin, under each accelerator.
+//!
+//! `tests/it` starts the same machines on the real QEMU.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::num::{NonZeroU16, NonZeroU32};
@@ -7,7 +9,7 @@ use kiln_arch::Arch;
 use kiln_arch::machine::{
     Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Format, Forward, Ignition,
     IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName,
-    Protocol, Run, Sandbox, Socket, Source, Uplink, UserNet,
+    Protocol, Run, Sandbox, Sector, Socket, Source, Uplink, UserNet,
 };
 use macaddr::MacAddr6;
 
@@ -29,6 +31,103 @@ impl Fds {
         Socket::Listener(self.next())
     }
 }
+
+/// What starts a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Chip {
+    Own,
+    Uefi,
+    Secure,
+}
+
+/// What it then boots.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Boot {
+    Kernel,
+    Disk,
+}
+
+/// One way in which a board begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Way {
+    pub(crate) arch: Arch,
+    pub(crate) chip: Chip,
+    pub(crate) boot: Boot,
+}
+
+/// Every way of every board.
+pub(crate) fn ways() -> Vec<Way> {
+    let mut ways = Vec::new();
+    for arch in Arch::ALL {
+        let chips: &[Chip] = match arch {
+            Arch::X86_64 => &[Chip::Own, Chip::Uefi, Chip::Secure],
+            Arch::Aarch64 => &[Chip::Own, Chip::Uefi],
+            Arch::I386 | Arch::S390x | Arch::Ppc64le => &[Chip::Own],
+        };
+        for &chip in chips {
+            for boot in [Boot::Kernel, Boot::Disk] {
+                // It has no firmware of its own, and nothing else reads a disk.
+                if (arch, chip, boot) != (Arch::Aarch64, Chip::Own, Boot::Disk) {
+                    ways.push(Way { arch, chip, boot });
+                }
+            }
+        }
+    }
+    ways
+}
+
+impl Way {
+    /// Such as `x86_64-uefi-disk`.
+    pub(crate) fn name(self) -> String {
+        let chip = match self.chip {
+            Chip::Own => "",
+            Chip::Uefi => "uefi-",
+            Chip::Secure => "secure-",
+        };
+        let boot = match self.boot {
+            Boot::Kernel => "direct",
+            Boot::Disk => "disk",
+        };
+        format!("{}-{chip}{boot}", self.arch)
+    }
+
+    /// Kernels are booted under TCG and disks under KVM; what the accelerator changes is the same
+    /// for both, and has a test of its own.
+    pub(crate) fn machine(self) -> Machine {
+        let mut machine = match self.boot {
+            Boot::Kernel => direct(self.arch),
+            Boot::Disk => disk(self.arch),
+        };
+        let mut fds = Fds(FLASH);
+        machine.firmware = match self.chip {
+            Chip::Own => Firmware::Board,
+            Chip::Uefi => Firmware::Uefi(flash(&mut fds)),
+            Chip::Secure => Firmware::UefiSecure(flash(&mut fds)),
+        };
+        let by = |transport, fds: &mut Fds| Ignition::ConfigBy(transport, fds.source());
+        match (self.chip, self.boot) {
+            (Chip::Own, Boot::Kernel | Boot::Disk) => {}
+            (Chip::Uefi, Boot::Kernel) => {
+                machine.ignition = Ignition::None;
+                machine.nics.push(Nic {
+                    mac: mac(4),
+                    backend: NicBackend::User(user_net(Vec::new())),
+                });
+            }
+            (Chip::Uefi, Boot::Disk) => machine.ignition = Ignition::Config(fds.source()),
+            (Chip::Secure, Boot::Kernel) => {
+                machine.ignition = by(IgnitionTransport::FwCfg, &mut fds);
+            }
+            (Chip::Secure, Boot::Disk) => {
+                machine.ignition = by(IgnitionTransport::VirtioBlk, &mut fds);
+            }
+        }
+        machine
+    }
+}
+
+/// The numbers of flash chips' descriptors, and of what comes after them, begin behind all others.
+const FLASH: u16 = 20;
 
 pub(crate) fn mib(amount: u32) -> MiB {
     MiB(NonZeroU32::new(amount).unwrap())
@@ -52,6 +151,7 @@ pub(crate) fn direct(arch: Arch) -> Machine {
         cpus: NonZeroU16::new(1).unwrap(),
         memory: mib(256),
         firmware: Firmware::Board,
+        tpm: None,
         monitors: vec![fds.socket(), fds.socket()],
         console: Console {
             backend: ConsoleBackend::Socket(fds.socket()),
@@ -86,6 +186,7 @@ pub(crate) fn direct(arch: Arch) -> Machine {
             },
             access: Access::ReadWrite,
             serial: Some("root".to_owned()),
+            sector: Sector::Bytes512,
         }],
         ignition: Ignition::Config(fds.source()),
         sandbox: Sandbox::Full,
@@ -96,12 +197,13 @@ pub(crate) fn direct(arch: Arch) -> Machine {
 /// A machine that boots from its disk by its firmware, under KVM, on a tap; with data disks.
 pub(crate) fn disk(arch: Arch) -> Machine {
     let mut fds = Fds::default();
+    // Of the oldest QEMU that kiln takes.
     let board_version = match arch {
-        Arch::I386 => "pc-i440fx-9.2",
-        Arch::X86_64 => "pc-q35-9.2",
-        Arch::Aarch64 => "virt-9.2",
-        Arch::S390x => "s390-ccw-virtio-9.2",
-        Arch::Ppc64le => "pseries-9.2",
+        Arch::I386 => "pc-i440fx-7.2",
+        Arch::X86_64 => "pc-q35-7.2",
+        Arch::Aarch64 => "virt-7.2",
+        Arch::S390x => "s390-ccw-virtio-7.2",
+        Arch::Ppc64le => "pseries-7.2",
     };
     Machine {
         accel: Accel::Kvm,
@@ -118,10 +220,7 @@ pub(crate) fn disk(arch: Arch) -> Machine {
             mac: mac(2),
             backend: NicBackend::Tap(fds.next()),
         }],
-        firmware: match arch {
-            Arch::Aarch64 => Firmware::Uefi(flash(&mut fds)),
-            Arch::I386 | Arch::X86_64 | Arch::S390x | Arch::Ppc64le => Firmware::Board,
-        },
+        firmware: Firmware::Board,
         kernel: None,
         drives: vec![
             Drive {
@@ -131,11 +230,13 @@ pub(crate) fn disk(arch: Arch) -> Machine {
                 },
                 access: Access::ReadWrite,
                 serial: None,
+                sector: Sector::Bytes512,
             },
             Drive {
                 image: Image::Raw(fds.source()),
                 access: Access::ReadWrite,
                 serial: Some("data".to_owned()),
+                sector: Sector::Bytes4096,
             },
             Drive {
                 image: Image::Qcow2 {
@@ -144,6 +245,7 @@ pub(crate) fn disk(arch: Arch) -> Machine {
                 },
                 access: Access::ReadOnly,
                 serial: Some("tools".to_owned()),
+                sector: Sector::Bytes512,
             },
         ],
         ignition: Ignition::None,
@@ -190,21 +292,13 @@ pub(crate) fn shell(arch: Arch) -> Machine {
             },
             access: Access::ReadWrite,
             serial: None,
+            sector: Sector::Bytes512,
         }],
         ignition: Ignition::Config(path("/run/kiln/a,b.ign")),
         run: Run::Alone,
         sandbox: Sandbox::Absent,
         ..direct(arch)
     }
-}
-
-/// Firmware that verifies what it boots, and an image that looks for its config on a disk.
-pub(crate) fn secure() -> Machine {
-    let mut machine = disk(Arch::X86_64);
-    let mut fds = Fds(20);
-    machine.firmware = Firmware::UefiSecure(flash(&mut fds));
-    machine.ignition = Ignition::ConfigBy(IgnitionTransport::VirtioBlk, fds.source());
-    machine
 }
 
 pub(crate) fn uplink() -> Uplink {

@@ -2,7 +2,8 @@
 
 use expect_test::{Expect, expect};
 use kiln_arch::machine::{
-    ChildFd, ConsoleBackend, Firmware, Ignition, IgnitionTransport, Image, Machine, Socket, Source,
+    ChildFd, ConsoleBackend, Firmware, Format, Ignition, IgnitionTransport, Image, Machine, Pflash,
+    Socket, Source,
 };
 use kiln_arch::{Arch, render};
 
@@ -34,18 +35,19 @@ fn nothing_to_boot() {
 
 #[test]
 fn arm_without_firmware_boots_no_disk() {
-    let mut machine = disk(Arch::Aarch64);
-    machine.firmware = Firmware::Board;
     check(
-        &machine,
+        &disk(Arch::Aarch64),
         &expect!["aarch64 machines have no firmware of their own: boot a kernel, or give UEFI"],
     );
 }
 
 #[test]
 fn boards_without_uefi_refuse_it() {
-    let Firmware::Uefi(flash) = disk(Arch::Aarch64).firmware else {
-        panic!("the fixture boots by UEFI");
+    let flash = Pflash {
+        code: fixture::path("/code.fd"),
+        code_format: Format::Raw,
+        vars: fixture::path("/vars.fd"),
+        vars_format: Format::Raw,
     };
     for arch in [Arch::I386, Arch::S390x, Arch::Ppc64le] {
         let mut machine = disk(arch);
@@ -59,6 +61,13 @@ fn boards_without_uefi_refuse_it() {
         &machine,
         &expect!["aarch64 machines cannot boot by UEFI with secure boot"],
     );
+}
+
+#[test]
+fn a_tpm_where_there_is_none() {
+    let mut machine = direct(Arch::S390x);
+    machine.tpm = ChildFd::nth(30);
+    check(&machine, &expect!["s390x machines have no TPM"]);
 }
 
 #[test]

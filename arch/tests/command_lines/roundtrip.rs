@@ -228,18 +228,16 @@ proptest! {
 
 #[test]
 fn the_descriptors_are_those_that_the_arguments_name() {
-    for arch in Arch::ALL {
-        for machine in [fixture::direct(arch), fixture::disk(arch)] {
-            let command = render(&machine).unwrap();
-            let told: BTreeSet<String> = command.descriptors().map(|fd| fd.to_string()).collect();
-            let named: BTreeSet<String> = command
-                .args()
-                .iter()
-                .filter_map(|arg| arg.value.as_ref())
-                .flat_map(|value| numbers(value.to_str().unwrap()))
-                .collect();
-            assert_eq!(told, named, "{arch}");
-        }
+    for way in fixture::ways() {
+        let command = render(&way.machine()).unwrap();
+        let told: BTreeSet<String> = command.descriptors().map(|fd| fd.to_string()).collect();
+        let named: BTreeSet<String> = command
+            .args()
+            .iter()
+            .filter_map(|arg| arg.value.as_ref())
+            .flat_map(|value| numbers(value.to_str().unwrap()))
+            .collect();
+        assert_eq!(told, named, "{}", way.name());
     }
 }
 

@@ -4,7 +4,7 @@ qemu-system-ppc64 \
   -name guest=demo/node-1,debug-threads=on \
   -uuid 6b696c6e-0000-8000-8000-000000000001 \
   -display none \
-  -machine pseries,dump-guest-core=off,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off \
+  -machine pseries,dump-guest-core=off,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off,x-vof=on \
   -accel tcg \
   -cpu power9 \
   -smp 1 \

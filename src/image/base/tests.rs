@@ -302,3 +302,23 @@ fn facts_survive_being_written_down() {
     assert!(text.contains(r#""format":"raw""#), "{text}");
     assert_eq!(serde_json::from_str::<BaseFacts>(&text).unwrap(), facts);
 }
+
+#[test]
+fn of_many_who_want_a_digest_at_once_one_reads_the_image() {
+    let home = Home::new();
+    let path = home.path("disk.raw");
+    File::create(&path).unwrap().set_len(64 << 20).unwrap();
+    let mut image = home.image("disk.raw", DiskFormat::Raw);
+    image.sha256 = Some("3b6a07d0d404fab4e23b6d34bc6696a6a312dd92821332385e5af7c01c421351".into());
+    wait_until_settled(&path);
+    let read: u64 = std::thread::scope(|scope| {
+        let each = || {
+            let mut read = 0;
+            check(&image, &home.memo, &mut |done, _| read = done).unwrap();
+            read
+        };
+        let all: Vec<_> = (0..6).map(|_| scope.spawn(each)).collect();
+        all.into_iter().map(|one| one.join().unwrap()).sum()
+    });
+    assert_eq!(read, 64 << 20);
+}

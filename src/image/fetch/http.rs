@@ -77,18 +77,19 @@ impl HttpError {
         match self {
             HttpError::Status { code, .. } => *code == 429 || *code >= 500,
             HttpError::Body { .. } => true,
+            // A certificate that nobody vouches for is told as `InvalidData`.
             HttpError::Exchange { source, .. } => {
-                // So a certificate that nobody vouches for is told.
-                let is_lost = |source: &io::Error| source.kind() != io::ErrorKind::InvalidData;
-                matches!(&**source, ureq::Error::Io(source) if is_lost(source))
-                    || matches!(
-                        **source,
-                        ureq::Error::Timeout(_)
-                            | ureq::Error::ConnectionFailed
-                            | ureq::Error::BodyStalled
-                            | ureq::Error::Protocol(_)
-                            | ureq::Error::HostNotFound
-                    )
+                matches!(
+                    &**source,
+                    ureq::Error::Io(source) if source.kind() != io::ErrorKind::InvalidData
+                ) || matches!(
+                    **source,
+                    ureq::Error::Timeout(_)
+                        | ureq::Error::ConnectionFailed
+                        | ureq::Error::BodyStalled
+                        | ureq::Error::Protocol(_)
+                        | ureq::Error::HostNotFound
+                )
             }
         }
     }

@@ -4,8 +4,8 @@ use std::process::Command;
 use tempfile::tempdir;
 
 use super::*;
-use crate::cluster::{DiskFormat, DiskImage};
-use crate::image::base;
+use crate::cluster::{DataFormat, DiskFormat, DiskImage};
+use crate::image::{base, data};
 use crate::memo::Memo;
 
 /// What the real qemu-img prints; these tests need it.
@@ -229,4 +229,47 @@ fn a_disk_grows_and_keeps_what_is_in_it() {
     let flat = fs::read(&flat).unwrap();
     assert!(flat[..1 << 20].iter().all(|byte| *byte == 7));
     assert!(flat[1 << 20..].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn an_overlay_whose_header_was_changed_is_not_opened_again() {
+    let home = tempdir().unwrap();
+    let (base, disk) = (home.path().join("base.raw"), home.path().join("disk.qcow2"));
+    fs::write(&base, vec![7; 1 << 20]).unwrap();
+    create(tool(), &facts(&base, 1 << 20), &disk, None).unwrap();
+    data::open_overlay(&disk).unwrap();
+    // The feature bit of a data file: QEMU would open, and qemu-img as root would write to,
+    // whatever file a header extension names.
+    let mut bytes = fs::read(&disk).unwrap();
+    bytes[79] |= 1 << 2;
+    fs::write(&disk, &bytes).unwrap();
+    assert!(data::open_overlay(&disk).is_err());
+}
+
+#[test]
+fn a_blank_disk_is_sound_and_takes_room_only_as_it_is_used() {
+    let home = tempdir().unwrap();
+    let disk = home.path().join("data.qcow2");
+    let size = Size::from_bytes((5 << 30) + 1);
+    blank(tool(), &disk, size).unwrap();
+    let metadata = fs::metadata(&disk).unwrap();
+    assert_eq!(metadata.mode() & 0o7777, 0o600);
+    assert!(metadata.blocks() * 512 < 1 << 20, "{metadata:?}");
+    qemu_img(&["check", "-q", "-f", "qcow2", disk.to_str().unwrap()]);
+    let (_, seen) = data::open(&disk, DataFormat::Qcow2, false).unwrap();
+    assert_eq!(seen, (5 << 30) + 512);
+    // What stands there already is nobody's to overwrite.
+    assert!(matches!(
+        blank(tool(), &disk, size).unwrap_err(),
+        OverlayError::Write { .. }
+    ));
+    grow(tool(), &disk, Size::from_bytes(6 << 30)).unwrap();
+    let (_, seen) = data::open(&disk, DataFormat::Qcow2, false).unwrap();
+    assert_eq!(seen, 6 << 30);
+    assert_eq!(fs::read_dir(home.path()).unwrap().count(), 1);
+    let huge = Size::from_bytes(LARGEST_DISK + 512);
+    assert!(matches!(
+        blank(tool(), &home.path().join("b"), huge).unwrap_err(),
+        OverlayError::TooLarge { .. }
+    ));
 }

@@ -18,9 +18,13 @@ fn record(name: &str, last: u8) -> MachineRecord {
         qemu: PathBuf::from("/usr/bin/qemu-system-x86_64"),
         cpus: 1,
         memory_mib: 512,
+        firmware: None,
+        tpm: None,
         kernel: None,
         disk: None,
+        data_disks: Vec::new(),
         ignition: true,
+        ignition_transport: None,
         mac: format!("52:54:00:00:00:{last:02x}"),
         ip: Ipv4Addr::new(10, 80, 1, last),
         ports: vec![PortRecord {
@@ -45,6 +49,7 @@ fn status(name: &str, state: StateRecord, reason: &str) -> MachineStatus {
         addresses: Vec::new(),
         report: None,
         started_at: None,
+        notes: Vec::new(),
     }
 }
 
@@ -59,6 +64,11 @@ fn cluster() -> ClusterView {
         });
     }
     let failed = status("node-2", StateRecord::Failed, "emergency shell: \x1b[2Jno");
+    let files = MachineFiles {
+        folder: PathBuf::from("/m"),
+        sockets: PathBuf::from("/s"),
+        disks: PathBuf::from("/d"),
+    };
     let damaged = status("node-3", StateRecord::Damaged, "machine.json is empty");
     ClusterView {
         cluster: "demo".to_owned(),
@@ -72,10 +82,11 @@ fn cluster() -> ClusterView {
         },
         supervisor: SupervisorView { pid: Some(42) },
         machines: vec![
-            MachineView::new(Some(&record("node-1", 11)), &ready),
-            MachineView::new(Some(&record("node-2", 12)), &failed),
-            MachineView::new(None, &damaged),
+            MachineView::new(Some(&record("node-1", 11)), &ready, &files),
+            MachineView::new(Some(&record("node-2", 12)), &failed, &files),
+            MachineView::new(None, &damaged, &files),
         ],
+        kept_disks: Vec::new(),
     }
 }
 
@@ -115,7 +126,7 @@ fn ip_shows_what_was_seen_and_what_is_reserved() {
 #[test]
 fn programs_get_every_field() {
     expect![[r#"
-        {"schema":1,"ok":true,"result":{"cluster":"demo","spec":"/home/ann/kiln.yaml","network":{"mode":"fabric","reason":"`namespace` is not built yet","subnet":"10.80.1.0/24","domain":"demo.kiln","uplink":""},"supervisor":{"pid":42},"machines":[{"name":"node-1","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"ready","reason":"","phase":"kernel","ready":true,"pid":4711,"mac":"52:54:00:00:00:0b","reserved_ip":"10.80.1.11","addresses":[{"ip":"10.80.1.11","source":"lease"},{"ip":"10.80.1.11","source":"report"}],"ports":[{"bind":"127.0.0.1","host":8091,"guest":80}],"image":"tiny","started_at":"2026-01-02T03:04:05Z"},{"name":"node-2","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"failed","reason":"emergency shell: \u001b[2Jno","phase":"kernel","ready":false,"pid":null,"mac":"52:54:00:00:00:0c","reserved_ip":"10.80.1.12","addresses":[],"ports":[{"bind":"127.0.0.1","host":8092,"guest":80}],"image":"tiny","started_at":null},{"name":"node-3","arch":null,"accel":null,"accel_reason":"","state":"damaged","reason":"machine.json is empty","phase":"kernel","ready":false,"pid":null,"mac":null,"reserved_ip":null,"addresses":[],"ports":[],"image":null,"started_at":null}]}}
+        {"schema":1,"ok":true,"result":{"cluster":"demo","spec":"/home/ann/kiln.yaml","network":{"mode":"fabric","reason":"`namespace` is not built yet","subnet":"10.80.1.0/24","domain":"demo.kiln","uplink":""},"supervisor":{"pid":42},"machines":[{"name":"node-1","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"ready","reason":"","phase":"kernel","ready":true,"pid":4711,"mac":"52:54:00:00:00:0b","reserved_ip":"10.80.1.11","addresses":[{"ip":"10.80.1.11","source":"lease"},{"ip":"10.80.1.11","source":"report"}],"ports":[{"bind":"127.0.0.1","host":8091,"guest":80}],"image":"tiny","disks":[],"started_at":"2026-01-02T03:04:05Z","notes":[]},{"name":"node-2","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"failed","reason":"emergency shell: \u001b[2Jno","phase":"kernel","ready":false,"pid":null,"mac":"52:54:00:00:00:0c","reserved_ip":"10.80.1.12","addresses":[],"ports":[{"bind":"127.0.0.1","host":8092,"guest":80}],"image":"tiny","disks":[],"started_at":null,"notes":[]},{"name":"node-3","arch":null,"accel":null,"accel_reason":"","state":"damaged","reason":"machine.json is empty","phase":"kernel","ready":false,"pid":null,"mac":null,"reserved_ip":null,"addresses":[],"ports":[],"image":null,"disks":[],"started_at":null,"notes":[]}],"kept_disks":[]}}
     "#]].assert_eq(&json_ok(&cluster()).unwrap());
 }
 
@@ -123,7 +134,12 @@ fn programs_get_every_field() {
 fn weaknesses_are_told_once_for_all_machines_that_share_them() {
     expect![[r#"
         the network is `fabric`: `namespace` is not built yet
-        node-1, node-2 are emulated (tcg), and slow: KVM does not work here (no guest came up within 2 s)"#]].assert_eq(&cluster().notes().join("\n"));
+        node-1, node-2 are emulated (tcg): slow, and outside QEMU's security promise"#]]
+    .assert_eq(&cluster().notes().join("\n"));
+    assert_eq!(
+        cluster().why_emulated(),
+        ["node-1, node-2 are not run by KVM: KVM does not work here (no guest came up within 2 s)"]
+    );
     let mut well = cluster();
     well.network.reason.clear();
     well.machines.clear();
@@ -146,6 +162,7 @@ fn ls_shows_clusters_that_cannot_be_read_too() {
             subnet: Some("10.80.1.0/24".parse().unwrap()),
             supervisor: SupervisorView { pid: Some(42) },
             machines: BTreeMap::from([("ready", 2), ("crashed", 1)]),
+            kept_disks: Vec::new(),
         },
         ListedView {
             cluster: "old".to_owned(),
@@ -155,6 +172,7 @@ fn ls_shows_clusters_that_cannot_be_read_too() {
             subnet: None,
             supervisor: SupervisorView { pid: None },
             machines: BTreeMap::new(),
+            kept_disks: Vec::new(),
         },
     ];
     expect![[r#"

@@ -49,6 +49,7 @@ fn sizes_have_units_and_limits() {
             "memory: 512M",
             "memory: 1MiB",
             "memory: 65537KiB",
+            "{arch: ppc64, memory: 640MiB}",
             "memory: 99999999999TiB",
             "disk: [1GiB]",
         ],
@@ -95,15 +96,52 @@ fn what_is_not_built_is_said() {
         &[
             "butane: node.bu",
             "ignition: node.bu",
-            "disks: []",
             "shares: []",
             "profile: etcd",
-            "firmware: uefi",
             "graphics: vnc",
             "ports: [\"53:53/udp\"]",
             "ports: [\"[::1]:80:80\"]",
         ],
         &expect_file!["../golden/what_is_not_built_is_said.txt"],
+    );
+}
+
+#[test]
+fn disks_are_refused_with_their_reasons() {
+    refused(
+        with_group,
+        &[
+            "disks: {size: 1GiB}",
+            "disks: [5GiB]",
+            "disks: [{}]",
+            "disks: [{size: 5}]",
+            "disks: [{size: 5GiB, seriel: a}]",
+            "disks: [{size: 5GiB, serial: \"a,b\"}]",
+            "disks: [{size: 5GiB, serial: root}]",
+            "disks: [{size: 5GiB, serial: a23456789012345678901}]",
+            "disks: [{size: 5GiB, serial: 7}]",
+            "disks: [{size: 5GiB, serial: data2}, {size: 5GiB}]",
+            "disks: [{size: 5GiB, readonly: true}]",
+            "disks: [{size: 5GiB, sector: 520}]",
+            "disks: [{size: 1025KiB, sector: 4096}]",
+            "disks: [{size: 5GiB, file: disk.raw}]",
+            "disks: [{file: disk.raw, keep: true}]",
+            "disks: [{file: gone.raw}]",
+            "disks: [{file: disk.iso}]",
+            "disks: [{file: /dev/null, format: raw}]",
+            "{count: 2, disks: [{file: disk.raw}]}",
+            "disks: [{file: disk.qcow2}]",
+            "disks: [{file: disk.raw}, {file: disk.raw, serial: b, readonly: true}]",
+        ],
+        &expect_file!["../golden/disks_are_refused_with_their_reasons.txt"],
+    );
+    let many = vec!["{size: 1GiB}"; 17].join(", ");
+    let folder = Folder::new();
+    let text = with_group(&format!("disks: [{many}]"));
+    let error = folder.load(text.as_bytes(), &[]).unwrap_err().to_string();
+    assert!(
+        error.contains("17 disks are too many; at most 16"),
+        "{error}"
     );
 }
 
@@ -174,7 +212,17 @@ fn ignition_files() {
 fn firmware_fits_the_architecture() {
     refused(
         with_group,
-        &["{arch: aarch64, firmware: bios}"],
+        &[
+            "{arch: aarch64, firmware: bios}",
+            "{arch: aarch64, firmware: uefi-secure}",
+            "{arch: s390x, firmware: uefi}",
+            "{arch: ppc64le, firmware: bios}",
+            "{arch: i386, firmware: uefi}",
+            "firmware: ovmf",
+            "{arch: s390x, tpm: true}",
+            "tpm: 2.0",
+            "{arch: ppc64le, image: {disk: disk.qcow2, ignition_transport: fw_cfg}}",
+        ],
         &expect_file!["../golden/firmware_fits_the_architecture.txt"],
     );
 }
@@ -210,7 +258,7 @@ fn images_that_cannot_be() {
             "{disk: disk.raw, format: vmdk}",
             "{kernel: vmlinuz, disk: {disk: disk.raw}, format: raw}",
             "{kernel: vmlinuz, disk: {kernel: vmlinuz}}",
-            "{disk: disk.qcow2, ignition_transport: fw_cfg}",
+            "{disk: disk.qcow2, ignition_transport: network}",
             "{kernal: vmlinuz}",
         ],
         &expect_file!["../golden/images_that_cannot_be.txt"],

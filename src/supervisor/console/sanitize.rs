@@ -29,9 +29,29 @@ fn is_harmless(character: char) -> bool {
     !character.is_control() && !turns
 }
 
+/// How many of the bytes, from the first on, end with no escape sequence half in them: the rest is
+/// to be kept until more has come. A sequence of more than 64 bytes is none that is waited for.
+pub fn complete(bytes: &[u8]) -> usize {
+    let from = bytes.len().saturating_sub(64);
+    let last = bytes[from..].iter().rposition(|byte| *byte == 0x1b);
+    let Some(escape) = last.map(|at| from + at) else {
+        return bytes.len();
+    };
+    let parameters = match &bytes[escape + 1..] {
+        [] => return escape,
+        [b'[', parameters @ ..] => parameters,
+        [_, ..] => return bytes.len(),
+    };
+    let ended = parameters
+        .iter()
+        .any(|byte| matches!(byte, b'@'..=b'~' | b'\n'));
+    if ended { bytes.len() } else { escape }
+}
+
 /// What follows ESC, as far as it belongs to it. A sequence that is cut off
 /// takes nothing with it that could be text of the next line.
 fn skip_sequence(rest: &mut std::str::Chars<'_>) {
+    skip_controls(rest);
     match peek(rest) {
         Some('[') => {
             rest.next();
@@ -56,6 +76,7 @@ fn skip_sequence(rest: &mut std::str::Chars<'_>) {
         Some(_) => {
             while peek(rest).is_some_and(|next| matches!(next, ' '..='/')) {
                 rest.next();
+                skip_controls(rest);
             }
             if peek(rest).is_some_and(|next| matches!(next, '0'..='~')) {
                 rest.next();
@@ -66,10 +87,23 @@ fn skip_sequence(rest: &mut std::str::Chars<'_>) {
 }
 
 fn skip_parameters(rest: &mut std::str::Chars<'_>) {
+    skip_controls(rest);
     while peek(rest).is_some_and(|next| matches!(next, ' '..='?')) {
         rest.next();
+        skip_controls(rest);
     }
     if peek(rest).is_some_and(|next| matches!(next, '@'..='~')) {
+        rest.next();
+    }
+}
+
+/// Control characters in the middle of a sequence: terminals obey them and go on with it. A line
+/// feed ends it for us; another ESC, CAN and SUB do so for terminals too.
+fn skip_controls(rest: &mut std::str::Chars<'_>) {
+    let goes_on = |next: char| {
+        next.is_ascii_control() && !matches!(next, '\n' | ESCAPE | '\u{18}' | '\u{1a}')
+    };
+    while peek(rest).is_some_and(goes_on) {
         rest.next();
     }
 }
@@ -102,6 +136,34 @@ mod tests {
         check(b"\x1b(B\x1b[10;20Hx\x1b", "x");
         check("a\u{9b}31mb\u{85}\u{7f}\u{8}\u{202e}c".as_bytes(), "abc");
         check(b"\xff\xfe", "\u{fffd}\u{fffd}");
+    }
+
+    #[test]
+    fn no_tail_of_a_sequence_stays() {
+        for asked in [
+            &b"\x1b[6n"[..],
+            b"\x1b\0[6n",
+            b"\x1b\r[6n",
+            b"\x1b[\x086n",
+            b"\x1b[6\0n",
+            b"\x1b7\x1b[999;999H\x1b[6n\x1b8",
+            b"\x1b(\x07B\x1b[6n",
+        ] {
+            check(&[b"# ", asked, b"ls"].concat(), "# ls");
+        }
+        check(b"\x1b[6\nnext", "\nnext");
+        check(b"\x1b[6\x18next", "next");
+    }
+
+    #[test]
+    fn a_text_is_parted_between_sequences() {
+        let text = b"# \x1b[6n\x1b7\x1b[12;3Hls";
+        for at in 0..=text.len() {
+            let whole = complete(&text[..at]);
+            let parts = sanitize(&text[..whole]) + &sanitize(&text[whole..]);
+            assert_eq!(parts, "# ls", "{at}");
+        }
+        assert_eq!(complete(&[&b"\x1b["[..], &[b'0'; 99]].concat()), 101);
     }
 
     proptest! {

@@ -128,7 +128,7 @@ fn a_quiet_failure_of_ignition_is_still_seen() {
         "[FAILED] Failed to start Ignition (fetch).\r\n",
         &expect![[r#"
             Ignition { stage: "fetch" } | [FAILED] Failed to start Ignition (fetch).
-            IgnitionFailed | [FAILED] Failed to start Ignition (fetch).
+            IgnitionUnitFailed | [FAILED] Failed to start Ignition (fetch).
         "#]],
     );
 }
@@ -143,6 +143,19 @@ fn a_missing_root_leads_to_the_emergency_shell() {
          Give root password for maintenance\r\n",
         &expect![[r#"
             Emergency | You are in emergency mode. After logging in, type "journalctl -xb" to view (before: [ TIME ] Timed out waiting for device dev-disk-by\x2dlabel-root.device - /dev/disk/by-label/root.)
+        "#]],
+    );
+}
+
+#[test]
+fn grub_that_greets_is_firmware() {
+    check(
+        "GRUB loading...\r\nWelcome to GRUB!\r\n\r\n[    0.0] Linux version 6.1.0\r\n\
+         Welcome to Debian GNU/Linux 12 (bookworm)!\r\n",
+        &expect![[r#"
+            Firmware | Welcome to GRUB!
+            Kernel | [ 0.0] Linux version 6.1.0
+            Userspace | Welcome to Debian GNU/Linux 12 (bookworm)!
         "#]],
     );
 }
@@ -170,7 +183,59 @@ fn panics_and_firmware_without_a_disk_are_verdicts() {
          BdsDxe: No bootable option or device was found.\nBdsDxe: Press any key to enter the Boot Manager Menu.\n",
         &expect![[r#"
             Firmware | BdsDxe: failed to load Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x2,0x0): Not Found
-            NoBoot | BdsDxe: No bootable option or device was found.
+            NoBoot | BdsDxe: No bootable option or device was found. (before: BdsDxe: failed to load Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x2,0x0): Not Found)
+        "#]],
+    );
+}
+
+#[test]
+fn what_secure_boot_refuses_is_told_by_whoever_refused_it() {
+    check(
+        "BdsDxe: loading Boot0001 \"UEFI Misc Device\" from PciRoot(0x0)/Pci(0x5,0x0)\r\n\
+         BdsDxe: failed to load Boot0001 \"UEFI Misc Device\" from PciRoot(0x0)/Pci(0x5,0x0): Access Denied\r\n\
+         BdsDxe: starting Boot0002 \"EFI Internal Shell\" from Fv(7CB8BDC9)/FvFile(7C04A583)\r\n\
+         BdsDxe: failed to start Boot0002 \"EFI Internal Shell\" from Fv(7CB8BDC9)/FvFile(7C04A583): Security Violation\r\n\
+         BdsDxe: No bootable option or device was found.\r\n",
+        &expect![[r#"
+            Firmware | BdsDxe: loading Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x5,0x0)
+            NoBoot | the firmware refuses what it is to boot, which nobody that it trusts has signed: BdsDxe: failed to load Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x5,0x0): Access Denied
+        "#]],
+    );
+    check(
+        "BdsDxe: failed to load Boot0001 \"UEFI Misc Device\" from PciRoot(0x0)/Pci(0x5,0x0): Not Found\r\n\
+         BdsDxe: failed to start Boot0002 \"EFI Internal Shell\" from Fv(7CB8BDC9)/FvFile(7C04A583): Security Violation\r\n\
+         BdsDxe: No bootable option or device was found.\r\n",
+        &expect![[r#"
+            Firmware | BdsDxe: failed to load Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x5,0x0): Not Found
+            NoBoot | BdsDxe: No bootable option or device was found. (before: BdsDxe: failed to load Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x5,0x0): Not Found)
+        "#]],
+    );
+    check(
+        "BdsDxe: starting Boot0001 \"UEFI Misc Device\" from PciRoot(0x0)/Pci(0x5,0x0)\r\n\
+         \x1b[24;39H   ERROR   \x1b[25;01H Verification failed: (0x1A) Security Violation    \x1b[26;01H",
+        &expect![[r#"
+            Firmware | BdsDxe: starting Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x5,0x0)
+            NoBoot | shim refuses the boot loader, which nobody that it trusts has signed: Verification failed: (0x1A) Security Violation
+        "#]],
+    );
+    check(
+        "Welcome to GRUB!\r\nerror: bad shim signature.\r\nerror: you need to load the kernel first.\r\n",
+        &expect![[r#"
+            Firmware | Welcome to GRUB!
+            NoBoot | error: bad shim signature.
+        "#]],
+    );
+}
+
+#[test]
+fn a_shell_of_the_firmware_has_nobody_to_speak_to() {
+    check(
+        "BdsDxe: failed to load Boot0001 \"UEFI Misc Device\" from PciRoot(0x0)/Pci(0x5,0x0): Not Found\r\n\
+         UEFI Interactive Shell v2.2\r\nEDK II\r\n\
+         Press ESC in 1 seconds to skip startup.nsh or any other key to continue.\r\n\x1b[0mShell> ",
+        &expect![[r#"
+            Firmware | BdsDxe: failed to load Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x5,0x0): Not Found
+            NoBoot | UEFI's shell waits for a command (before: BdsDxe: failed to load Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x5,0x0): Not Found)
         "#]],
     );
 }
@@ -199,7 +264,7 @@ proptest! {
     #[test]
     fn how_the_bytes_are_cut_changes_nothing(
         noise in "[\\x00-\\x7fä\\x1b\r\n]{0,80}",
-        console in prop::sample::select(vec![GOOD, "[FAILED] x\nKernel panic - not syncing: x\nNo bootable device\n"]),
+        console in prop::sample::select(vec![GOOD, "[FAILED] x\nKernel panic - not syncing: x\nNo bootable device\n", "x\nShell> ls\n", "\x1b[2J Verification failed: (0x1A) Security Violation |\n"]),
         cuts in prop::collection::vec(1usize..50, 1..6),
     ) {
         let bytes = [noise.as_bytes(), b"\n", console.as_bytes()].concat();

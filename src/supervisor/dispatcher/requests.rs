@@ -38,6 +38,18 @@ impl Dispatcher {
             Request::Kill { machines } => self.for_each(&machines, &Event::KillAsked),
             Request::Pause { machines } => self.vcpus(&machines, Slot::send_stop),
             Request::Resume { machines } => self.vcpus(&machines, Slot::send_resume),
+            Request::Grow {
+                machine,
+                serial,
+                size,
+            } => {
+                let Some(slot) = self.slots.get(&machine) else {
+                    let _ = replies.try_send(Reply::Line(unknown(&machine)));
+                    return;
+                };
+                slot.send_grow(&serial, size, replies);
+                return;
+            }
             Request::Forget { machines } => self.forget(&machines),
             Request::Connect { machine, port } => match self.slots.get(&machine) {
                 Some(slot) if slot.machine.is_alive() => {

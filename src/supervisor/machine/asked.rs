@@ -35,6 +35,7 @@ impl Machine {
         self.start_again = false;
         self.responsive = true;
         self.unmet = false;
+        self.unreachable = None;
         self.resets = 0;
         vec![Effect::Launch, Effect::Changed(Change::Starting)]
     }
@@ -43,6 +44,8 @@ impl Machine {
         self.phase = Phase::Start;
         self.report = None;
         self.gave_up = None;
+        self.untold = None;
+        self.explained = false;
         self.panic_line = None;
     }
 

@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use super::{
-    Change, Effect, GREETING_DEADLINE, Machine, Phase, QMP_ENDED, RESET_LIMIT, RESTART_PAUSE,
-    RESTART_PAUSE_LIMIT, Restart, RunStatus, State, Step, Then,
+    Change, Effect, GREETING_DEADLINE, Machine, Phase, QMP_ENDED, RESET_LIMIT, Restart, RunStatus,
+    State, Step, Then, restart_pause,
 };
 use crate::state::record::ReportRecord;
 
@@ -17,6 +17,7 @@ impl Machine {
             }
             State::Running if self.unmet => {
                 self.unmet = false;
+                self.unreachable = None;
                 self.responsive = true;
                 vec![Effect::Continue, Effect::Changed(Change::Responsive)]
             }
@@ -44,15 +45,17 @@ impl Machine {
             | State::Stopping { .. } => return Vec::new(),
         }
         self.unmet = false;
+        self.unreachable = None;
         self.responsive = true;
         // Nobody knows how far it had come: a machine that was up is treated as one that is.
         self.came_up = true;
         // A guest that waited for someone to report to may have been heard before QMP was.
         let report = self.report.take().or(report);
-        self.phase = if report.is_some() {
-            Phase::Ready
-        } else {
-            Phase::Userspace
+        self.phase = match (&report, &self.phase) {
+            (Some(_), _) => Phase::Ready,
+            (None, Phase::Start) => Phase::Userspace,
+            // As its console has told meanwhile.
+            (None, phase) => phase.clone(),
         };
         self.report = report;
         self.state = State::Running;
@@ -68,6 +71,14 @@ impl Machine {
 
     pub(super) fn qmp_lost(&mut self, now: Instant, why: String) -> Vec<Effect> {
         match &self.state {
+            // One that was found is of use to its guest even so, and only its user may end it.
+            State::Starting { .. } | State::Running if self.unmet => {
+                self.state = State::Running;
+                self.came_up = true;
+                self.responsive = false;
+                self.unreachable = Some(why);
+                vec![Effect::Changed(Change::Unresponsive)]
+            }
             // A QEMU that cannot be spoken to cannot be managed; its end follows as `Exited`
             // when it was dying anyway, and then has the better words.
             State::Starting { .. } | State::Running | State::Paused { .. } => {
@@ -196,6 +207,7 @@ impl Machine {
                 self.came_up = true;
                 self.restarts = 0;
                 self.gave_up = None;
+                self.untold = None;
                 vec![Effect::Changed(Change::Ready)]
             }
             State::Stopped { .. } | State::Crashed { .. } | State::Stopping { .. } => Vec::new(),
@@ -219,24 +231,6 @@ impl Machine {
             }
             State::Starting { .. }
             | State::Running
-            | State::Paused { .. }
-            | State::Stopped { .. }
-            | State::Crashed { .. }
-            | State::Stopping { .. } => Vec::new(),
-        }
-    }
-
-    pub(super) fn guest_gave_up(&mut self, line: String) -> Vec<Effect> {
-        match self.state {
-            // A machine that has reported may print what it likes: its console proves nothing.
-            State::Running | State::Starting { .. }
-                if self.gave_up.is_none() && self.report.is_none() =>
-            {
-                self.gave_up = Some(line);
-                vec![Effect::Changed(Change::Failed)]
-            }
-            State::Running
-            | State::Starting { .. }
             | State::Paused { .. }
             | State::Stopped { .. }
             | State::Crashed { .. }
@@ -314,9 +308,9 @@ impl Machine {
             return effects;
         }
         let again = wanted.then(|| {
-            let pause = RESTART_PAUSE * 2u32.saturating_pow(self.restarts.min(10));
+            let pause = restart_pause(self.restarts);
             self.restarts += 1;
-            now + pause.min(RESTART_PAUSE_LIMIT)
+            now + pause
         });
         self.state = State::Crashed { why, again };
         effects.push(Effect::Changed(Change::Crashed));
@@ -369,11 +363,11 @@ impl Machine {
                 self.restarts = restarts;
                 effects
             }
+            State::Running => self.verdict_due(now),
             State::Starting { .. }
             | State::Stopping { .. }
             | State::Crashed { .. }
             | State::Stopped { .. }
-            | State::Running
             | State::Paused { .. } => Vec::new(),
         }
     }

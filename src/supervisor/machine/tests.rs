@@ -20,6 +20,14 @@ fn ready(now: Instant, restart: Restart) -> Machine {
     machine
 }
 
+fn running(now: Instant) -> Machine {
+    let mut machine = Machine::stopped(Restart::No, true, String::new());
+    let _ = machine.on(now, Event::StartAsked);
+    let _ = machine.on(now, Event::Greeted);
+    let _ = machine.on(now, Event::Resumed);
+    machine
+}
+
 fn exited() -> Event {
     Event::Exited {
         how: "signal 9".to_owned(),
@@ -73,6 +81,30 @@ fn what_is_wrong_with_qmp_is_told_and_a_death_by_its_own_words() {
         assert_eq!(machine.on(now, event)[0], Effect::Kill);
         let _ = machine.on(now, exited());
         assert_eq!(machine.reason(), want);
+    }
+}
+
+#[test]
+fn a_qemu_that_was_found_and_cannot_be_spoken_to_is_told_and_not_killed() {
+    let now = Instant::now();
+    for event in [
+        Event::QmpLost {
+            why: "no such file".to_owned(),
+        },
+        Event::QmpBroken {
+            why: "no such file".to_owned(),
+        },
+    ] {
+        let mut machine = Machine::adopting(Restart::OnFailure, true, None, now);
+        assert_eq!(
+            machine.on(now, event),
+            [Effect::Changed(Change::Unresponsive)]
+        );
+        assert_eq!(machine.state(), StateRecord::Unresponsive);
+        assert!(machine.reason().contains("no such file"));
+        // Its user may end it.
+        let effects = machine.on(now, Event::StopAsked { grace: GRACE });
+        assert_eq!(effects[0], Effect::Kill);
     }
 }
 
@@ -316,6 +348,12 @@ mod property {
             Just(Event::GaveUp {
                 line: "g".to_owned()
             }),
+            Just(Event::GaveUpUntold {
+                line: "u".to_owned()
+            }),
+            Just(Event::Explained {
+                line: "x".to_owned()
+            }),
             Just(Event::PanicLine {
                 line: "p".to_owned()
             }),
@@ -371,4 +409,51 @@ mod property {
             assert!(!machine.is_alive() && !machine.is_wanted());
         }
     }
+}
+
+#[test]
+fn the_journal_says_why_ignition_failed_or_the_console_does_after_a_while() {
+    let untold = |line: &str| Event::GaveUpUntold {
+        line: line.to_owned(),
+    };
+    let explained = |line: &str| Event::Explained {
+        line: line.to_owned(),
+    };
+    let now = Instant::now();
+    let mut machine = running(now);
+    assert_eq!(machine.on(now, untold("a stage failed")), []);
+    assert_eq!(machine.state(), StateRecord::Running);
+    let due = machine.deadline().unwrap();
+    assert_eq!(due, now + EXPLANATION_DEADLINE);
+    let shell = Event::GaveUp {
+        line: "a shell".to_owned(),
+    };
+    assert_eq!(machine.on(now, shell), []);
+
+    let mut told = machine.clone();
+    assert_eq!(
+        told.on(now, explained("why")),
+        [Effect::Changed(Change::Failed)]
+    );
+    assert_eq!((told.reason().as_str(), told.deadline()), ("why", None));
+    assert_eq!(told.on(due, Event::Tick), []);
+    assert_eq!(told.on(due, explained("another why")), []);
+
+    assert_eq!(
+        machine.on(due, Event::Tick),
+        [Effect::Changed(Change::Failed)]
+    );
+    assert_eq!(machine.reason(), "a stage failed");
+    // Late is better than never.
+    assert_eq!(
+        machine.on(due, explained("why")),
+        [Effect::Changed(Change::Failed)]
+    );
+    assert_eq!(machine.reason(), "why");
+
+    let mut ready = running(now);
+    let _ = ready.on(now, Event::Reported(report()));
+    let told = ready.on(now, explained("a lie"));
+    assert_eq!(told, []);
+    assert_eq!(ready.state(), StateRecord::Ready);
 }

@@ -28,7 +28,7 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe2};
 
-use super::Identity;
+use super::{Companion, Identity};
 
 /// What the child becomes.
 pub(super) struct Plan {
@@ -40,6 +40,15 @@ pub(super) struct Plan {
     pub(super) fds: Vec<(OwnedFd, RawFd)>,
     pub(super) output: OwnedFd,
     pub(super) role: Role,
+    /// Another program with the same rights, in the same session and process group.
+    pub(super) companion: Option<Companion>,
+}
+
+/// The pids of what was started.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Started {
+    pub(super) pid: u32,
+    pub(super) companion: Option<u32>,
 }
 
 #[derive(Clone, Copy)]
@@ -124,26 +133,35 @@ impl std::fmt::Display for Step {
 
 /// Everything that the child needs, in the form in which the kernel takes it.
 struct Ready {
-    program: CString,
-    argv: Vec<*const c_char>,
-    envp: Vec<*const c_char>,
-    /// All with numbers above every wanted one.
+    main: Target,
+    companion: Option<Target>,
+    /// As all other descriptors here, with a number above every wanted one.
     input: OwnedFd,
-    output: OwnedFd,
-    fds: Vec<(OwnedFd, RawFd)>,
     report: OwnedFd,
     role: Role,
     descriptors: c_int,
+}
+
+/// A program that is to be executed.
+struct Target {
+    program: CString,
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
+    output: OwnedFd,
+    fds: Vec<(OwnedFd, RawFd)>,
     /// Own what `argv` and `envp` point to.
     _strings: Vec<CString>,
 }
 
 /// In place of a step in the child's report: its pid follows.
 const PID: i32 = 0;
+/// Added to what the companion reports.
+const COMPANION: i32 = 64;
 
 /// Starts it, waits until it runs the program, and gives its pid.
-pub(super) fn start(plan: Plan) -> Result<u32, SpawnError> {
+pub(super) fn start(plan: Plan) -> Result<Started, SpawnError> {
     let program = plan.program.clone();
+    let beside = plan.companion.as_ref().map(|it| it.program.clone());
     let role = plan.role;
     let (mut report, ready) = prepare(plan)?;
     let failed = |source: io::Error| SpawnError::Prepare {
@@ -184,26 +202,43 @@ pub(super) fn start(plan: Plan) -> Result<u32, SpawnError> {
     let mut words = said
         .chunks_exact(4)
         .map(|word| i32::from_ne_bytes(word.try_into().unwrap_or_default()));
-    let mut pid = None;
+    let (mut pid, mut companion, mut failure) = (None, None, None);
     while let (Some(what), Some(value)) = (words.next(), words.next()) {
-        if what == PID {
-            pid = u32::try_from(value).ok();
-        } else if let Some(step) = Step::ALL.into_iter().find(|&step| step as i32 == what) {
-            if let Role::Confined(_) = role {
-                reap(child);
+        let by = match what >= COMPANION {
+            true => beside.as_ref(),
+            false => Some(&program),
+        };
+        match what {
+            PID => pid = u32::try_from(value).ok(),
+            COMPANION => companion = u32::try_from(value).ok(),
+            _ => {
+                let step = Step::ALL
+                    .into_iter()
+                    .find(|&step| step as i32 == what % COMPANION);
+                if let (None, Some(step), Some(by)) = (&failure, step, by) {
+                    failure = Some(SpawnError::Child {
+                        program: by.clone(),
+                        step,
+                        source: io::Error::from_raw_os_error(value),
+                    });
+                }
             }
-            return Err(SpawnError::Child {
-                program,
-                step,
-                source: io::Error::from_raw_os_error(value),
-            });
         }
     }
-    read.map_err(|source| SpawnError::Prepare {
-        program: program.clone(),
-        source,
-    })?;
-    pid.ok_or(SpawnError::Died { program })
+    let started = match (failure, read, pid) {
+        (Some(failure), _, _) => Err(failure),
+        (None, Err(source), _) => Err(SpawnError::Prepare { program, source }),
+        (None, Ok(_), None) => Err(SpawnError::Died { program }),
+        (None, Ok(_), Some(pid)) => Ok(Started { pid, companion }),
+    };
+    if started.is_err()
+        && let Role::Confined(_) = role
+    {
+        // Neither goes on without the other.
+        companion.into_iter().for_each(abandon);
+        abandon(child.as_raw().cast_unsigned());
+    }
+    started
 }
 
 /// Ends a child that cannot be held.
@@ -229,7 +264,50 @@ fn prepare(plan: Plan) -> Result<(File, Ready), SpawnError> {
         fds,
         output,
         role,
+        companion,
     } = plan;
+    let failed = |source: io::Error| SpawnError::Prepare {
+        program: program.clone(),
+        source,
+    };
+    // Above all wanted numbers, nothing can be overwritten before it was moved.
+    let beside = companion.as_ref().map_or(&[][..], |it| &it.fds);
+    let wanted = fds.iter().chain(beside).map(|&(_, number)| number);
+    let above = 1 + wanted.max().unwrap_or(2);
+
+    let (report, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|error| failed(error.into()))?;
+    let null = File::open("/dev/null").map_err(failed)?;
+    let ready = Ready {
+        companion: match companion {
+            Some(it) => {
+                let (name, none) = (it.program.clone().into_os_string(), Vec::new());
+                Some(target(
+                    it.program, name, it.args, none, it.fds, it.output, above,
+                )?)
+            }
+            None => None,
+        },
+        input: raise(null.into(), above).map_err(failed)?,
+        report: raise(writer, above).map_err(failed)?,
+        main: {
+            let name = name.unwrap_or_else(|| program.clone().into_os_string());
+            target(program, name, args, environment, fds, output, above)?
+        },
+        role,
+        descriptors: above.max(65_536),
+    };
+    Ok((report.into(), ready))
+}
+
+fn target(
+    program: PathBuf,
+    name: OsString,
+    args: Vec<OsString>,
+    environment: Vec<OsString>,
+    fds: Vec<(OwnedFd, RawFd)>,
+    output: OwnedFd,
+    above: RawFd,
+) -> Result<Target, SpawnError> {
     let nul = |_| SpawnError::Nul {
         program: program.clone(),
     };
@@ -237,17 +315,12 @@ fn prepare(plan: Plan) -> Result<(File, Ready), SpawnError> {
         program: program.clone(),
         source,
     };
-
     for (place, &(_, number)) in fds.iter().enumerate() {
         if number < 3 || fds[..place].iter().any(|&(_, other)| other == number) {
             return Err(SpawnError::Number { program, number });
         }
     }
-    // Above all wanted numbers, nothing can be overwritten before it was moved.
-    let above = 1 + fds.iter().map(|&(_, number)| number).max().unwrap_or(2);
     let raise = |fd: OwnedFd| raise(fd, above).map_err(failed);
-
-    let name = name.unwrap_or_else(|| program.clone().into_os_string());
     let strings = [name]
         .into_iter()
         .chain(args)
@@ -269,23 +342,17 @@ fn prepare(plan: Plan) -> Result<(File, Ready), SpawnError> {
     let (argv, envp) = (pointers(&strings), pointers(&variables));
     variables.extend(strings);
 
-    let (report, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|error| failed(error.into()))?;
-    let ready = Ready {
+    Ok(Target {
         program: CString::new(program.clone().into_os_string().into_vec()).map_err(nul)?,
         argv,
         envp,
-        input: raise(File::open("/dev/null").map_err(failed)?.into())?,
         output: raise(output)?,
         fds: fds
             .into_iter()
             .map(|(fd, number)| Ok((raise(fd)?, number)))
             .collect::<Result<Vec<_>, SpawnError>>()?,
-        report: raise(writer)?,
-        role,
-        descriptors: above.max(65_536),
         _strings: variables,
-    };
-    Ok((report.into(), ready))
+    })
 }
 
 fn raise(fd: OwnedFd, above: RawFd) -> io::Result<OwnedFd> {
@@ -356,7 +423,46 @@ unsafe fn steps(ready: &Ready) -> Result<std::convert::Infallible, Step> {
             }
         }
         report(ready, PID, libc::getpid());
+        if let Some(companion) = &ready.companion {
+            match sibling() {
+                0 => {
+                    report(ready, COMPANION + PID, libc::getpid());
+                    let step = match become_program(ready, companion) {
+                        Ok(never) => match never {},
+                        Err(step) => step,
+                    };
+                    report(ready, COMPANION + step as i32, *libc::__errno_location());
+                    libc::_exit(127)
+                }
+                -1 => return Err(Step::Fork),
+                _ => {}
+            }
+        }
+        become_program(ready, &ready.main)
+    }
+}
 
+/// As fork, but the new process is a child of our parent's, who can so wait for it; it is in our
+/// session and process group.
+///
+/// SAFETY: as [`run`].
+unsafe fn sibling() -> c_long {
+    let flags = c_long::from(libc::CLONE_PARENT | libc::SIGCHLD);
+    // SAFETY: without memory of its own the new process has a copy of ours, as by fork.
+    unsafe {
+        #[cfg(target_arch = "s390x")]
+        return libc::syscall(libc::SYS_clone, 0, flags, 0, 0, 0);
+        #[cfg(not(target_arch = "s390x"))]
+        libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0)
+    }
+}
+
+/// The steps that end in exec, in the process that is to run `target`.
+///
+/// SAFETY: as [`run`].
+unsafe fn become_program(ready: &Ready, target: &Target) -> Result<std::convert::Infallible, Step> {
+    // SAFETY: system calls on numbers, and on memory that `ready` owns.
+    unsafe {
         libc::umask(0o077);
         check(c_long::from(libc::chdir(c"/".as_ptr())), Step::Directory)?;
         // 1 and not 0: the kernel gives dumps to a core_pattern program at any
@@ -371,13 +477,13 @@ unsafe fn steps(ready: &Ready) -> Result<std::convert::Infallible, Step> {
         )?;
 
         close_all_at_exec(ready.descriptors);
-        for (number, fd) in [(0, &ready.input), (1, &ready.output), (2, &ready.output)] {
+        for (number, fd) in [(0, &ready.input), (1, &target.output), (2, &target.output)] {
             check(
                 c_long::from(libc::dup2(fd.as_raw_fd(), number)),
                 Step::Descriptors,
             )?;
         }
-        for (fd, number) in &ready.fds {
+        for (fd, number) in &target.fds {
             check(
                 c_long::from(libc::dup2(fd.as_raw_fd(), *number)),
                 Step::Descriptors,
@@ -390,9 +496,9 @@ unsafe fn steps(ready: &Ready) -> Result<std::convert::Infallible, Step> {
         let none = SigSet::empty();
         libc::sigprocmask(libc::SIG_SETMASK, none.as_ref(), std::ptr::null_mut());
         libc::execve(
-            ready.program.as_ptr(),
-            ready.argv.as_ptr(),
-            ready.envp.as_ptr(),
+            target.program.as_ptr(),
+            target.argv.as_ptr(),
+            target.envp.as_ptr(),
         );
         Err(Step::Execute)
     }

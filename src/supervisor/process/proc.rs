@@ -53,6 +53,19 @@ pub(super) fn carriers() -> io::Result<Vec<Carrier>> {
     Ok(found)
 }
 
+/// Field 52 of `/proc/PID/stat`, as wait(2) has it, of a process that has ended and that nobody has
+/// reaped yet.
+pub(super) fn exit_status(pid: u32, started: u64) -> Option<i32> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let fields: Vec<&str> = fields(&stat)?.collect();
+    let same = fields.get(22 - 3)?.parse() == Ok(started);
+    if same && *fields.first()? == "Z" {
+        fields.get(52 - 3)?.parse().ok()
+    } else {
+        None
+    }
+}
+
 /// Field 22 of `/proc/PID/stat`, in ticks since boot.
 pub(super) fn start_time(pid: u32) -> io::Result<u64> {
     let stat = fs::read(format!("/proc/{pid}/stat"))?;
@@ -64,12 +77,16 @@ pub(super) fn start_time(pid: u32) -> io::Result<u64> {
     })
 }
 
-/// The second field is the program's name, which may hold anything, spaces and
-/// parentheses too; the third comes after the last parenthesis.
 fn parse_start_time(stat: &[u8]) -> Option<u64> {
+    fields(stat)?.nth(22 - 3)?.parse().ok()
+}
+
+/// The fields from the third on. The second is the program's name, which may hold anything, spaces
+/// and parentheses too; the third comes after the last parenthesis.
+fn fields(stat: &[u8]) -> Option<std::str::SplitAsciiWhitespace<'_>> {
     let name_end = stat.iter().rposition(|&byte| byte == b')')?;
     let rest = str::from_utf8(&stat[name_end + 1..]).ok()?;
-    rest.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+    Some(rest.split_ascii_whitespace())
 }
 
 pub(super) fn has_uuid(pid: u32, uuid: &str) -> io::Result<bool> {
@@ -77,11 +94,29 @@ pub(super) fn has_uuid(pid: u32, uuid: &str) -> io::Result<bool> {
 }
 
 fn uuid_of(pid: u32) -> io::Result<Option<String>> {
+    Ok(named_uuid(&cmdline(pid)?).map(str::to_owned))
+}
+
+fn cmdline(pid: u32) -> io::Result<Vec<u8>> {
     let mut line = Vec::new();
     File::open(format!("/proc/{pid}/cmdline"))?
         .take(CMDLINE)
         .read_to_end(&mut line)?;
-    Ok(named_uuid(&line).map(str::to_owned))
+    Ok(line)
+}
+
+/// Whether its arguments are those of a supervisor of this cluster.
+pub(super) fn supervises(pid: u32, cluster: &str) -> io::Result<bool> {
+    let line = cmdline(pid)?;
+    let mut arguments = line.split(|&byte| byte == 0).skip(1);
+    Ok(arguments.next() == Some(b"supervise") && arguments.next() == Some(cluster.as_bytes()))
+}
+
+/// Field 3 of `/proc/PID/stat`: what the process is doing, in one letter.
+pub(super) fn state(pid: u32) -> io::Result<char> {
+    let stat = fs::read(format!("/proc/{pid}/stat"))?;
+    let state = fields(&stat).and_then(|mut fields| fields.next()?.chars().next());
+    state.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
 /// The argument after the first `-uuid`.

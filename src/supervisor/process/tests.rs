@@ -263,7 +263,19 @@ async fn only_the_very_same_process_is_adopted() {
     let adopted = Process::adopt(pid, start_time, UUID).unwrap().unwrap();
     adopted.kill().unwrap();
     assert_eq!(end(&process).await, Exit::Signal(9));
-    assert_eq!(end(&adopted).await, Exit::Unknown);
+    // Reaped by its parent, it is known to others since Linux 6.15.
+    let release = nix::sys::utsname::uname().unwrap();
+    let release = release.release().to_string_lossy().into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|part| part.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap(), numbers.next().unwrap());
+    let told = if version >= (6, 15) {
+        Exit::Signal(9)
+    } else {
+        Exit::Unknown
+    };
+    assert_eq!(end(&adopted).await, told, "{release}");
     adopted.signal(Signal::SIGTERM).unwrap();
     assert!(Process::adopt(pid, start_time, UUID).unwrap().is_none());
 }
@@ -300,4 +312,51 @@ async fn what_the_child_makes_is_private() {
     printed(Identity::Same, &format!("> {}", path.display())).await;
     assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
     std::fs::remove_file(&path).unwrap();
+}
+
+#[tokio::test]
+async fn a_companion_is_a_child_in_the_same_group_and_is_killed_with_it() {
+    let (read, write) = pipe();
+    let (input, output) = pipe2(nix::fcntl::OFlag::O_CLOEXEC).unwrap();
+    let companion = Companion {
+        program: "/bin/sh".into(),
+        args: ["-c", "cat <&5; exec sleep 60"].map(OsString::from).into(),
+        fds: vec![(input, 5)],
+        output: write,
+    };
+    let main = launch("/bin/sleep", &["60"], null());
+    let (main, companion) = spawn_both(main, Some(companion)).unwrap();
+    let companion = companion.unwrap();
+    File::from(output).write_all(b"heard").unwrap();
+    let mut heard = [0; 5];
+    (&read).read_exact(&mut heard).unwrap();
+    assert_eq!(&heard, b"heard");
+    let pid = |process: &Process| Pid::from_raw(process.pid().cast_signed());
+    assert_eq!(getsid(Some(pid(&companion))).unwrap(), pid(&main));
+    assert_eq!(getpgid(Some(pid(&companion))).unwrap(), pid(&main));
+    // Where the kernel is older than 6.9, the group is not killed, and swtpm ends by itself.
+    main.kill().unwrap();
+    assert_eq!(end(&main).await, Exit::Signal(9));
+    companion.kill().unwrap();
+    // Not `Unknown`: it is our child.
+    assert_eq!(end(&companion).await, Exit::Signal(9));
+}
+
+#[tokio::test]
+async fn without_its_companion_nothing_is_started() {
+    let (read, write) = pipe();
+    let companion = Companion {
+        program: "/nowhere/swtpm".into(),
+        args: Vec::new(),
+        fds: Vec::new(),
+        output: null(),
+    };
+    let main = launch("/bin/sh", &["-c", "exec sleep 60"], write);
+    let error = spawn_both(main, Some(companion)).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cannot execute the program for `/nowhere/swtpm`"
+    );
+    // The other end is closed: the program that was to be beside it is gone.
+    assert_eq!(text(read), "");
 }

@@ -3,12 +3,16 @@
 //! The guests are emulated where there is no KVM, so each story boots few machines and asks
 //! them much. `KILN_TEST_GUEST` names a folder with another guest for direct kernel boot.
 
-mod aarch64;
 mod alone;
 mod at_once;
+mod configs;
+mod data;
 mod disk;
 mod fails;
 mod fetched;
+mod firmware;
+mod five;
 mod life;
 mod three;
 mod user;
+mod versions;

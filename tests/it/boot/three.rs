@@ -4,6 +4,7 @@
 pub(super) mod fabric;
 mod hidden;
 mod shown;
+mod tools;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -67,6 +68,9 @@ fn the_example_with_three_machines() {
     fabric::a_guest_gets_no_further_than_it_may(&home, &ps);
     shown::a_second_up_changes_nothing(&home, &ps);
     shown::the_looking_verbs_show_it(&home, &ps);
+    tools::plain_ssh_works_by_the_exported_settings(&home);
+    tools::files_are_copied_there_and_back(&home);
+    tools::ansible_is_told_how_to_get_in(&home);
     shown::the_console_is_at_a_prompt(&home);
     hidden::no_secret_is_seen(&home);
     hidden::qemu_has_no_privileges(&home, &ps);

@@ -31,15 +31,20 @@ pub(crate) fn tiny(arch: &'static str) -> Guest {
         .entry(arch)
         .or_insert_with(|| match std::env::var_os("KILN_TEST_GUEST") {
             Some(folder) if arch == "x86_64" => Guest::in_folder(Path::new(&folder)),
-            _ => build(arch),
+            _ => Guest::in_folder(&build("tiny", arch)),
         })
         .clone()
 }
 
-fn build(arch: &str) -> Guest {
+/// The folder of the tiny guest on a disk: `disk.raw`, and `foreign.raw`, which secure boot refuses.
+pub(crate) fn disk(arch: &'static str) -> PathBuf {
+    build("disk", arch)
+}
+
+fn build(kind: &str, arch: &str) -> PathBuf {
     let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build");
-    let built = run(Command::new(builder).args(["tiny", arch]), BUILD).ok();
-    Guest::in_folder(Path::new(built.stdout.trim_end()))
+    let built = run(Command::new(builder).args([kind, arch]), BUILD).ok();
+    PathBuf::from(built.stdout.trim_end())
 }
 
 impl Guest {

@@ -1,5 +1,6 @@
 //! A home for kiln that is a test's own, and is empty again when the test is over.
 
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
@@ -21,11 +22,11 @@ pub(crate) const PROMPT: Duration = Duration::from_secs(20);
 /// For a boot on a slow and busy host, where guests are emulated.
 pub(crate) const BOOT: Duration = Duration::from_secs(150);
 
-/// Tests whose guests are many take turns, and so do those with few: at most four guests run
+/// Tests whose guests are many take turns, and so do those with few: at most six guests run
 /// at a time, however many tests do. The turns are files, because tests may be processes.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Lane {
-    /// Up to three guests.
+    /// Up to five guests.
     Wide,
     /// One guest.
     Narrow,
@@ -49,6 +50,7 @@ pub(crate) struct Home {
     user: User,
     cluster: ClusterFiles,
     machines: Vec<String>,
+    path: OsString,
     _turn: File,
 }
 
@@ -89,9 +91,17 @@ impl Home {
             user,
             cluster: roots.cluster(name),
             machines: machines.iter().map(|name| (*name).to_owned()).collect(),
+            path: std::env::var_os("PATH").unwrap(),
             folder,
             _turn: turn,
         }
+    }
+
+    /// From here on kiln looks for programs in this folder first; `None`: where the tests do.
+    pub(crate) fn look_in(&mut self, folder: Option<&Path>) {
+        let path = std::env::var_os("PATH").unwrap();
+        let folders = folder.map(Path::to_owned).into_iter();
+        self.path = std::env::join_paths(folders.chain(std::env::split_paths(&path))).unwrap();
     }
 
     /// Where the spec and its files lie, and where kiln is run.
@@ -149,7 +159,7 @@ impl Home {
             .args(["-c", "umask 0; exec \"$@\"", "sh"])
             .arg(&self.kiln)
             .env_clear()
-            .env("PATH", std::env::var_os("PATH").unwrap())
+            .env("PATH", &self.path)
             .env("HOME", self.folder.path())
             .env("KILN_HOME", self.home())
             .current_dir(self.folder.path());

@@ -131,6 +131,7 @@ pub(super) fn qemu_has_no_privileges(home: &Home, ps: &Value) {
                         || text == "/memfd:kiln-ignition (deleted)"
                         || target == files.console_log()
                         || target == files.qemu_log()
+                        || target.starts_with(&files.sockets)
                         || target.starts_with(home.home().join("cache/blobs"))
                 }
             };

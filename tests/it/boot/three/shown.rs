@@ -1,14 +1,14 @@
 //! What kiln shows of the cluster: to people, to programs, and always the same.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read, Write};
-use std::time::Duration;
 
+use kiln::state::layout::Socket;
 use serde_json::Value;
 
 use crate::boot::three::NODES;
 use crate::support::home::{Home, machine_of, pid_of};
 use crate::support::process;
+use crate::support::socket::Talk;
 
 fn pids(ps: &Value) -> Vec<Option<u32>> {
     NODES.map(|name| pid_of(&machine_of(ps, name))).to_vec()
@@ -184,22 +184,7 @@ fn argv_options(argv: &[&str]) -> usize {
 
 /// The console is a socket that anyone of the user's can talk to while kiln runs on.
 pub(super) fn the_console_is_at_a_prompt(home: &Home) {
-    use kiln::state::layout::Socket;
-    let socket = home.cluster().machine("node-3").socket(Socket::Console);
-    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
-    stream
-        .set_read_timeout(Some(Duration::from_secs(20)))
-        .unwrap();
-    stream
-        .write_all(b"\necho $((6 * 7))-$(hostname)\n")
-        .unwrap();
-    let mut seen = Vec::new();
-    let mut buffer = [0; 1024];
-    while !process::contains(&seen, "42-node-3") {
-        let read = stream.read(&mut buffer);
-        let read =
-            read.unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&seen)));
-        assert_ne!(read, 0, "{}", String::from_utf8_lossy(&seen));
-        seen.extend(&buffer[..read]);
-    }
+    let mut console = Talk::to(&home.cluster().machine("node-3").socket(Socket::Console));
+    console.say("\necho $((6 * 7))-$(hostname)\n");
+    console.hear("42-node-3");
 }

@@ -1,0 +1,103 @@
+//! A machine's own UEFI variables: a copy of the firmware's template, which the host's packages
+//! bring. The copy is sparse, since a template for Arm has 64 MiB and says little in them.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use crate::folder::Incoming;
+
+/// The largest template that is taken; the largest known has 64 MiB.
+const LARGEST: u64 = 256 * 1024 * 1024;
+/// What is all zeros in steps of this many bytes is not written.
+const STEP: usize = 64 * 1024;
+
+/// Why a machine gets no variables.
+#[derive(Debug, thiserror::Error)]
+pub enum FlashError {
+    #[error("cannot read the template `{}`", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot write the variables `{}`", path.display())]
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the template `{}` has {length} bytes, which is more than any flash chip", path.display())]
+    TooLarge { path: PathBuf, length: u64 },
+}
+
+/// Makes `vars` anew from `template`, whole or not at all; its folder has to be private.
+pub fn make_vars(template: &Path, vars: &Path) -> Result<(), FlashError> {
+    let read = |source| FlashError::Read {
+        path: template.to_owned(),
+        source,
+    };
+    let write = |source| FlashError::Write {
+        path: vars.to_owned(),
+        source,
+    };
+    let mut from = File::open(template).map_err(read)?;
+    let length = from.metadata().map_err(read)?.len();
+    if length > LARGEST {
+        return Err(FlashError::TooLarge {
+            path: template.to_owned(),
+            length,
+        });
+    }
+    let mut to = Incoming::beside(vars).map_err(write)?;
+    let mut bytes = vec![0; STEP];
+    let mut at = 0;
+    loop {
+        let count = from.read(&mut bytes).map_err(read)?;
+        if count == 0 {
+            break;
+        }
+        if bytes[..count].iter().any(|&byte| byte != 0) {
+            to.file
+                .seek(SeekFrom::Start(at))
+                .and_then(|_| to.file.write_all(&bytes[..count]))
+                .map_err(write)?;
+        }
+        at += count as u64;
+    }
+    to.file.set_len(at).map_err(write)?;
+    to.keep_as(vars).map_err(write)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use super::*;
+
+    #[test]
+    fn a_copy_is_the_same_private_and_sparse() {
+        let folder = tempfile::tempdir().unwrap();
+        let (template, vars) = (folder.path().join("template"), folder.path().join("vars"));
+        let mut bytes = vec![0; 10 * STEP + 7];
+        bytes[3 * STEP + 5] = 1;
+        *bytes.last_mut().unwrap() = 2;
+        std::fs::write(&template, &bytes).unwrap();
+        std::fs::write(&vars, "an older one").unwrap();
+        make_vars(&template, &vars).unwrap();
+        assert_eq!(std::fs::read(&vars).unwrap(), bytes);
+        let found = vars.metadata().unwrap();
+        assert_eq!(found.permissions().mode() & 0o777, 0o600);
+        assert!(found.blocks() * 512 < found.len(), "{found:?}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn a_template_that_is_gone_is_named_and_nothing_is_left() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = make_vars(&folder.path().join("gone"), &folder.path().join("vars"));
+        let error = error.unwrap_err().to_string();
+        assert!(error.starts_with("cannot read the template `"), "{error}");
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+}

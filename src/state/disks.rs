@@ -1,0 +1,186 @@
+//! The data disks that kiln made for a cluster: which there are, and how they go.
+//!
+//! `disks.json` names a disk before the disk exists and until it is gone, and outlives the
+//! cluster. Only what it names is ever removed here; a file that it does not name stays, and with
+//! it the folder. The caller holds the cluster's lock.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::cluster::{MachineName, Serial};
+use crate::folder::{self, FolderError};
+use crate::state::files::{self, StateError};
+use crate::state::layout::{DISKS_ENDING, DisksFiles, Roots};
+use crate::state::record::{DisksRecord, MadeDiskRecord};
+
+/// Why the list of disks cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum DisksError {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("cannot make the folder for data disks")]
+    Folder(#[from] FolderError),
+}
+
+/// The disks that there are; `None` when there is none.
+///
+/// # Errors
+/// [`StateError`] when the list cannot be read.
+pub fn load(files: &DisksFiles) -> Result<Option<DisksRecord>, StateError> {
+    let mut record: Option<DisksRecord> = files::load(&files.record())?;
+    if let Some(record) = &mut record {
+        // A list that someone edited must not lead kiln to what is not kiln's.
+        record.disks.retain(|disk| {
+            disk.machine.parse::<MachineName>().is_ok() && disk.serial.parse::<Serial>().is_ok()
+        });
+    }
+    Ok(record)
+}
+
+/// Puts `record` in the place of the list, and makes the folders that its disks lie in.
+///
+/// # Errors
+/// [`DisksError`]; the list is then the old one.
+pub fn save(files: &DisksFiles, record: &DisksRecord) -> Result<(), DisksError> {
+    folder::make_private(&files.folder)?;
+    files::save(&files.record(), record)?;
+    for disk in &record.disks {
+        folder::make_private(&files.machine(&disk.machine))?;
+    }
+    Ok(())
+}
+
+/// Removes the disks of `record` that `goes` says so of, and leaves the list of the others;
+/// without any, neither list nor folder is left.
+///
+/// # Errors
+/// [`StateError`] for the first one that resists; those before it are gone, and running it again
+/// goes on.
+pub fn remove(
+    files: &DisksFiles,
+    record: DisksRecord,
+    goes: impl Fn(&MadeDiskRecord) -> bool,
+) -> Result<DisksRecord, StateError> {
+    let (gone, stay): (Vec<_>, Vec<_>) = record.disks.into_iter().partition(goes);
+    for disk in &gone {
+        files::remove_file(&files.disk(&disk.machine, &disk.serial))?;
+        // What a killed qemu-img left.
+        files::remove_file(&files.incoming(&disk.machine, &disk.serial))?;
+    }
+    for disk in &gone {
+        if !stay.iter().any(|other| other.machine == disk.machine) {
+            remove_if_empty(files.machine(&disk.machine))?;
+        }
+    }
+    let record = DisksRecord {
+        disks: stay,
+        ..record
+    };
+    if record.disks.is_empty() {
+        files::remove_file(&files.record())?;
+        remove_if_empty(files.folder.clone())?;
+    } else {
+        files::save(&files.record(), &record)?;
+    }
+    Ok(record)
+}
+
+/// Removes the folder of a cluster that has no list: an `up` was killed before it wrote one.
+///
+/// # Errors
+/// [`StateError`] when it resists. What lies in it, of whatever origin, stays.
+pub fn sweep(files: &DisksFiles) -> Result<(), StateError> {
+    if files.folder.is_dir() {
+        let path = files.folder.clone();
+        folder::sweep(&path).map_err(|source| StateError::Remove { path, source })?;
+        remove_if_empty(files.folder.clone())?;
+    }
+    Ok(())
+}
+
+fn remove_if_empty(path: PathBuf) -> Result<(), StateError> {
+    match std::fs::remove_dir(&path) {
+        Err(error)
+            if ![io::ErrorKind::NotFound, io::ErrorKind::DirectoryNotEmpty]
+                .contains(&error.kind()) =>
+        {
+            Err(StateError::Remove {
+                path,
+                source: error,
+            })
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The names of all clusters that have a folder of data disks.
+pub fn cluster_names(roots: &Roots) -> Vec<String> {
+    let ending = format!(".{DISKS_ENDING}");
+    files::names_in(&roots.clusters())
+        .iter()
+        .filter_map(|name| Some(name.strip_suffix(&ending)?.to_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::files::SCHEMA;
+
+    fn disk(machine: &str, serial: &str, keep: bool) -> MadeDiskRecord {
+        MadeDiskRecord {
+            machine: machine.to_owned(),
+            serial: serial.to_owned(),
+            size: 1 << 20,
+            keep,
+        }
+    }
+
+    #[test]
+    fn only_listed_disks_go_and_an_empty_list_leaves_nothing() {
+        let home = tempfile::tempdir().unwrap();
+        let files = DisksFiles {
+            folder: home.path().join("demo.disks"),
+        };
+        let record = DisksRecord {
+            schema: SCHEMA,
+            spec: "/a/kiln.yaml".into(),
+            disks: vec![
+                disk("a", "data", false),
+                disk("a", "logs", true),
+                disk("b", "data", false),
+            ],
+        };
+        save(&files, &record).unwrap();
+        for disk in &record.disks {
+            std::fs::write(files.disk(&disk.machine, &disk.serial), "x").unwrap();
+        }
+        let kept = remove(&files, record, |disk| !disk.keep).unwrap();
+        assert_eq!(kept.disks, [disk("a", "logs", true)]);
+        assert_eq!(load(&files).unwrap().unwrap(), kept);
+        assert_eq!(files::names_in(&files.folder), ["a", "disks.json"]);
+        assert_eq!(files::names_in(&files.machine("a")), ["logs.qcow2"]);
+        let none = remove(&files, kept, |_| true).unwrap();
+        assert_eq!(none.disks, []);
+        assert!(!files.folder.exists());
+    }
+
+    #[test]
+    fn a_file_that_is_not_listed_stays() {
+        let home = tempfile::tempdir().unwrap();
+        let files = DisksFiles {
+            folder: home.path().join("demo.disks"),
+        };
+        let record = DisksRecord {
+            schema: SCHEMA,
+            spec: "/a/kiln.yaml".into(),
+            disks: vec![disk("a", "data", false)],
+        };
+        save(&files, &record).unwrap();
+        let foreign = files.machine("a").join("mine");
+        std::fs::write(&foreign, "x").unwrap();
+        remove(&files, record, |_| true).unwrap();
+        sweep(&files).unwrap();
+        assert!(foreign.exists());
+    }
+}
