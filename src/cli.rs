@@ -118,6 +118,8 @@ pub enum Verb {
     Inspect(InspectArgs),
     /// Print addresses
     Ip(IpArgs),
+    /// Print how the machines are joined, and what went through each one's port
+    Net,
     /// Wait until machines have come so far
     Wait(WaitArgs),
     /// Print what happens to the machines, as it happens

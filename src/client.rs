@@ -22,7 +22,9 @@ use crate::state::layout::ClusterFiles;
 use crate::state::lock::{Lock, LockError};
 use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::process::{self, ProcessError, SpawnError};
-use crate::supervisor::protocol::{Answer, ClusterStatus, LINE_LIMIT, Notice, Request};
+use crate::supervisor::protocol::{
+    Answer, ClusterStatus, LINE_LIMIT, Notice, PortTraffic, Request,
+};
 
 /// How long a living supervisor may take to answer; it answers in milliseconds.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
@@ -413,7 +415,7 @@ impl Client {
     pub fn ask(&self, request: &Request) -> Result<(), ClientError> {
         match self.answer(request)? {
             Answer::Refused { why } => Err(ClientError::Refused { why }),
-            Answer::Done | Answer::Status(_) | Answer::Notice(_) => Ok(()),
+            Answer::Done | Answer::Status(_) | Answer::Notice(_) | Answer::Traffic { .. } => Ok(()),
         }
     }
 
@@ -421,7 +423,16 @@ impl Client {
         match self.answer(&Request::Status)? {
             Answer::Status(status) => Ok(status),
             Answer::Refused { why } => Err(ClientError::Refused { why }),
-            Answer::Done | Answer::Notice(_) => Err(self.unanswering()),
+            Answer::Done | Answer::Notice(_) | Answer::Traffic { .. } => Err(self.unanswering()),
+        }
+    }
+
+    /// What went through the machines' ports.
+    pub fn traffic(&self) -> Result<Vec<PortTraffic>, ClientError> {
+        match self.answer(&Request::Traffic)? {
+            Answer::Traffic { ports } => Ok(ports),
+            Answer::Refused { why } => Err(ClientError::Refused { why }),
+            Answer::Done | Answer::Notice(_) | Answer::Status(_) => Err(self.unanswering()),
         }
     }
 
@@ -465,7 +476,9 @@ impl Client {
                 Ok(stream)
             }
             Answer::Refused { why } => Err(ClientError::Refused { why }),
-            Answer::Status(_) | Answer::Notice(_) => Err(self.unanswering()),
+            Answer::Status(_) | Answer::Notice(_) | Answer::Traffic { .. } => {
+                Err(self.unanswering())
+            }
         }
     }
 
@@ -475,7 +488,9 @@ impl Client {
             Err(ClientError::Gone { .. }) => Ok(()),
             Err(error) => Err(error),
             Ok(Answer::Refused { why }) => Err(ClientError::Refused { why }),
-            Ok(Answer::Done | Answer::Status(_) | Answer::Notice(_)) => Err(self.unanswering()),
+            Ok(Answer::Done | Answer::Status(_) | Answer::Notice(_) | Answer::Traffic { .. }) => {
+                Err(self.unanswering())
+            }
         }
     }
 
@@ -538,7 +553,7 @@ impl Lines {
             Some(Answer::Status(status)) => Ok(News::Status(status)),
             Some(Answer::Notice(notice)) => Ok(News::Notice(notice)),
             Some(Answer::Refused { why }) => Err(ClientError::Refused { why }),
-            Some(Answer::Done) => Ok(News::Nothing),
+            Some(Answer::Done | Answer::Traffic { .. }) => Ok(News::Nothing),
         }
     }
 

@@ -299,6 +299,21 @@ impl Bridge {
         self.lock().route.links().map_err(BridgeError::Netlink)
     }
 
+    /// The machines that have a tap, with what went through it.
+    ///
+    /// # Errors
+    /// [`BridgeError::Netlink`].
+    pub fn ports(&self) -> Result<Vec<(String, Present)>, BridgeError> {
+        let links = self.links()?;
+        let state = self.lock();
+        let port = |machine: &Reservation| {
+            let tap = IfName::tap(&machine.name);
+            let link = links.iter().find(|link| link.name == tap)?;
+            Some((machine.name.clone(), link.clone()))
+        };
+        Ok(state.machines.iter().filter_map(port).collect())
+    }
+
     /// A fresh `/dev/net/tun` of the namespace.
     fn tun(&self, state: &mut State) -> Result<OwnedFd, BridgeError> {
         if state.tuns.is_empty() {

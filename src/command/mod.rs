@@ -11,6 +11,7 @@ mod image;
 mod init;
 mod login;
 mod logs;
+mod net;
 mod power;
 mod pulling;
 mod render;
@@ -74,6 +75,7 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
         Verb::Ls => show::ls(&session()?),
         Verb::Inspect(args) => show::inspect(&session()?, args),
         Verb::Ip(args) => show::ip(&session()?, args),
+        Verb::Net => net::run(&session()?),
         Verb::Wait(args) => wait::run(&session()?, args),
         Verb::Events(args) => events::run(&session()?, args),
         Verb::Logs(args) => logs::run(&session()?, args),

@@ -240,7 +240,7 @@ fn network(node: Node, warnings: &mut Vec<SpecWarning>) -> Result<Network, Fault
         if matches!(node.value, Value::Map(_)) {
             return Err(
                 Fault::not_built(node.place, "attaching to a bridge of the host")
-                    .hint("this kiln knows `auto`, `namespace` and `fabric`"),
+                    .hint("this kiln knows `auto`, `namespace` or `fabric`"),
             );
         }
         let words = [

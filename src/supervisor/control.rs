@@ -9,6 +9,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 
+use crate::error::in_one_line;
 use crate::supervisor::dispatcher::WATCHER;
 use crate::supervisor::message::{Message, Reply};
 use crate::supervisor::network::Network;
@@ -71,6 +72,7 @@ async fn converse(
         | Request::Resume { .. }
         | Request::Grow { .. }
         | Request::Forget { .. }
+        | Request::Traffic
         | Request::Connect { .. }
         | Request::Shutdown => 1,
     };
@@ -95,6 +97,15 @@ async fn converse(
         match reply {
             None => return Ok(()),
             Some(Reply::Line(answer)) => write(&mut writer, &answer).await?,
+            Some(Reply::Traffic) => {
+                let answer = match network.traffic().await {
+                    Ok(ports) => Answer::Traffic { ports },
+                    Err(error) => Answer::Refused {
+                        why: in_one_line(&error),
+                    },
+                };
+                return write(&mut writer, &answer).await;
+            }
             Some(Reply::Stream { ip, port }) => {
                 let deadline = Instant::now() + DEADLINE;
                 let mut inside = match network.connect(ip, port, deadline).await {

@@ -39,6 +39,8 @@ pub(super) enum News {
 #[derive(Debug)]
 pub(super) enum Reply {
     Line(Answer),
+    /// Tell what went through the cluster's network.
+    Traffic,
     /// Become a stream to this address of the cluster's network.
     Stream {
         ip: std::net::Ipv4Addr,

@@ -14,6 +14,7 @@ use std::time::Instant;
 use kiln_netsetup::address::{self, Reservation, Subnet};
 use kiln_netsetup::bridge::{Bridge, BridgeConfig, BridgeError};
 use kiln_netsetup::fabric::{Fabric, FabricConfig, FabricEvent};
+use kiln_netsetup::link::Present;
 use kiln_netsetup::namespace::{Maker, Namespace};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -21,6 +22,7 @@ use tokio::sync::mpsc;
 use crate::error::in_one_line;
 use crate::state::record::{ClusterRecord, ModeRecord, WayOutRecord};
 use crate::supervisor::launch::Plug;
+use crate::supervisor::protocol::PortTraffic;
 use crate::supervisor::watch;
 
 /// A connection to a machine.
@@ -156,6 +158,35 @@ impl Network {
         }
     }
 
+    /// What went through each machine's port.
+    pub(super) async fn traffic(&self) -> io::Result<Vec<PortTraffic>> {
+        match self {
+            Network::Fabric(fabric) => {
+                let counters = fabric.counters().await?;
+                Ok(counters
+                    .machines
+                    .into_iter()
+                    .map(|(machine, counted)| PortTraffic {
+                        machine,
+                        link: None,
+                        sent: counted.frames_in,
+                        sent_bytes: counted.bytes_in,
+                        received: counted.frames_out,
+                        received_bytes: counted.bytes_out,
+                        dropped: counted.refused + counted.dropped,
+                    })
+                    .collect())
+            }
+            Network::Namespace(namespaced) => match namespaced.found() {
+                Some(bridge) => bridge
+                    .ports()
+                    .map(|ports| ports.into_iter().map(of_link).collect())
+                    .map_err(io::Error::other),
+                None => Ok(Vec::new()),
+            },
+        }
+    }
+
     /// Opens a connection from the gateway to a port of a machine.
     pub(super) async fn connect(
         &self,
@@ -170,6 +201,19 @@ impl Network {
                 Ok(Box::new(bridge.connect(ip, port, deadline).await?))
             }
         }
+    }
+}
+
+/// The host's end of the wire receives what the machine sends.
+fn of_link((machine, link): (String, Present)) -> PortTraffic {
+    PortTraffic {
+        machine,
+        link: Some(link.name.to_string()),
+        sent: link.traffic.received,
+        sent_bytes: link.traffic.received_bytes,
+        received: link.traffic.sent,
+        received_bytes: link.traffic.sent_bytes,
+        dropped: link.traffic.dropped,
     }
 }
 

@@ -54,6 +54,8 @@ pub enum Request {
     Forget {
         machines: Vec<String>,
     },
+    /// What went through each machine's port, once.
+    Traffic,
     /// Become a stream to this port of the machine.
     Connect {
         machine: String,
@@ -71,6 +73,21 @@ pub enum Answer {
     Refused { why: String },
     Status(ClusterStatus),
     Notice(Box<Notice>),
+    Traffic { ports: Vec<PortTraffic> },
+}
+
+/// What went through a machine's port since it was plugged in; what it sent has come out of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortTraffic {
+    pub machine: String,
+    /// Its tap, where it has one.
+    pub link: Option<String>,
+    pub sent: u64,
+    pub sent_bytes: u64,
+    pub received: u64,
+    pub received_bytes: u64,
+    /// What got lost either way; in the fabric with what the machine was not allowed to send.
+    pub dropped: u64,
 }
 
 /// What `ps` shows, but for what the records say.

@@ -374,8 +374,10 @@ fn an_uplink_that_does_not_start_is_told_and_the_machines_run() {
         world.json(&["ps"])["network"]["uplink"] != ""
     });
     let told = world.json(&["ps"])["network"]["uplink"].clone();
-    expect!["the uplink ended: status 1: TMP/bin/qemu-system-x86_64: slirp is not built in"]
-        .assert_eq(&world.plain(told.as_str().unwrap()));
+    expect![
+        "QEMU's user network ended: status 1: TMP/bin/qemu-system-x86_64: slirp is not built in"
+    ]
+    .assert_eq(&world.plain(told.as_str().unwrap()));
     world.ok(&["down"]);
     world.assert_clean();
 }

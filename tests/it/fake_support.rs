@@ -19,6 +19,8 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::support::process;
+
 /// No command of these tests takes longer, however loaded the machine is.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -147,15 +149,19 @@ impl World {
             .join(machine)
     }
 
-    /// A spec that says nothing of the network is in the fabric: the tests leave the host's alone.
+    /// A spec that does not say how its machines are joined is completed: in the fabric, because the tests leave the
+    /// host's network alone.
     pub(crate) fn write(&self, below: &str, text: impl AsRef<[u8]>) {
-        const FABRIC: &[u8] = b"network: {mode: fabric}\n";
         let path = self.path(below);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         let mut text = text.as_ref().to_vec();
-        let says_it = text.windows(9).any(|word| word == b"\nnetwork:");
-        if below.ends_with(".yaml") && text.ends_with(b"\n") && !says_it {
-            text.extend_from_slice(FABRIC);
+        let has = |words: &str| process::contains(&text, words);
+        if below.ends_with(".yaml")
+            && has("\nmachines:")
+            && !has("\nnetwork:")
+            && text.ends_with(b"\n")
+        {
+            text.extend(b"network: {mode: fabric}\n");
         }
         fs::write(path, text).unwrap();
     }

@@ -51,6 +51,10 @@ impl Dispatcher {
                 return;
             }
             Request::Forget { machines } => self.forget(&machines),
+            Request::Traffic => {
+                let _ = replies.try_send(Reply::Traffic);
+                return;
+            }
             Request::Connect { machine, port } => match self.slots.get(&machine) {
                 Some(slot) if slot.machine.is_alive() => {
                     if let Some(reserved) = self.record.reservations.get(&machine) {

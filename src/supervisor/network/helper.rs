@@ -98,7 +98,7 @@ pub(in crate::supervisor) fn command(helper: &Helper) -> Option<(&Path, Vec<OsSt
                 "--mtu=1500".to_owned(),
                 "--disable-host-loopback".to_owned(),
                 "--disable-dns".to_owned(),
-                "--enable-sandbox".to_owned(),
+                // Not its sandbox, for which it would have to be root inside; it has no rights to lose anyway.
                 "--enable-seccomp".to_owned(),
                 format!("--cidr={WIRE}"),
                 "--netns-type=path".to_owned(),
@@ -110,4 +110,43 @@ pub(in crate::supervisor) fn command(helper: &Helper) -> Option<(&Path, Vec<OsSt
         Helper::Qemu => return None,
     };
     Some((program, args.into_iter().map(OsString::from).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_always_a_way_out_and_the_fastest_comes_first() {
+        let (pasta, slirp) = (
+            PathBuf::from("/bin/pasta"),
+            PathBuf::from("/bin/slirp4netns"),
+        );
+        let names = |helpers: Vec<Helper>| helpers.iter().map(Helper::name).collect::<Vec<_>>();
+        assert_eq!(
+            names(Helper::all(Some(&pasta), Some(&slirp))),
+            ["pasta", "slirp4netns", "QEMU's user network"]
+        );
+        assert_eq!(names(Helper::all(None, None)), ["QEMU's user network"]);
+    }
+
+    #[test]
+    fn no_helper_lets_machines_at_the_host_s_loopback() {
+        for (helper, word) in [
+            (Helper::Pasta("/bin/pasta".into()), "--no-map-gw"),
+            (
+                Helper::Slirp4netns("/bin/slirp4netns".into()),
+                "--disable-host-loopback",
+            ),
+        ] {
+            let (_, args) = command(&helper).unwrap();
+            assert!(args.iter().any(|arg| arg == word), "{args:?}");
+        }
+        assert_eq!(command(&Helper::Qemu), None);
+        assert!(
+            [OWN, HOST, DNS]
+                .iter()
+                .all(|ip| WIRE.contains(ip) && ip.is_link_local())
+        );
+    }
 }

@@ -124,6 +124,14 @@ fn the_machines_are_joined(home: &Home, ps: &Value) {
         let answer = page(host_port(&machine)).unwrap();
         assert!(answer.contains(&format!("Hello from {name}, ")), "{answer}");
     }
+    let net = home.json(&["net"]);
+    assert_eq!(net["network"], ps["network"]);
+    for (port, name) in net["ports"].as_array().unwrap().iter().zip(NODES) {
+        assert_eq!(port["ip"], addresses[name].as_str(), "{net}");
+        assert_eq!(port["traffic"]["link"], format!("t-{name}"), "{net}");
+        assert!(port["traffic"]["sent"].as_u64().unwrap() > 10, "{net}");
+        assert!(port["traffic"]["received"].as_u64().unwrap() > 10, "{net}");
+    }
 }
 
 fn they_reach_the_world(home: &Home, world: &World) {
