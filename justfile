@@ -46,14 +46,10 @@ test-it *args:
     cargo build --locked --example fake-qemu
     cargo test --locked --test it {{ args }}
 
-# Boots that take minutes more: every kind of Ignition config on every architecture.
+# What takes minutes more: every kind of Ignition config on every architecture, fifty rounds of up and down.
 [group('test')]
 test-long *args:
     cargo test --locked --test long {{ args }}
-
-# What takes too long for every day: fifty rounds of up and down, some of them killed.
-[group('test')]
-test-long:
     KILN_TEST_ROUNDS=50 cargo test --locked --test it -- boot::namespace::rounds
 
 # Write golden files and expected texts anew; read the difference before you commit it.
@@ -61,10 +57,10 @@ test-long:
 bless:
     UPDATE_EXPECT=1 cargo test --workspace --locked --lib --bins --test '*' --no-fail-fast
 
-# Build the tiny guest of an architecture and print its folder.
+# Build a guest (tiny, disk, full) of an architecture and print its folder.
 [group('test')]
-guest arch='x86_64':
-    tests/guest/build tiny {{ arch }}
+guest arch='x86_64' kind='tiny':
+    tests/guest/build {{ kind }} {{ arch }}
 
 # Build kiln and boot the three machines of examples/three.
 [group('run')]

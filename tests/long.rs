@@ -6,6 +6,7 @@
 mod support;
 
 use support::configs::{Kind, come_up};
+use support::full::boots_twice;
 
 const ARCHES: [&str; 5] = ["i386", "x86_64", "aarch64", "s390x", "ppc64le"];
 
@@ -33,4 +34,24 @@ fn nothing_at_all_on_any_architecture() {
 #[test]
 fn a_file_system_without_its_disk_on_every_architecture() {
     come_up("disks", &ARCHES.map(|arch| (arch, Kind::NoDisk)));
+}
+
+#[test]
+fn the_full_guest_boots_by_uefi() {
+    boots_twice("full-uefi", "x86_64", "uefi", "BdsDxe: starting");
+}
+
+#[test]
+fn the_full_guest_boots_by_secure_boot() {
+    boots_twice(
+        "full-secure",
+        "x86_64",
+        "uefi-secure",
+        "EFI stub: UEFI Secure Boot is enabled.",
+    );
+}
+
+#[test]
+fn the_full_guest_boots_on_aarch64() {
+    boots_twice("full-arm", "aarch64", "uefi", "BdsDxe: starting");
 }

@@ -64,6 +64,10 @@ pub enum SourceError {
         "`{text}` is no word for a stream or release: use letters, digits, `.`, `_` and `-`, at most {WORD_LIMIT}"
     )]
     Word { text: String },
+    #[error(
+        "a stream or release is missing: write `fedora-coreos:stable`, or `flatcar:stable@4230.2.3`"
+    )]
+    Missing,
     #[error("`{text}` names no release: write `rhcos:4.18` for the newest, or `rhcos:4.18.1`")]
     Rhcos { text: String },
     #[error("`{text}` is no address: write `https://HOST/PATH`, with other characters as `%XX`")]
@@ -147,9 +151,11 @@ impl FromStr for Word {
     type Err = SourceError;
 
     fn from_str(text: &str) -> Result<Word, SourceError> {
+        if text.is_empty() {
+            return Err(SourceError::Missing);
+        }
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-        let sound = !text.is_empty()
-            && text.len() <= WORD_LIMIT
+        let sound = text.len() <= WORD_LIMIT
             && text.bytes().all(allowed)
             && text.as_bytes()[0].is_ascii_alphanumeric()
             && !text.contains("..");

@@ -77,7 +77,7 @@ pub(super) fn of_spec(
         let known = match fresh {
             Fresh::Release if !image.source.is_fixed() => None,
             Fresh::No | Fresh::Download | Fresh::Release => {
-                inventory::known_file(&pins, pin, image)
+                inventory::images::known_file(&pins, pin, image)
                     .map_err(|source| inventory::InventoryError::Pin { source })?
             }
         };

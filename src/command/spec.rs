@@ -187,7 +187,11 @@ pub(super) fn images(session: &Session<'_>, cluster: &Cluster) -> Result<Images,
             ));
         }
     };
-    Ok(inventory::images(cluster, &session.host, &mut hashing)?)
+    Ok(inventory::images::images(
+        cluster,
+        &session.host,
+        &mut hashing,
+    )?)
 }
 
 /// Collects what is there besides.

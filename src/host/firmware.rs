@@ -6,7 +6,7 @@
 //! descriptor writes one into `/etc/qemu/firmware`.
 //!
 //! Of the builds, those in two flash files are used: the code, which all machines share, and the
-//! template of the variables, of which each machine has a copy. [`choose`] is pure.
+//! template of the variables, of which each machine has a copy. [`Firmwares::choose`] is pure.
 
 use std::collections::BTreeMap;
 use std::fmt;

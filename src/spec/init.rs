@@ -10,6 +10,8 @@ cluster: {cluster}
 
 # What the machines boot from: a local disk image,
 image: ./disk.qcow2
+# or one that is downloaded and verified (also flatcar:stable, rhcos:4.18, an address):
+# image: fedora-coreos:stable
 # or a kernel:
 # image: {{kernel: ./vmlinuz, initrd: ./initrd.img, cmdline: "console=ttyS0"}}
 

@@ -14,7 +14,7 @@
 //! what it likes) is for others to judge.
 //!
 //! Most words count when their line ends. Programs that wait for somebody at the
-//! console ([`WAITING`]) end no line, and are known by what stands there.
+//! console (`WAITING`) end no line, and are known by what stands there.
 //!
 //! The texts are those of Ignition 2 (`internal/main.go`, `internal/log`),
 //! systemd and dracut, the Fedora CoreOS emergency shell, the kernel's `panic`,

@@ -464,7 +464,7 @@ pub struct Opened {
 }
 
 /// Opens the handles, in order, of which `plug` has those of the network. After them come what is only to be held, the
-/// namespaces, and the names of its listeners, which QEMU knows nothing of: see `regain`.
+/// namespaces, and the names of its listeners, which QEMU knows nothing of: see `supervisor/regain.rs`.
 ///
 /// # Errors
 /// [`LaunchError::Open`] and [`LaunchError::Listen`] name the path.

@@ -9,6 +9,7 @@
 //! How many frames the fabric passes is measured beside the switch, in `netsetup`.
 
 mod memory;
+mod pull;
 mod qmp;
 mod raw;
 mod table;
@@ -30,8 +31,8 @@ usage: bench [--guest FOLDER] [--kiln PROGRAM] [--rounds N] [--only WORD] [--jso
 
   --guest FOLDER   holds `kernel`, `initrd` and `cmdline`; built by tests/guest/build when absent
   --kiln PROGRAM   the kiln to measure; the one beside this program when absent
-  --rounds N       pairs of each kind (default 20; a quarter of it where ten machines start)
-  --only WORD      start, up, ten, plan or memory
+  --rounds N       pairs of each kind (default 20; fewer where one takes long)
+  --only WORD      start, up, ten, plan, memory or pull
 ";
 
 /// What was said on the command line.
@@ -96,12 +97,13 @@ fn bench(asked: &Asked) -> Outcome<()> {
     let rounds = asked.rounds;
     let few = rounds.div_ceil(4);
     type Measure = fn(&World, usize) -> Outcome<Vec<Row>>;
-    let measures: [(&str, Measure, usize); 5] = [
+    let measures: [(&str, Measure, usize); 6] = [
         ("start", start, rounds),
         ("up", up, rounds),
         ("ten", ten, few),
         ("plan", plan, rounds),
         ("memory", memory, 1),
+        ("pull", pull::pull, rounds.div_ceil(10)),
     ];
     let mut rows = Vec::new();
     for (name, measure, rounds) in measures {

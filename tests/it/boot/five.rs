@@ -33,7 +33,7 @@ fn example(home: &Home) {
             .replace(&format!("{there}initrd"), guest.initrd.to_str().unwrap());
     }
     assert!(!spec.contains("../../target"), "{spec}");
-    home.write("kiln.yaml", format!("{spec}\nnetwork: {{mode: fabric}}\n"));
+    home.write("kiln.yaml", spec);
     let config = std::fs::read_to_string(example.join("node.ign.j2")).unwrap();
     home.write("node.ign.j2", config);
 }

@@ -12,6 +12,7 @@ mod fails;
 mod fetched;
 mod firmware;
 mod five;
+mod full;
 mod life;
 mod namespace;
 mod three;

@@ -31,7 +31,7 @@ pub(super) fn example(home: &Home) {
             &home.copy(&guest.initrd).to_string_lossy(),
         );
     assert!(!spec.contains("target/guests"), "{spec}");
-    home.write("kiln.yaml", format!("{spec}\nnetwork: {{mode: fabric}}\n"));
+    home.write("kiln.yaml", spec);
     let config = std::fs::read_to_string(example.join("node.ign.j2")).unwrap();
     let secret = format!(
         r#""files": [{{"path": "/etc/secret", "mode": 384, "contents": {{"source": "data:,{SECRET}"}}}},"#

@@ -82,7 +82,7 @@ impl Net {
         let spec = json!({
             "cluster": "demo",
             "image": image,
-            "network": {"subnet": "10.213.9.0/24"},
+            "network": {"mode": "fabric", "subnet": "10.213.9.0/24"},
             "machines": {"node": {"accel": "tcg", "ignition": "node.ign", "arch": "x86_64"}},
         });
         self.world.spec(&spec.to_string());

@@ -41,6 +41,11 @@ pub(crate) fn disk(arch: &'static str) -> PathBuf {
     build("disk", arch)
 }
 
+/// The full guest: a disk that boots by any firmware of its architecture.
+pub(crate) fn full(arch: &'static str) -> PathBuf {
+    build("full", arch).join("disk.qcow2")
+}
+
 fn build(kind: &str, arch: &str) -> PathBuf {
     let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build");
     let built = run(Command::new(builder).args([kind, arch]), BUILD).ok();

@@ -4,6 +4,7 @@
 pub(crate) mod configs;
 pub(crate) mod events;
 pub(crate) mod follow;
+pub(crate) mod full;
 pub(crate) mod guest;
 pub(crate) mod home;
 pub(crate) mod old_qemu;
