@@ -226,7 +226,9 @@ pub enum PlanError {
     Record { cluster: String, why: String },
     #[error("machine `{machine}` is damaged: {why}")]
     Damaged { machine: String, why: String },
-    #[error("machine `{machine}` asks for a disk of {want}, and its image is of {least}")]
+    #[error(
+        "machine `{machine}` asks for a disk of {want}, and it has one of {least}, or its image is as large"
+    )]
     DiskShrinks {
         machine: String,
         want: Size,

@@ -65,7 +65,11 @@ pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
         Ok(())
     })?;
     lock.remove();
-    told(session, &name, "all of it is gone", &kept)
+    let outcome = match kept.is_empty() {
+        true => "all of it is gone",
+        false => "gone, but for the disks that are kept",
+    };
+    told(session, &name, outcome, &kept)
 }
 
 /// There is no such cluster; disks of a former one may be there.

@@ -31,6 +31,8 @@ pub(super) fn render(
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_fuel(Some(FUEL));
+    // Else an optimized build does not name what is undefined.
+    environment.set_debug(true);
     environment.add_filter("b64encode", |text: String| STANDARD.encode(text));
     environment.add_filter("urlencode", |text: String| url_encode(&text));
     let mut output = Output::default();

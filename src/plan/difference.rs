@@ -143,12 +143,11 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         disk_price,
     );
     // Said last, and only when no plainer word was said: the hash also holds the image.
-    if identity != &new.identity
-        && !found
-            .0
-            .iter()
-            .any(|difference| difference.price == disk_price)
-    {
+    let says_it = |difference: &Difference| {
+        ["arch", "disk", "kernel", "image", "profile"].contains(&difference.what.as_str())
+            && difference.price == disk_price
+    };
+    if identity != &new.identity && !found.0.iter().any(says_it) {
         found.0.push(Difference {
             what: "ignition config, vars or image".to_owned(),
             from: String::new(),

@@ -40,6 +40,8 @@ const CPUS_LIMIT: u16 = 255;
 const MEMORY_LEAST: Size = Size::from_mib(64);
 const MEMORY_MOST: Size = Size::from_bytes(16 << 40);
 const MEMORY_DEFAULT: Size = Size::from_mib(1024);
+/// OVMF's build for secure boot crashes with 256 MiB; with this it boots.
+const SECURE_LEAST: Size = Size::from_mib(512);
 pub(super) const DISK_LEAST: Size = Size::from_mib(1);
 pub(super) const DISK_MOST: Size = Size::from_bytes(64 << 40);
 /// fw_cfg would take minutes to hand over more.
@@ -130,7 +132,14 @@ pub(super) fn group(
     let cpus = fields.take_as("cpus", |node, key| {
         fields::integer(&node, key, 1, CPUS_LIMIT)
     })?;
-    let memory = fields.take_as("memory", |node, key| memory(&node, key, arch))?;
+    let memory = fields.take_as("memory", |node, key| {
+        let size = memory(&node, key, arch)?;
+        if firmware == FirmwareWish::UefiSecure && size < SECURE_LEAST {
+            let why = format!("UEFI with secure boot crashes with less than {SECURE_LEAST}");
+            return Err(Fault::bad_value(node.place, key, why));
+        }
+        Ok(size)
+    })?;
     let disk = fields.take_as("disk", |node, key| {
         let place = node.place;
         if image.disk().is_none() {

@@ -133,7 +133,7 @@ const WAITING: [(&str, &str); 2] = [
 ];
 /// GRUB's words for a kernel that the machine's keys have not signed.
 const UNSIGNED: [&str; 2] = ["bad shim signature", "has invalid signature"];
-const NO_BOOT: [&str; 8] = [
+const NO_BOOT: [&str; 10] = [
     "No bootable device",
     "No bootable option or device was found",
     "No IPL device available",
@@ -142,6 +142,9 @@ const NO_BOOT: [&str; 8] = [
     "grub rescue>",
     "Minimal BASH-like line editing is supported",
     "E3407: Load failed",
+    // UEFI's own crash, as with too little memory.
+    "!!!! X64 Exception Type",
+    "!!!! AArch64 Exception",
 ];
 
 impl Scanner {

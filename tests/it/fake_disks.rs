@@ -150,7 +150,7 @@ fn a_disk_outlives_down_where_spec_or_command_say_so() {
     let keep = inode(&world, "node-1", "keep");
     let down = world.kiln(&["down"]);
     expect![[r#"
-        cluster demo: all of it is gone
+        cluster demo: gone, but for the disks that are kept
         kept: `keep` of node-1 (1MiB, TMP/home/state/clusters/demo.disks/node-1/keep.qcow2)
     "#]]
     .assert_eq(&down.stdout);

@@ -332,6 +332,21 @@ fn a_plan_says_what_up_would_do_and_makes_nothing() {
     "#]]
     .assert_eq(&world.ok(&["plan"]));
     assert_eq!(world.pids(), pids);
+    // What a config says is told beside it, although both cost no more than a restart.
+    world.write("spec/node.ign", r#"{"ignition":{"version":"3.2.0"}}"#);
+    let both = world.ok(&["plan"]);
+    assert_eq!(
+        both.matches("memory: 1024MiB -> 2048MiB").count(),
+        2,
+        "{both}"
+    );
+    assert_eq!(
+        both.matches("ignition config, vars or image changed")
+            .count(),
+        2,
+        "{both}"
+    );
+    world.write("spec/node.ign", EMPTY_CONFIG);
     world.ok(&["up"]);
     let after = world.pids();
     assert_eq!(after.len(), 3);

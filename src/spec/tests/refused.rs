@@ -215,6 +215,7 @@ fn firmware_fits_the_architecture() {
         &[
             "{arch: aarch64, firmware: bios}",
             "{arch: aarch64, firmware: uefi-secure}",
+            "{arch: x86_64, firmware: uefi-secure, memory: 511MiB}",
             "{arch: s390x, firmware: uefi}",
             "{arch: ppc64le, firmware: bios}",
             "{arch: i386, firmware: uefi}",

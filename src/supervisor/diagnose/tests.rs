@@ -186,6 +186,12 @@ fn panics_and_firmware_without_a_disk_are_verdicts() {
             NoBoot | BdsDxe: No bootable option or device was found. (before: BdsDxe: failed to load Boot0001 "UEFI Misc Device" from PciRoot(0x0)/Pci(0x2,0x0): Not Found)
         "#]],
     );
+    check(
+        "!!!! X64 Exception Type - 06(#UD - Invalid Opcode)  CPU Apic ID - 00000000 !!!!\n",
+        &expect![[r#"
+            NoBoot | !!!! X64 Exception Type - 06(#UD - Invalid Opcode) CPU Apic ID - 00000000 !!!!
+        "#]],
+    );
 }
 
 #[test]
