@@ -300,7 +300,10 @@ impl From<PullError> for Error {
                     Exit::Failed,
                     Some("`kiln image prune` makes room; what was received is kept"),
                 ),
-                FetchError::Changed { .. } | FetchError::Length { .. } | FetchError::Thread => {
+                FetchError::Changed { .. }
+                | FetchError::Unknown { .. }
+                | FetchError::Length { .. }
+                | FetchError::Thread => {
                     (Exit::Failed, None)
                 }
             },

@@ -329,6 +329,7 @@ impl Fetching<'_> {
             url,
             packing: Packing::of(&self.artifact.url),
             check,
+            has_digest: self.artifact.sha256.is_some() || self.artifact.unpacked_sha256.is_some(),
         };
         let mut progress = |progress| tell(Told::Progress(progress));
         let received = fetch::fetch(
