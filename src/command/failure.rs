@@ -303,9 +303,7 @@ impl From<PullError> for Error {
                 FetchError::Changed { .. }
                 | FetchError::Unknown { .. }
                 | FetchError::Length { .. }
-                | FetchError::Thread => {
-                    (Exit::Failed, None)
-                }
+                | FetchError::Thread => (Exit::Failed, None),
             },
             PullError::Signature { .. } => (Exit::Failed, Some(NETWORK)),
             PullError::Unsigned { .. } => (
