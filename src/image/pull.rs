@@ -224,11 +224,7 @@ impl Puller<'_> {
                 });
             })
             .map_err(cache)?;
-        // Whoever was waited for may have fetched it.
-        if !anew && let Some(kept) = self.cache.find(&need).map_err(cache)? {
-            return Ok(kept);
-        }
-        let mut job = Fetching {
+        let job = Fetching {
             puller: self,
             image,
             arch,
@@ -237,15 +233,17 @@ impl Puller<'_> {
             key: &key,
             signature: None,
         };
-        job.signature = job.signature(tell)?;
-        let mut kept = job.fetch(anew, tell);
-        if let Err((error, true)) = &kept {
-            tracing::info!(%error, "what a former download received was of no use");
-            tell(Told::Anew);
-            kept = job.fetch(true, tell);
-        }
+        // Whoever was waited for may have fetched it.
+        let found = match anew {
+            true => Ok(None),
+            false => self.cache.find(&need).map_err(cache),
+        };
+        let kept = found.and_then(|found| match found {
+            Some(kept) => Ok(kept),
+            None => job.run(anew, tell),
+        });
         lock.remove();
-        kept.map_err(|(error, _)| error)
+        kept
     }
 
     fn keyring(&self, vendor: Vendor) -> Result<Keyring, PullError> {
@@ -277,6 +275,17 @@ struct Fetching<'a> {
 }
 
 impl Fetching<'_> {
+    fn run(mut self, anew: bool, tell: &mut dyn FnMut(Told)) -> Result<Kept, PullError> {
+        self.signature = self.signature(tell)?;
+        let mut kept = self.fetch(anew, tell);
+        if let Err((error, true)) = &kept {
+            tracing::info!(%error, "what a former download received was of no use");
+            tell(Told::Anew);
+            kept = self.fetch(true, tell);
+        }
+        kept.map_err(|(error, _)| error)
+    }
+
     /// The signature and who may have made it; `None` for an image that has none and needs none.
     fn signature(
         &self,
