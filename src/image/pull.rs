@@ -462,6 +462,27 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let mut bytes = Vec::new();
-    file.take(KEYRING_LIMIT).read_to_end(&mut bytes)?;
+    file.take(KEYRING_LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > KEYRING_LIMIT {
+        let message = format!("it is larger than {KEYRING_LIMIT} bytes (1 MiB)");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keyring_is_read_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keyring");
+        let length = usize::try_from(KEYRING_LIMIT).unwrap();
+        fs::write(&path, vec![1; length]).unwrap();
+        assert_eq!(read(&path).unwrap().len(), length);
+        fs::write(&path, vec![1; length + 1]).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("larger than"), "{error}");
+    }
 }
