@@ -229,9 +229,10 @@ fn answer<S: Read + Write>(state: &State, stream: &mut S) -> std::io::Result<()>
             format!("Content-Range: bytes {start}-{}/{all}\r\n", all - 1),
         ),
     };
-    let name = match file.manners {
-        Manners::Nameless(_) => String::new(),
-        _ => format!("ETag: {tag}\r\n"),
+    let name = if matches!(file.manners, Manners::Nameless(_)) {
+        String::new()
+    } else {
+        format!("ETag: {tag}\r\n")
     };
     let mut length = all - start;
     if matches!(file.manners, Manners::TooLong) {
