@@ -300,9 +300,10 @@ impl From<PullError> for Error {
                     Exit::Failed,
                     Some("`kiln image prune` makes room; what was received is kept"),
                 ),
-                FetchError::Changed { .. } | FetchError::Length { .. } | FetchError::Thread => {
-                    (Exit::Failed, None)
-                }
+                FetchError::Changed { .. }
+                | FetchError::Unknown { .. }
+                | FetchError::Length { .. }
+                | FetchError::Thread => (Exit::Failed, None),
             },
             PullError::Signature { .. } => (Exit::Failed, Some(NETWORK)),
             PullError::Unsigned { .. } => (

@@ -8,7 +8,7 @@ use crate::cluster::Cluster;
 use crate::cluster::remote::{RemoteImage, Source};
 use crate::command::Session;
 use crate::error::{Error, Exit};
-use crate::image::cache::{Cache, Kept};
+use crate::image::cache::{Cache, Kept, LONGEST_DOWNLOAD};
 use crate::image::fetch::http::Client;
 use crate::image::fetch::{self};
 use crate::image::pins::Pins;
@@ -155,7 +155,9 @@ struct Means {
 }
 
 impl Means {
+    /// Without a deadline of the user's, what takes longer than any download is given up.
     fn of(session: &Session<'_>, deadline: Option<Instant>) -> Result<Means, Error> {
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + LONGEST_DOWNLOAD);
         let host = &session.host;
         let path = host.folders.config.join("mirrors");
         let mirrors = match std::fs::read_to_string(&path) {
@@ -171,7 +173,12 @@ impl Means {
         };
         Ok(Means {
             cache: Cache::new(&session.roots.cache),
-            client: Client::new(mirrors, host.proxy.as_ref(), &host.authorities(), deadline),
+            client: Client::new(
+                mirrors,
+                host.proxy.as_ref(),
+                &host.authorities(),
+                Some(deadline),
+            ),
             keyrings: host.folders.config.join("keyrings"),
         })
     }

@@ -30,7 +30,7 @@ use crate::state::lock::{Lock, LockError};
 
 /// A download ends with its file, or after some time without a byte; whoever waits for another's
 /// waits no longer than this.
-const LONGEST_DOWNLOAD: Duration = Duration::from_secs(24 * 60 * 60);
+pub const LONGEST_DOWNLOAD: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How an image is known to be its maker's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

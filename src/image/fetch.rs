@@ -55,6 +55,15 @@ pub enum FetchError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "the connection was lost after {at} bytes of `{url}`, and nothing tells whether the rest is of the same file"
+    )]
+    Unknown {
+        url: String,
+        at: u64,
+        #[source]
+        source: io::Error,
+    },
     #[error("`{url}` became another file on the server while it was downloaded")]
     Changed { url: String },
     #[error("the server says that `{url}` is of {told} bytes, and it is of {sent}")]
@@ -91,6 +100,7 @@ impl FetchError {
     pub fn spoils(&self) -> bool {
         match self {
             FetchError::Changed { .. }
+            | FetchError::Unknown { .. }
             | FetchError::Length { .. }
             | FetchError::Unpack { .. }
             | FetchError::Missing { .. } => true,
@@ -120,6 +130,8 @@ pub struct Wanted {
     pub url: String,
     pub packing: Packing,
     pub check: Option<trust::Check>,
+    /// Whether the caller knows a digest of it, by which it will be judged.
+    pub has_digest: bool,
 }
 
 /// What came of it, besides the file.
@@ -179,6 +191,7 @@ pub fn fetch(
         let job = Job {
             client,
             url: &wanted.url,
+            is_judged: wanted.has_digest || wanted.check.is_some(),
             check: wanted.check,
             partial,
             meter: &meter,

@@ -48,10 +48,14 @@ pub struct Pins {
 
 /// Why a pin is of no use.
 #[derive(Debug, thiserror::Error)]
-#[error("`{}` names something for `{image}` that is no address or digest", path.display())]
-pub struct PinError {
-    path: PathBuf,
-    image: String,
+pub enum PinError {
+    #[error("`{}` names something for `{image}` that is no address or digest", path.display())]
+    Nonsense { path: PathBuf, image: String },
+    #[error(
+        "`{}` has no `sha256` for `{image}`, and nothing else would tell what is sent; remove that entry to have it found anew",
+        path.display()
+    )]
+    NoDigest { path: PathBuf, image: String },
 }
 
 impl Pins {
@@ -118,9 +122,9 @@ impl Pins {
         })
     }
 
-    /// The file that a pin names.
-    pub fn artifact(&self, pin: &Pin) -> Result<Artifact, PinError> {
-        let wrong = || PinError {
+    /// The file that a pin of this source names.
+    pub fn artifact(&self, pin: &Pin, source: &Source) -> Result<Artifact, PinError> {
+        let wrong = || PinError::Nonsense {
             path: self.path.clone(),
             image: pin.image.clone(),
         };
@@ -131,13 +135,26 @@ impl Pins {
                 .map_err(|_| wrong())
         };
         let address = |text: &str| text.parse().map_err(|_| wrong());
-        Ok(Artifact {
+        let artifact = Artifact {
             release: pin.release.clone(),
             url: address(&pin.url)?,
             signature: pin.signature.as_deref().map(address).transpose()?,
             sha256: digest(&pin.sha256)?,
             unpacked_sha256: digest(&pin.unpacked_sha256)?,
-        })
+        };
+        let needs_digest = match source {
+            Source::Rhcos { .. } => true,
+            Source::FedoraCoreos { .. } | Source::Flatcar { .. } | Source::Address { .. } => {
+                artifact.url.is_plain()
+            }
+        };
+        if needs_digest && artifact.sha256.is_none() {
+            return Err(PinError::NoDigest {
+                path: self.path.clone(),
+                image: pin.image.clone(),
+            });
+        }
+        Ok(artifact)
     }
 }
 
@@ -180,7 +197,7 @@ mod tests {
         assert_eq!(found.release, "2");
         assert!(pins.get(&source, Arch::Aarch64).is_none());
         assert_eq!(
-            pins.artifact(found).unwrap().url.as_str(),
+            pins.artifact(found, &source).unwrap().url.as_str(),
             "https://a.example/x"
         );
     }
@@ -195,7 +212,40 @@ mod tests {
                 sha256: Some(sha256.to_owned()),
                 ..pin("flatcar:stable", "1")
             };
-            assert!(pins.artifact(&pin).is_err());
+            let source = Source::named(&pin.image).unwrap().unwrap();
+            let error = pins.artifact(&pin, &source).unwrap_err();
+            assert!(matches!(error, PinError::Nonsense { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn where_nothing_else_would_tell_a_pin_needs_a_digest() {
+        let folder = tempfile::tempdir().unwrap();
+        let pins = Pins::load(folder.path()).unwrap();
+        let found = |image: &str, url: &str, sha256: Option<String>| {
+            let source = Source::named(image).unwrap().unwrap();
+            let pin = Pin {
+                url: url.to_owned(),
+                sha256,
+                ..pin(image, "1")
+            };
+            pins.artifact(&pin, &source)
+        };
+        let digest = || Some("a".repeat(64));
+        for (image, url, is_enough) in [
+            ("rhcos:4.19", "https://a.example/x", false),
+            ("rhcos:4.19", "http://a.example/x", false),
+            ("flatcar:stable", "http://a.example/x", false),
+            ("flatcar:stable", "https://a.example/x", true),
+        ] {
+            found(image, url, digest()).unwrap();
+            match found(image, url, None) {
+                Ok(_) => assert!(is_enough, "{image} {url}"),
+                Err(error) => {
+                    assert!(!is_enough, "{image} {url}");
+                    assert!(error.to_string().contains("has no `sha256`"), "{error}");
+                }
+            }
         }
     }
 }

@@ -224,11 +224,7 @@ impl Puller<'_> {
                 });
             })
             .map_err(cache)?;
-        // Whoever was waited for may have fetched it.
-        if !anew && let Some(kept) = self.cache.find(&need).map_err(cache)? {
-            return Ok(kept);
-        }
-        let mut job = Fetching {
+        let job = Fetching {
             puller: self,
             image,
             arch,
@@ -237,15 +233,17 @@ impl Puller<'_> {
             key: &key,
             signature: None,
         };
-        job.signature = job.signature(tell)?;
-        let mut kept = job.fetch(anew, tell);
-        if let Err((error, true)) = &kept {
-            tracing::info!(%error, "what a former download received was of no use");
-            tell(Told::Anew);
-            kept = job.fetch(true, tell);
-        }
+        // Whoever was waited for may have fetched it.
+        let found = match anew {
+            true => Ok(None),
+            false => self.cache.find(&need).map_err(cache),
+        };
+        let kept = found.and_then(|found| match found {
+            Some(kept) => Ok(kept),
+            None => job.run(anew, tell),
+        });
         lock.remove();
-        kept.map_err(|(error, _)| error)
+        kept
     }
 
     fn keyring(&self, vendor: Vendor) -> Result<Keyring, PullError> {
@@ -277,6 +275,17 @@ struct Fetching<'a> {
 }
 
 impl Fetching<'_> {
+    fn run(mut self, anew: bool, tell: &mut dyn FnMut(Told)) -> Result<Kept, PullError> {
+        self.signature = self.signature(tell)?;
+        let mut kept = self.fetch(anew, tell);
+        if let Err((error, true)) = &kept {
+            tracing::info!(%error, "what a former download received was of no use");
+            tell(Told::Anew);
+            kept = self.fetch(true, tell);
+        }
+        kept.map_err(|(error, _)| error)
+    }
+
     /// The signature and who may have made it; `None` for an image that has none and needs none.
     fn signature(
         &self,
@@ -329,6 +338,7 @@ impl Fetching<'_> {
             url,
             packing: Packing::of(&self.artifact.url),
             check,
+            has_digest: self.artifact.sha256.is_some() || self.artifact.unpacked_sha256.is_some(),
         };
         let mut progress = |progress| tell(Told::Progress(progress));
         let received = fetch::fetch(
@@ -452,6 +462,27 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let mut bytes = Vec::new();
-    file.take(KEYRING_LIMIT).read_to_end(&mut bytes)?;
+    file.take(KEYRING_LIMIT + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > KEYRING_LIMIT {
+        let message = format!("it is larger than {KEYRING_LIMIT} bytes (1 MiB)");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, message));
+    }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_keyring_is_read_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keyring");
+        let length = usize::try_from(KEYRING_LIMIT).unwrap();
+        fs::write(&path, vec![1; length]).unwrap();
+        assert_eq!(read(&path).unwrap().len(), length);
+        fs::write(&path, vec![1; length + 1]).unwrap();
+        let error = read(&path).unwrap_err().to_string();
+        assert!(error.contains("larger than"), "{error}");
+    }
 }

@@ -3,7 +3,7 @@
 //! An own reader of as much of OpenPGP (RFC 9580, and RFC 4880 before it) as signed files need:
 //! version 4 keys and signatures, RSA and Ed25519, SHA-2. The arithmetic is other crates'. What is
 //! not understood counts for nothing, so a key or signature that is read wrongly is no key and no
-//! signature, never a good one.
+//! signature, never a good one; a revocation that is not understood revokes.
 //!
 //! A key is judged as of the time at which it signed: one that has expired since is still good for
 //! what it signed before. A revoked key is good for nothing, unless its owner said that it was only

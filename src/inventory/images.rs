@@ -231,7 +231,7 @@ pub fn known_file(
             sha256: Some(sha256.clone()),
             unpacked_sha256: None,
         })),
-        (_, Some(pin)) => pins.artifact(pin).map(Some),
+        (source, Some(pin)) => pins.artifact(pin, source).map(Some),
         (_, None) => Ok(None),
     }
 }

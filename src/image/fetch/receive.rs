@@ -28,6 +28,8 @@ pub(super) struct Job<'a> {
     pub(super) client: &'a Client,
     pub(super) url: &'a str,
     pub(super) check: Option<trust::Check>,
+    /// Whether a digest or signature will tell what was put together of two files.
+    pub(super) is_judged: bool,
     pub(super) partial: &'a mut Partial,
     pub(super) meter: &'a Meter,
     pub(super) tell: Sender<Progress>,
@@ -80,6 +82,12 @@ impl Receiving<'_> {
         let mut first = true;
         let mut resumed = false;
         let mut lost = 0;
+        if self.is_blind() {
+            self.job
+                .partial
+                .restart(None, None)
+                .map_err(|source| Ended::Failed(self.unwritten(source)))?;
+        }
         loop {
             let before = self.job.partial.length();
             let outcome = if self.job.partial.is_whole() {
@@ -104,6 +112,13 @@ impl Receiving<'_> {
             if self.job.partial.length() >= before + HEADWAY {
                 lost = 0;
             }
+            if self.is_blind() {
+                return Err(Ended::Failed(FetchError::Unknown {
+                    url: self.job.url.to_owned(),
+                    at: self.job.partial.length(),
+                    source: why,
+                }));
+            }
             lost += 1;
             let is_over = self.job.client.left().is_some_and(|left| left.is_zero());
             if lost >= TRIES || is_over {
@@ -127,6 +142,14 @@ impl Receiving<'_> {
         }
     }
 
+    /// Whether nothing could tell that what comes now is of another file than what is here.
+    fn is_blind(&self) -> bool {
+        let Job {
+            is_judged, partial, ..
+        } = &self.job;
+        !is_judged && partial.length() > 0 && partial.validator().is_none()
+    }
+
     /// One connection, to its end.
     fn connect(&mut self, first: &mut bool, resumed: &mut bool) -> Result<(), Loss> {
         let Job { client, url, .. } = self.job;
@@ -138,11 +161,13 @@ impl Receiving<'_> {
             Ok(answer) => answer,
         };
         let again = std::mem::replace(first, false);
+        let told = self.job.partial.total();
+        let has_total = |file: &File| told.is_none() || file.total.is_none() || told == file.total;
         match answer {
             Answer::Missing => Err(failed(FetchError::Missing {
                 url: url.to_owned(),
             })),
-            Answer::Rest(file) => {
+            Answer::Rest(file) if has_total(&file) => {
                 if again {
                     *resumed = true;
                     // Where nobody listens any more, that is seen below.
@@ -156,7 +181,9 @@ impl Receiving<'_> {
                 self.body(file, 0)
             }
             // A server that knows no ranges sends all of it again.
-            Answer::Whole(file) if file.validator == validator => self.body(file, at),
+            Answer::Whole(file) if file.validator == validator && has_total(&file) => {
+                self.body(file, at)
+            }
             Answer::NoRest => match self.job.partial.total() {
                 Some(told) if told != at => Err(failed(FetchError::Length {
                     url: url.to_owned(),
@@ -169,7 +196,7 @@ impl Receiving<'_> {
                 }
                 _ => Ok(()),
             },
-            Answer::Whole(_) => Err(failed(FetchError::Changed {
+            Answer::Whole(_) | Answer::Rest(_) => Err(failed(FetchError::Changed {
                 url: url.to_owned(),
             })),
         }
@@ -250,12 +277,14 @@ impl Receiving<'_> {
     }
 
     fn write(&mut self, act: impl FnOnce(&mut Partial) -> io::Result<()>) -> Result<(), Loss> {
-        act(self.job.partial).map_err(|source| {
-            failed(FetchError::Write {
-                path: self.job.partial.path().to_owned(),
-                source,
-            })
-        })
+        act(self.job.partial).map_err(|source| failed(self.unwritten(source)))
+    }
+
+    fn unwritten(&self, source: io::Error) -> FetchError {
+        FetchError::Write {
+            path: self.job.partial.path().to_owned(),
+            source,
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! A file may consist of several compressed ones, as parallel compressors write it. What comes after
 //! the last is an error, and so is an end in the middle of one.
 
+use std::cell::Cell;
 use std::io::{self, BufRead, Read};
 use std::thread;
 
@@ -18,6 +19,9 @@ use crate::cluster::remote::Packing;
 const BLOCK: usize = 1 << 20;
 /// The files of images are of some GiB; what unpacks to more is no image.
 const LARGEST: u64 = 1 << 40;
+/// What is packed is hardly larger than what is in it, so that of endless padding and empty files no
+/// more is taken than this. Decoders read ahead as far as their memory goes, which is less.
+const SLACK: u64 = 1 << 30;
 /// `xz -9` needs 65 MiB; beyond this a file is refused.
 const XZ_MEMORY: u64 = 1 << 30;
 /// For several blocks at once; `xz -9 -T2` needs some 500 MiB.
@@ -46,13 +50,25 @@ pub(super) fn unpack(
     input: &mut dyn BufRead,
     sink: &mut dyn FnMut(Vec<u8>) -> bool,
 ) -> Result<(), UnpackError> {
+    unpack_with(packing, input, SLACK, sink)
+}
+
+fn unpack_with(
+    packing: Packing,
+    input: &mut dyn BufRead,
+    slack: u64,
+    sink: &mut dyn FnMut(Vec<u8>) -> bool,
+) -> Result<(), UnpackError> {
+    let done = Cell::new(0);
     let mut input = Input {
         head: Vec::new(),
         rest: input,
+        taken: 0,
+        done: &done,
+        slack,
     };
-    let mut done = 0;
     let (name, magic): (_, &[u8]) = match packing {
-        Packing::None => return copy("", &mut input, &mut done, sink).map(drop),
+        Packing::None => return copy("", &mut input, &done, sink).map(drop),
         Packing::Xz => ("xz", b"\xfd7zXZ\0"),
         Packing::Gzip => ("gzip", b"\x1f\x8b"),
         Packing::Bzip2 => ("bzip2", b"BZh"),
@@ -68,7 +84,7 @@ pub(super) fn unpack(
                 Packing::Bzip2 => Box::new(BzDecoder::new(&mut input)),
                 Packing::Zstd => Box::new(zstd(&mut input).map_err(damaged)?),
             };
-            copy(name, &mut decoder, &mut done, sink)?
+            copy(name, &mut decoder, &done, sink)?
         };
         if !wanted {
             return Ok(());
@@ -91,7 +107,7 @@ pub(super) fn unpack(
 fn copy(
     name: &'static str,
     from: &mut dyn Read,
-    done: &mut u64,
+    done: &Cell<u64>,
     sink: &mut dyn FnMut(Vec<u8>) -> bool,
 ) -> Result<bool, UnpackError> {
     loop {
@@ -102,8 +118,8 @@ fn copy(
         if block.is_empty() {
             return Ok(true);
         }
-        *done += block.len() as u64;
-        if *done > LARGEST {
+        done.set(done.get() + block.len() as u64);
+        if done.get() > LARGEST {
             return Err(UnpackError::TooLarge);
         }
         if !sink(block) {
@@ -152,19 +168,37 @@ struct Input<'a> {
     /// Looked at, and not yet taken.
     head: Vec<u8>,
     rest: &'a mut dyn BufRead,
+    /// Bytes taken from the rest.
+    taken: u64,
+    /// Bytes that came of them.
+    done: &'a Cell<u64>,
+    slack: u64,
 }
 
 impl Input<'_> {
+    /// More of the rest, unless far too little came of what was taken.
+    fn more(&mut self) -> io::Result<&[u8]> {
+        if self.taken > self.done.get() + self.slack {
+            return Err(io::Error::other("there is far more of it than is in it"));
+        }
+        self.rest.fill_buf()
+    }
+
+    fn take_of_rest(&mut self, count: usize) {
+        self.taken += count as u64;
+        self.rest.consume(count);
+    }
+
     fn starts_with(&mut self, magic: &[u8]) -> io::Result<bool> {
         while self.head.len() < magic.len() {
             let missing = magic.len() - self.head.len();
-            let bytes = self.rest.fill_buf()?;
+            let bytes = self.more()?;
             if bytes.is_empty() {
                 break;
             }
-            let taken = bytes.len().min(missing);
-            self.head.extend(&bytes[..taken]);
-            self.rest.consume(taken);
+            let head = bytes[..bytes.len().min(missing)].to_vec();
+            self.take_of_rest(head.len());
+            self.head.extend(head);
         }
         Ok(self.head.starts_with(magic))
     }
@@ -181,7 +215,7 @@ impl Read for Input<'_> {
 impl BufRead for Input<'_> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.head.is_empty() {
-            self.rest.fill_buf()
+            self.more()
         } else {
             Ok(&self.head)
         }
@@ -189,7 +223,7 @@ impl BufRead for Input<'_> {
 
     fn consume(&mut self, count: usize) {
         if self.head.is_empty() {
-            self.rest.consume(count);
+            self.take_of_rest(count);
         } else {
             self.head.drain(..count);
         }
@@ -295,6 +329,32 @@ mod tests {
             unpacked(Packing::Xz, &padded(5)),
             Err(UnpackError::Trailing { .. })
         ));
+    }
+
+    #[test]
+    fn what_has_no_end_and_nothing_in_it_is_given_up() {
+        let packed_text = packed("xz", &["-c"], b"text");
+        // A header whose text never ends, and files with nothing in them.
+        let gzip = [&b"\x1f\x8b\x08\x08\0\0\0\0\0\x03"[..], &[b'x'; 100]].concat();
+        let empty = packed("gzip", &["-c"], b"").repeat(100_000);
+        for (packing, mut endless) in [
+            (
+                Packing::Xz,
+                Box::new(packed_text.as_slice().chain(io::repeat(0))) as Box<dyn Read>,
+            ),
+            (
+                Packing::Gzip,
+                Box::new(gzip.as_slice().chain(io::repeat(b'x'))),
+            ),
+            (Packing::Gzip, Box::new(&empty[..])),
+        ] {
+            let mut input = io::BufReader::new(&mut endless);
+            let error = unpack_with(packing, &mut input, 1 << 20, &mut |_| true).unwrap_err();
+            assert!(
+                matches!(error, UnpackError::Damaged { .. }),
+                "{packing:?} {error:?}"
+            );
+        }
     }
 
     #[test]

@@ -1,4 +1,8 @@
 //! Keys and what their owners say of them: what each may sign, and from when to when.
+//!
+//! A revocation counts wherever there is one. Whoever puts a keyring together may leave a key out as
+//! well, so one that is not understood, or of another key that may revoke this one, is believed; only
+//! what it says in the key's favour has to be proven.
 
 use sha1::{Digest, Sha1};
 
@@ -20,6 +24,7 @@ const BINDS_PRIMARY: u8 = 0x19;
 const OF_THE_KEY: u8 = 0x1f;
 const REVOKES_KEY: u8 = 0x20;
 const REVOKES_SUBKEY: u8 = 0x28;
+const REVOKES_USER: u8 = 0x30;
 /// The key may sign data (RFC 9580, section 5.2.3.29).
 const MAY_SIGN: u8 = 2;
 /// Replaced, and retired (RFC 9580, section 5.2.3.31): what was signed before stays good.
@@ -68,6 +73,13 @@ struct Key {
 struct Part<'a> {
     packet: Packet<'a>,
     signatures: Vec<Signature>,
+    /// What revokes something, understood or not.
+    revocations: Vec<Revocation>,
+}
+
+struct Revocation {
+    kind: u8,
+    signature: Option<Signature>,
 }
 
 /// Reads certificates one after the other. What is not understood in one of them is passed over;
@@ -87,11 +99,10 @@ pub(super) fn signing_keys(bytes: &[u8]) -> Result<Option<Vec<SigningKey>>, Malf
             }
             SIGNATURE => {
                 let parts = certificates.last_mut().ok_or(Malformed)?;
-                if let (Some(part), Some(signature)) =
-                    (parts.last_mut(), Signature::parse(packet.body))
-                {
-                    part.signatures.push(signature);
-                }
+                parts
+                    .last_mut()
+                    .ok_or(Malformed)?
+                    .take_signature(packet.body);
             }
             // Padding, markers, trust that a program noted: nothing that a key says.
             _ => {}
@@ -115,7 +126,15 @@ fn of(parts: &[Part<'_>]) -> Vec<SigningKey> {
         .iter()
         .filter(|it| it.kind == OF_THE_KEY && primary.made(it, &[]))
         .collect();
-    let users = || rest.iter().filter(|part| part.packet.tag == USER);
+    let is_revoked = |part: &Part<'_>| {
+        // Others may take back only what they said themselves.
+        part.revocations(REVOKES_USER)
+            .any(|it| it.is_none_or(|it| it.may_be_of(&primary.fingerprint)))
+    };
+    let users = || {
+        rest.iter()
+            .filter(|part| part.packet.tag == USER && !is_revoked(part))
+    };
     let on_users: Vec<(&Packet<'_>, &Signature)> = users()
         .flat_map(|part| part.signatures.iter().map(move |it| (&part.packet, it)))
         .filter(|(user, it)| {
@@ -135,11 +154,10 @@ fn of(parts: &[Part<'_>]) -> Vec<SigningKey> {
         Some((user, _)) => printable(user.body),
         None => hex(&primary.fingerprint),
     };
-    let revocations = first
-        .signatures
-        .iter()
-        .filter(|it| it.kind == REVOKES_KEY && primary.made(it, &[]));
-    let span = Span::new(&primary, newest, revocations);
+    // Wherever it stands: programs append what revokes a key.
+    let revocations = parts.iter().flat_map(|part| part.revocations(REVOKES_KEY));
+    let revoked_from = revoked_from(revocations, |it| primary.made(it, &[]));
+    let span = Span::new(&primary, newest, revoked_from);
     let signing = |key: Key, spans| SigningKey {
         public: key.public,
         fingerprint: key.fingerprint,
@@ -155,7 +173,7 @@ fn of(parts: &[Part<'_>]) -> Vec<SigningKey> {
         let Some(key) = Key::parse(part.packet.body) else {
             continue;
         };
-        if let Some(own) = subkey_span(&primary, &key, &part.signatures) {
+        if let Some(own) = subkey_span(&primary, &key, part) {
             keys.push(signing(key, [own, span]));
         }
     }
@@ -164,19 +182,34 @@ fn of(parts: &[Part<'_>]) -> Vec<SigningKey> {
 
 /// The time of a subkey that may sign, as the newest binding says it. It has to say itself that it
 /// belongs to the primary key: else anyone could claim it.
-fn subkey_span(primary: &Key, key: &Key, signatures: &[Signature]) -> Option<Span> {
-    let by_primary = |kind: u8| {
-        signatures
-            .iter()
-            .filter(move |it| it.kind == kind && primary.made(it, &key.hashed))
-    };
-    let binding = by_primary(BINDS_SUBKEY).max_by_key(|it| it.created)?;
+fn subkey_span(primary: &Key, key: &Key, part: &Part<'_>) -> Option<Span> {
+    let by_primary = |it: &Signature| primary.made(it, &key.hashed);
+    let binding = part
+        .signatures
+        .iter()
+        .filter(|it| it.kind == BINDS_SUBKEY && by_primary(it))
+        .max_by_key(|it| it.created)?;
     if binding.key_flags.unwrap_or(0) & MAY_SIGN == 0 {
         return None;
     }
     let back = Signature::parse(binding.embedded.as_deref()?)?;
     let own = back.kind == BINDS_PRIMARY && key.verifies(&back, &[&primary.hashed, &key.hashed]);
-    own.then(|| Span::new(key, binding, by_primary(REVOKES_SUBKEY)))
+    let revoked_from = revoked_from(part.revocations(REVOKES_SUBKEY), by_primary);
+    own.then(|| Span::new(key, binding, revoked_from))
+}
+
+/// From when on these revoke; a reason that spares what was signed before has to be the owner's.
+fn revoked_from<'a>(
+    revocations: impl Iterator<Item = Option<&'a Signature>>,
+    is_owners: impl Fn(&Signature) -> bool,
+) -> Option<u64> {
+    revocations
+        .map(|it| {
+            it.filter(|it| it.reason.is_some_and(|it| SOFT_REASONS.contains(&it)))
+                .filter(|it| is_owners(it))
+                .map_or(0, |it| it.created)
+        })
+        .min()
 }
 
 impl Key {
@@ -217,22 +250,13 @@ impl Key {
 }
 
 impl Span {
-    fn new<'a>(
-        key: &Key,
-        newest: &Signature,
-        revocations: impl Iterator<Item = &'a Signature>,
-    ) -> Span {
-        let revoked_from = revocations
-            .map(|it| match it.reason {
-                Some(reason) if SOFT_REASONS.contains(&reason) => it.created,
-                Some(_) | None => 0,
-            })
-            .min();
+    /// The newest word on a key ends by itself, or says when the key does.
+    fn new(key: &Key, newest: &Signature, revoked_from: Option<u64>) -> Span {
+        let lifetime = newest.key_lifetime;
+        let key_ends = lifetime.map(|seconds| key.created + u64::from(seconds));
         Span {
             from: key.created,
-            until: newest
-                .key_lifetime
-                .map(|seconds| key.created + u64::from(seconds)),
+            until: key_ends.into_iter().chain(newest.expires()).min(),
             revoked_from,
         }
     }
@@ -261,7 +285,27 @@ impl<'a> Part<'a> {
         Part {
             packet,
             signatures: Vec::new(),
+            revocations: Vec::new(),
         }
+    }
+
+    /// A signature that is not understood counts for nothing, unless it revokes.
+    fn take_signature(&mut self, body: &[u8]) {
+        let signature = Signature::parse(body);
+        match (Signature::kind_of(body), signature) {
+            (Some(kind @ (REVOKES_KEY | REVOKES_SUBKEY | REVOKES_USER)), signature) => {
+                self.revocations.push(Revocation { kind, signature });
+            }
+            (_, Some(signature)) => self.signatures.push(signature),
+            (_, None) => {}
+        }
+    }
+
+    fn revocations(&self, kind: u8) -> impl Iterator<Item = Option<&Signature>> {
+        self.revocations
+            .iter()
+            .filter(move |it| it.kind == kind)
+            .map(|it| it.signature.as_ref())
     }
 }
 
@@ -282,4 +326,29 @@ fn printable(text: &[u8]) -> String {
 /// In capital hexadecimal, as fingerprints are written.
 pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02X}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::trust::packet::dearmor;
+
+    #[test]
+    fn a_word_on_a_key_ends_by_itself() {
+        let bytes = dearmor(include_bytes!("tests/plain.asc")).unwrap();
+        let first = Cursor(&bytes).packets().next().unwrap().unwrap();
+        let key = Key::parse(first.body).unwrap();
+        let until = |more: &[u8]| {
+            let created = u32::try_from(key.created + 100).unwrap().to_be_bytes();
+            let area = [&[5, 2][..], &created, more].concat();
+            let length = u8::try_from(area.len()).unwrap();
+            let body = [&[4, 0x18, 1, 8, 0, length][..], &area, &[0; 4]].concat();
+            let span = Span::new(&key, &Signature::parse(&body).unwrap(), None);
+            span.until.map(|until| until - key.created)
+        };
+        assert_eq!(until(&[]), None);
+        assert_eq!(until(&[5, 3, 0, 0, 0, 7]), Some(107));
+        assert_eq!(until(&[5, 9, 0, 0, 0, 50, 5, 3, 0, 0, 0, 7]), Some(50));
+        assert_eq!(until(&[5, 9, 0, 0, 1, 0, 5, 3, 0, 0, 0, 7]), Some(107));
+    }
 }

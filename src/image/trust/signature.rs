@@ -80,6 +80,13 @@ impl Signature {
         Signature::read(body).ok()
     }
 
+    /// What a signature says that is perhaps not understood otherwise.
+    pub(super) fn kind_of(body: &[u8]) -> Option<u8> {
+        // Version 3 has the length of what is hashed before it (RFC 9580, section 5.2.2).
+        let at = if body.first() == Some(&3) { 2 } else { 1 };
+        body.get(at).copied()
+    }
+
     fn read(body: &[u8]) -> Result<Signature, Unusable> {
         let mut rest = Cursor(body);
         if rest.u8()? != 4 {

@@ -116,6 +116,59 @@ fn a_stolen_key_is_good_for_nothing_and_a_replaced_one_for_what_was_before() {
     }
 }
 
+/// A signature packet without numbers; `area` is hashed, `hint` is not.
+fn said(kind: u8, hash: u8, area: &[u8], hint: &[u8]) -> Vec<u8> {
+    let length = |area: &[u8]| u16::try_from(area.len()).unwrap().to_be_bytes();
+    let body = [
+        &[4, kind, 1, hash][..],
+        &length(area),
+        area,
+        &length(hint),
+        hint,
+        &[0, 0],
+    ]
+    .concat();
+    [&[0x88, u8::try_from(body.len()).unwrap()], &body[..]].concat()
+}
+
+#[test]
+fn a_revocation_that_is_not_understood_revokes() {
+    const MADE: &[u8] = &[5, 2, 0x60, 0, 0, 0];
+    // Key, user, and what the key says of the user.
+    let plain = packet::dearmor(PLAIN).unwrap();
+    let tags: Vec<u8> = packet::Cursor(&plain)
+        .packets()
+        .map(|packet| packet.unwrap().tag)
+        .collect();
+    assert_eq!(tags, [6, 13, 2]);
+    let sub = packet::dearmor(file!("sub.asc")).unwrap();
+    let other = [&[9, 16][..], b"somebody"].concat();
+    let critical = [MADE, &[2, 0x80 | 100, 0]].concat();
+    let soft = [MADE, &[2, 29, 1]].concat();
+    for (area, hash, hint) in [
+        (MADE, 2, &[][..]),
+        (&critical, 8, &[]),
+        (MADE, 8, &other),
+        (&soft, 8, &other),
+        (&[], 8, &[]),
+    ] {
+        let key = [&plain[..], &said(0x20, hash, area, hint)].concat();
+        let error = judged(file!("plain-sha256.sig"), CONTENT, &key).unwrap_err();
+        assert!(error.to_string().contains("is revoked"), "{error}");
+        let key = [&sub[..], &said(0x28, hash, area, hint)].concat();
+        let error = judged(file!("sub-in-time.sig"), CONTENT, &key).unwrap_err();
+        assert!(error.to_string().contains("is revoked"), "{error}");
+    }
+    // Without its user there is nobody's word that the key is good.
+    for (hash, hint) in [(2, &[][..]), (8, &[])] {
+        let key = [&plain[..], &said(0x30, hash, MADE, hint)].concat();
+        assert_eq!(Keyring::parse(&key), Err(KeyringError::Empty));
+    }
+    // What others said of the user, they may take back.
+    let key = [&plain[..], &said(0x30, 8, MADE, &other)].concat();
+    judged(file!("plain-sha256.sig"), CONTENT, &key).unwrap();
+}
+
 #[test]
 fn what_is_signed_in_the_future_is_not_signed() {
     let mut check = Check::new(file!("plain-sha256.sig")).unwrap();

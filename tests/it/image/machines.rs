@@ -41,8 +41,7 @@ fn up_fetches_and_what_a_machine_stands_on_stays() {
     // A machine that is stopped needs it as well, and what is fetched anew stays the same file.
     net.world.ok(&["stop", "--timeout", "0s"]);
     net.world.ok(&["image", "prune"]);
-    net.world
-        .ok(&["up", "--wait", "running", "--force-download"]);
+    net.world.ok(&["up", "--wait", "ready", "--force-download"]);
     assert_eq!(net.server.asked(&path).len(), 1);
     net.world.ok(&["wait", "--for", "ready"]);
 

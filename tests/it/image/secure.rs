@@ -97,3 +97,29 @@ fn a_proxy_is_gone_through_and_its_exceptions_are_not() {
     assert!(taken.status.success(), "{}", said(&taken));
     assert_eq!(asked().len(), 1);
 }
+
+#[test]
+fn without_a_digest_two_versions_of_a_file_are_never_put_together() {
+    let net = Net::new();
+    let (old, new) = (image(2, 44), image(2, 45));
+    let server = Server::secure();
+    server.put_with("/x.qcow2", old, Manners::Nameless(1 << 20));
+    net.spec(&json!({"disk": server.url("/x.qcow2"), "insecure": true}));
+    let authority = authority();
+    let trusted = [("SSL_CERT_FILE", authority.as_str())];
+    let cut = pull(&net, &trusted);
+    assert_eq!(cut.status.code(), Some(1), "{}", said(&cut));
+    assert!(
+        said(&cut).contains("nothing tells whether"),
+        "{}",
+        said(&cut)
+    );
+    // It is not even tried.
+    assert_eq!(server.asked("/x.qcow2").len(), 1);
+    assert!(net.cached().is_empty(), "{:?}", net.cached());
+    server.put_with("/x.qcow2", new.clone(), Manners::Nameless(usize::MAX));
+    let taken = pull(&net, &trusted);
+    assert!(taken.status.success(), "{}", said(&taken));
+    let name = format!("sha256-{}.qcow2", sha256(&new));
+    assert!(net.cached().contains(&name), "{:?}", net.cached());
+}

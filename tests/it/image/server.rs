@@ -30,6 +30,8 @@ pub(crate) enum Manners {
     TooShort,
     /// Knows no ranges.
     Whole,
+    /// Names no version of the file, and closes like [`Manners::Cut`].
+    Nameless(usize),
     /// Sends elsewhere.
     Elsewhere(String),
     /// Says nothing before [`Server::release`].
@@ -227,6 +229,11 @@ fn answer<S: Read + Write>(state: &State, stream: &mut S) -> std::io::Result<()>
             format!("Content-Range: bytes {start}-{}/{all}\r\n", all - 1),
         ),
     };
+    let name = if matches!(file.manners, Manners::Nameless(_)) {
+        String::new()
+    } else {
+        format!("ETag: {tag}\r\n")
+    };
     let mut length = all - start;
     if matches!(file.manners, Manners::TooLong) {
         length += 1000;
@@ -234,14 +241,14 @@ fn answer<S: Read + Write>(state: &State, stream: &mut S) -> std::io::Result<()>
         length -= 1000;
     }
     let text = format!(
-        "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{range}ETag: {tag}\r\nConnection: close\r\n\r\n"
+        "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{range}{name}Connection: close\r\n\r\n"
     );
     stream.write_all(text.as_bytes())?;
     if method == "HEAD" {
         return Ok(());
     }
     let mut end = all;
-    if let Manners::Cut(at) = file.manners {
+    if let Manners::Cut(at) | Manners::Nameless(at) = file.manners {
         end = at.clamp(start, all);
     } else if let Manners::StallOnce(at) = file.manners
         && start == 0
