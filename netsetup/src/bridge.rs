@@ -115,6 +115,9 @@ pub enum BridgeError {
     /// Machines live in a namespace that cannot be found any more.
     #[error("the cluster's network namespace is lost; `kiln restart` all of its machines")]
     Lost,
+    /// Which namespace is the cluster's could not be written down, or is not to be read any more.
+    #[error("cannot keep in mind which network namespace is the cluster's")]
+    Record(#[source] io::Error),
     /// The host's namespace cannot be had.
     #[error("cannot reach the host's network")]
     Host(#[source] io::Error),
