@@ -204,8 +204,12 @@ impl Bridge {
         if state.machines == machines {
             return Ok(());
         }
-        state.machines.clone_from(&machines);
-        state.hold(&self.config)?;
+        let before = std::mem::replace(&mut state.machines, machines.clone());
+        if let Err(error) = state.hold(&self.config) {
+            // They are not told, so that they can be again.
+            state.machines = before;
+            return Err(error);
+        }
         drop(state);
         self.tell(Command::Machines(machines));
         Ok(())

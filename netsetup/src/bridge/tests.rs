@@ -341,6 +341,26 @@ async fn whoever_comes_later_takes_it_up() {
 }
 
 #[tokio::test]
+async fn machines_that_were_refused_can_be_told_again() {
+    let (bridge, _events) = start(namespace());
+    let a = Guest::new(&bridge, machine("a", 10));
+    let mut machines = config().machines;
+    machines.push(machine("d", 13));
+    // A socket that knows nothing of packet rules.
+    let route = bridge.namespace.open_one(Inside::Route).unwrap();
+    let wrong = Rules::new(route).unwrap();
+    let right = std::mem::replace(&mut bridge.lock().rules, wrong);
+    bridge.set_machines(machines.clone()).unwrap_err();
+    assert!(matches!(bridge.tap("d"), Err(BridgeError::Unknown { .. })));
+
+    bridge.lock().rules = right;
+    bridge.set_machines(machines).unwrap();
+    let d = Guest::new(&bridge, machine("d", 13));
+    d.says(&a.machine, b"from d");
+    assert!(a.hears(b"from d").await);
+}
+
+#[tokio::test]
 async fn connections_begin_at_the_gateway() {
     let (bridge, _events) = start(namespace());
     let a = Guest::new(&bridge, machine("a", 10));
