@@ -115,6 +115,9 @@ pub enum BridgeError {
     /// Machines live in a namespace that cannot be found any more.
     #[error("the cluster's network namespace is lost; `kiln restart` all of its machines")]
     Lost,
+    /// Which namespace is the cluster's could not be written down, or is not to be read any more.
+    #[error("cannot keep in mind which network namespace is the cluster's")]
+    Record(#[source] io::Error),
     /// The host's namespace cannot be had.
     #[error("cannot reach the host's network")]
     Host(#[source] io::Error),
@@ -201,8 +204,12 @@ impl Bridge {
         if state.machines == machines {
             return Ok(());
         }
-        state.machines.clone_from(&machines);
-        state.hold(&self.config)?;
+        let before = std::mem::replace(&mut state.machines, machines.clone());
+        if let Err(error) = state.hold(&self.config) {
+            // They are not told, so that they can be again.
+            state.machines = before;
+            return Err(error);
+        }
         drop(state);
         self.tell(Command::Machines(machines));
         Ok(())

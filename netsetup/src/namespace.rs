@@ -11,8 +11,12 @@ mod child;
 
 use std::fs;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::fcntl::{OFlag, open as open_file};
+use nix::sys::stat::{Mode, fstat};
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 pub use self::child::Step;
 
@@ -23,6 +27,15 @@ pub struct Namespace {
     pub net: OwnedFd,
     /// The user namespace that it belongs to; absent where root made it.
     pub user: Option<OwnedFd>,
+}
+
+/// Which network namespace one is: as long as it lives, no other has these numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NetId {
+    /// The device of its file.
+    pub device: u64,
+    /// The file's number there.
+    pub inode: u64,
 }
 
 /// What can be opened inside.
@@ -111,24 +124,39 @@ impl Namespace {
         })
     }
 
-    /// The namespaces that process `pid` has inherited; `None` when it has none.
+    /// Which one its network namespace is.
+    ///
+    /// # Errors
+    /// As of `fstat`.
+    pub fn id(&self) -> io::Result<NetId> {
+        id_of(&self.net)
+    }
+
+    /// The namespaces that `maker` made and process `pid` has inherited; `None` when it does not have network namespace
+    /// `known`.
+    ///
+    /// The process is not trusted, for a guest may have broken out into it: whatever else it holds is not entered, this
+    /// process's own network namespace least of all, and where root made the namespace, no user namespace either.
     ///
     /// # Errors
     /// [`NamespaceError::TakeOver`] when the kernel does not let us look.
-    pub fn of_process(pid: u32) -> Result<Option<Namespace>, NamespaceError> {
+    pub fn of_process(
+        pid: u32,
+        known: NetId,
+        maker: Maker,
+    ) -> Result<Option<Namespace>, NamespaceError> {
         let take_over = |source| NamespaceError::TakeOver { pid, source };
+        let own = here().and_then(|own| id_of(&own)).map_err(take_over)?;
         let (mut net, mut user) = (None, None);
         for entry in fs::read_dir(format!("/proc/{pid}/fd")).map_err(take_over)? {
             let path = entry.map_err(take_over)?.path();
-            let target = fs::read_link(&path).unwrap_or_default();
-            // How the kernel shows a namespace; no file of the disk has a relative name here.
-            let found = match target.to_str() {
-                Some(target) if target.starts_with("net:[") => &mut net,
-                Some(target) if target.starts_with("user:[") => &mut user,
-                _ => continue,
-            };
-            if found.is_none() {
-                *found = Some(open(&path).map_err(take_over)?);
+            match inherited(&path).map_err(take_over)? {
+                Some((Kind::Net, fd)) if net.is_none() => {
+                    let id = id_of(&fd).map_err(take_over)?;
+                    net = (id == known && id != own).then_some(fd);
+                }
+                Some((Kind::User, fd)) if user.is_none() && maker != Maker::Root => user = Some(fd),
+                Some(_) | None => {}
             }
         }
         Ok(net.map(|net| Namespace { net, user }))
@@ -164,6 +192,52 @@ impl Namespace {
         let fds = std::iter::once(&self.net).chain(user);
         fds.map(OwnedFd::try_clone).collect()
     }
+}
+
+/// The kinds of namespaces that a cluster has.
+enum Kind {
+    Net,
+    User,
+}
+
+fn kind_of(link: &Path) -> Option<Kind> {
+    let target = fs::read_link(link).ok()?;
+    // How the kernel shows a namespace.
+    match target.to_str()? {
+        target if target.starts_with("net:[") => Some(Kind::Net),
+        target if target.starts_with("user:[") => Some(Kind::User),
+        _ => None,
+    }
+}
+
+/// The namespace behind a link of `/proc/PID/fd`, if one is.
+fn inherited(link: &Path) -> io::Result<Option<(Kind, OwnedFd)>> {
+    if kind_of(link).is_none() {
+        return Ok(None);
+    }
+    // The process may have put something else there meanwhile, whose opening may block or do something: so it is not
+    // opened before it is known what it is.
+    let held = match open_file(link, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()) {
+        Ok(held) => held,
+        Err(nix::errno::Errno::ENOENT) => return Ok(None),
+        Err(errno) => return Err(errno.into()),
+    };
+    if fstatfs(&held)?.filesystem_type() != NSFS_MAGIC {
+        return Ok(None);
+    }
+    let path = PathBuf::from(format!("/proc/self/fd/{}", held.as_raw_fd()));
+    match kind_of(&path) {
+        Some(kind) => Ok(Some((kind, open(&path)?))),
+        None => Ok(None),
+    }
+}
+
+fn id_of(fd: &OwnedFd) -> io::Result<NetId> {
+    let stat = fstat(fd)?;
+    Ok(NetId {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+    })
 }
 
 fn open(path: &PathBuf) -> io::Result<OwnedFd> {

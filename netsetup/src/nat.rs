@@ -105,8 +105,31 @@ pub fn inside(
 pub const HOST_LINK: &str = "kiln";
 
 /// The rules on the host itself, where root's uplink ends in `link`: what comes from the cluster leaves under the
-/// host's own address, and does not get into another cluster.
-pub fn outside(name: &str, subnet: Subnet, link: &IfName) -> Table {
+/// host's own address, and does not get into another cluster; to it come answers and nothing else.
+///
+/// `forward` are the links that route for kiln's sake alone. The kernel asks only where a packet comes from, so what
+/// comes in by them and is not for a cluster would be routed too: no connection gets through.
+pub fn outside(name: &str, subnet: Subnet, link: &IfName, forward: &[IfName]) -> Table {
+    let mut passing = vec![
+        vec![
+            Expression::From(link.clone()),
+            Expression::ToAny(HOST_LINK),
+            Expression::Prohibit,
+        ],
+        vec![
+            Expression::To(link.clone()),
+            Expression::Begins,
+            Expression::Drop,
+        ],
+    ];
+    passing.extend(forward.iter().map(|other| {
+        vec![
+            Expression::From(other.clone()),
+            Expression::NotToAny(HOST_LINK),
+            Expression::Begins,
+            Expression::Drop,
+        ]
+    }));
     Table {
         family: Family::Ip,
         name: name.to_owned(),
@@ -114,11 +137,7 @@ pub fn outside(name: &str, subnet: Subnet, link: &IfName) -> Table {
             Chain {
                 name: "passing".to_owned(),
                 hook: Some(Hook::Passing),
-                rules: vec![vec![
-                    Expression::From(link.clone()),
-                    Expression::ToAny(HOST_LINK),
-                    Expression::Prohibit,
-                ]],
+                rules: passing,
             },
             Chain {
                 name: "leaving".to_owned(),

@@ -71,6 +71,7 @@ impl Refusal {
             | BridgeError::Name(_)
             | BridgeError::Foreign { .. }
             | BridgeError::Lost
+            | BridgeError::Record(_)
             | BridgeError::Host(_) => None,
         }
     }

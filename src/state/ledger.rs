@@ -24,6 +24,8 @@ use crate::state::layout::{Roots, is_below};
 pub enum Entry {
     /// A folder of ours with all that is in it.
     Folder { path: PathBuf },
+    /// The cluster's network namespace: the only one that is taken over from its machines. It goes with the last of them.
+    Namespace { device: u64, inode: u64 },
     /// As root, the cluster's end on the host: a link, the route by it, the host's packet rules.
     HostLink {
         link: String,
@@ -123,7 +125,7 @@ pub fn take_down(path: &Path, roots: &Roots) -> Result<(), Vec<StateError>> {
             Entry::HostLink { link, mark, subnet } => {
                 errors.extend(take_down_link(link, mark, *subnet).err());
             }
-            Entry::Forwarding { .. } => {}
+            Entry::Namespace { .. } | Entry::Forwarding { .. } => {}
         }
     }
     // When the cluster's own link is gone, what is left says whether another cluster needs it.

@@ -114,6 +114,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         reservations(&record),
         config.resolvers,
         config.maker,
+        config.files.ledger(),
     );
     let mut dispatcher = Dispatcher {
         uplink: Uplink::new(&record, &config.files, config.boot_id.clone()),

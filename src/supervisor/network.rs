@@ -7,7 +7,7 @@ pub(super) mod helper;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -15,11 +15,13 @@ use kiln_netsetup::address::{self, Reservation, Subnet};
 use kiln_netsetup::bridge::{Bridge, BridgeConfig, BridgeError};
 use kiln_netsetup::fabric::{Fabric, FabricConfig, FabricEvent};
 use kiln_netsetup::link::Present;
-use kiln_netsetup::namespace::{Maker, Namespace};
+use kiln_netsetup::namespace::{Maker, Namespace, NetId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use crate::error::in_one_line;
+use crate::state::files::StateError;
+use crate::state::ledger::{self, Entry, Ledger};
 use crate::state::record::{ClusterRecord, ModeRecord, WayOutRecord};
 use crate::supervisor::launch::Plug;
 use crate::supervisor::protocol::PortTraffic;
@@ -43,6 +45,8 @@ pub(super) enum Network {
 pub(super) struct Namespaced {
     config: Mutex<BridgeConfig>,
     maker: Maker,
+    /// Where it is written down which namespace is the cluster's.
+    ledger: PathBuf,
     events: mpsc::UnboundedSender<FabricEvent>,
     held: Mutex<Held>,
 }
@@ -65,6 +69,7 @@ impl Network {
         machines: Vec<Reservation>,
         resolvers: Vec<SocketAddr>,
         maker: Maker,
+        ledger: PathBuf,
     ) -> (Network, mpsc::UnboundedReceiver<FabricEvent>) {
         let gateway_mac = address::gateway_mac(&record.name);
         match record.mode {
@@ -92,6 +97,7 @@ impl Network {
                         masquerade: !matches!(record.way_out, WayOutRecord::Host { .. }),
                     }),
                     maker,
+                    ledger,
                     events,
                     held: Mutex::new(Held::Nothing),
                 };
@@ -217,6 +223,10 @@ fn of_link((machine, link): (String, Present)) -> PortTraffic {
     }
 }
 
+fn unrecorded(error: StateError) -> BridgeError {
+    BridgeError::Record(io::Error::other(error))
+}
+
 impl Namespaced {
     /// The bridge, if it is there.
     pub(super) fn found(&self) -> Option<Arc<Bridge>> {
@@ -234,6 +244,11 @@ impl Namespaced {
             Held::Nothing => {}
         }
         let namespace = Namespace::create(self.maker).map_err(BridgeError::Namespace)?;
+        let NetId { device, inode } = namespace.id().map_err(BridgeError::Record)?;
+        // Before anybody is in it.
+        Ledger::open(&self.ledger)
+            .and_then(|mut ledger| ledger.record(&[Entry::Namespace { device, inode }]))
+            .map_err(unrecorded)?;
         self.start(namespace)
     }
 
@@ -242,14 +257,27 @@ impl Namespaced {
         if self.found().is_some() {
             return Ok(());
         }
-        let taken = Namespace::of_process(pid)
-            .map_err(BridgeError::Namespace)
+        let taken = self
+            .known()
+            .and_then(|known| {
+                Namespace::of_process(pid, known, self.maker).map_err(BridgeError::Namespace)
+            })
             .and_then(|namespace| namespace.ok_or(BridgeError::Lost))
             .and_then(|namespace| self.start(namespace));
         if taken.is_err() {
             *self.held() = Held::Lost;
         }
         taken.map(drop)
+    }
+
+    /// The namespace that was made last.
+    fn known(&self) -> Result<NetId, BridgeError> {
+        let entries = ledger::read(&self.ledger).map_err(unrecorded)?;
+        let made = entries.into_iter().rev().find_map(|entry| match entry {
+            Entry::Namespace { device, inode } => Some(NetId { device, inode }),
+            Entry::Folder { .. } | Entry::HostLink { .. } | Entry::Forwarding { .. } => None,
+        });
+        made.ok_or(BridgeError::Lost)
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {

@@ -1,7 +1,7 @@
 //! The way out into the world, kept while machines are alive: a process, or as root a link and the host's NAT.
 //!
-//! No machine waits for it. A process that dies is started again after a pause that grows; one that dies at once is
-//! followed by the next kind that there is.
+//! No machine waits for it. A process that dies is started again after a pause that grows; one that dies at once, or
+//! cannot be started, is followed by the next kind that there is.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -143,7 +143,10 @@ impl Uplink {
         };
         let process = match started {
             Ok(process) => Arc::new(process),
-            Err(why) => return self.failed(why),
+            Err(why) => {
+                self.failed(why);
+                return self.give_way();
+            }
         };
         self.generation += 1;
         self.process = Some(process.clone());
@@ -176,6 +179,14 @@ impl Uplink {
         self.failures += 1;
         self.again = Some(Instant::now() + pause.min(LAST_PAUSE));
         self.trouble = why;
+    }
+
+    /// The next helper is tried at once, where there is one; the last one again after its pause.
+    fn give_way(&mut self) {
+        if self.turn + 1 < self.helpers.len() {
+            self.turn += 1;
+            self.again = Some(Instant::now());
+        }
     }
 
     /// As root: the link to the host. What it changes there is in the ledger first.
@@ -349,9 +360,8 @@ impl Uplink {
         let soon = self
             .started
             .is_some_and(|started| started.elapsed() < TRIAL);
-        if soon && self.turn + 1 < self.helpers.len() {
-            self.turn += 1;
-            self.again = Some(Instant::now());
+        if soon {
+            self.give_way();
         }
         true
     }

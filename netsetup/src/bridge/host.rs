@@ -2,8 +2,8 @@
 //!
 //! The host's end has the subnet's second address and the route to the subnet, so the host reaches each machine by its
 //! address. What is made on the host is marked as this cluster's and named after it; a link of somebody else's is left
-//! alone. Routing is allowed on this link and on those of the default routes, and on no others: the host as a whole
-//! does not become a router.
+//! alone. Routing is allowed on this link and on those of the default routes, and on no others, and packet rules keep
+//! whoever is outside from using it: the host does not become a router for them.
 
 use std::fs;
 use std::io;
@@ -122,7 +122,7 @@ impl HostLink {
         drop(state);
 
         let mut rules = Rules::here().map_err(netlink)?;
-        let table = nat::outside(&self.mark, self.subnet, &self.name);
+        let table = nat::outside(&self.mark, self.subnet, &self.name, forward);
         rules.replace(&[table]).map_err(netlink)?;
         outer.host_address(&self.name, host).map_err(netlink)?;
         outer

@@ -341,6 +341,26 @@ async fn whoever_comes_later_takes_it_up() {
 }
 
 #[tokio::test]
+async fn machines_that_were_refused_can_be_told_again() {
+    let (bridge, _events) = start(namespace());
+    let a = Guest::new(&bridge, machine("a", 10));
+    let mut machines = config().machines;
+    machines.push(machine("d", 13));
+    // A socket that knows nothing of packet rules.
+    let route = bridge.namespace.open_one(Inside::Route).unwrap();
+    let wrong = Rules::new(route).unwrap();
+    let right = std::mem::replace(&mut bridge.lock().rules, wrong);
+    bridge.set_machines(machines.clone()).unwrap_err();
+    assert!(matches!(bridge.tap("d"), Err(BridgeError::Unknown { .. })));
+
+    bridge.lock().rules = right;
+    bridge.set_machines(machines).unwrap();
+    let d = Guest::new(&bridge, machine("d", 13));
+    d.says(&a.machine, b"from d");
+    assert!(a.hears(b"from d").await);
+}
+
+#[tokio::test]
 async fn connections_begin_at_the_gateway() {
     let (bridge, _events) = start(namespace());
     let a = Guest::new(&bridge, machine("a", 10));
@@ -360,6 +380,7 @@ async fn connections_begin_at_the_gateway() {
 #[test]
 fn what_a_process_inherited_can_be_had_from_it() {
     let made = namespace();
+    let id = made.id().unwrap();
     let user = made.user.as_ref().unwrap().try_clone().unwrap();
     let mut holder = std::process::Command::new("cat")
         .stdin(std::process::Stdio::piped())
@@ -368,9 +389,39 @@ fn what_a_process_inherited_can_be_had_from_it() {
         .spawn()
         .unwrap();
     drop(made);
-    let found = Namespace::of_process(holder.id()).unwrap().unwrap();
+    let (uid, gid) = (Uid::effective().as_raw(), Gid::effective().as_raw());
+    let had = |known, maker| Namespace::of_process(holder.id(), known, maker).unwrap();
+    let found = had(id, Maker::User { uid, gid }).unwrap();
     assert!(found.user.is_some());
     found.open(&[Inside::Udp, Inside::Tun]).unwrap();
+    // Root goes into nobody's user namespace, and nobody into another one than the cluster's.
+    assert!(had(id, Maker::Root).unwrap().user.is_none());
+    let other = namespace().id().unwrap();
+    assert_ne!(other, id);
+    assert!(had(other, Maker::User { uid, gid }).is_none());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+}
+
+#[test]
+fn nobody_is_led_into_their_own_namespace() {
+    let own = Namespace {
+        net: crate::namespace::here().unwrap(),
+        user: None,
+    };
+    let known = own.id().unwrap();
+    // One that is behind it in the table is the cluster's.
+    let made = namespace();
+    let mut holder = std::process::Command::new("cat")
+        .stdin(std::process::Stdio::piped())
+        .stdout(own.net)
+        .stderr(made.net.try_clone().unwrap())
+        .spawn()
+        .unwrap();
+    let had = |known| Namespace::of_process(holder.id(), known, Maker::Root).unwrap();
+    assert!(had(known).is_none());
+    let id = made.id().unwrap();
+    assert_eq!(had(id).unwrap().id().unwrap(), id);
     holder.kill().unwrap();
     holder.wait().unwrap();
 }

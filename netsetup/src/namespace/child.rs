@@ -279,7 +279,8 @@ unsafe fn steps(ready: &Ready<'_>, fds: &mut [c_int; MOST]) -> Result<usize, Ste
                 }
                 write(c"/proc/sys/net/ipv4/ip_forward", b"1", Step::Forwarding)?;
                 // Where it is there (br_netfilter), frames between machines would be taken for packets that this
-                // namespace routes. Where it cannot be set, they only go a longer way.
+                // namespace routes. Where it cannot be set, they only go a longer way: so before Linux 5.3, which had
+                // one setting for all namespaces, but its file in the first one alone and so not here.
                 let _ = write(
                     c"/proc/sys/net/bridge/bridge-nf-call-iptables",
                     b"0",

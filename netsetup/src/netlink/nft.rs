@@ -102,6 +102,10 @@ pub enum Expression {
     ToAny(&'static str),
     /// It goes out by another link than this one.
     NotTo(IfName),
+    /// It goes out by a link whose name does not begin so.
+    NotToAny(&'static str),
+    /// It belongs to no connection that has been let through, nor is it word of an error in one.
+    Begins,
     /// The IP protocol of it.
     Protocol(u8),
     /// At most 16 bytes at an offset of a header are these.
@@ -327,6 +331,9 @@ fn expression(list: Message, expression: &Expression) -> Message {
     const IIFNAME: u32 = 6;
     const OIFNAME: u32 = 7;
     const L4PROTO: u32 = 16;
+    const CT_STATE: u32 = 0;
+    /// Of the bits of the state, those of "established" and "related".
+    const KNOWN: u32 = 0b110;
     const EQUAL: u32 = 0;
     const UNEQUAL: u32 = 1;
     const DROP: i32 = 0;
@@ -337,6 +344,15 @@ fn expression(list: Message, expression: &Expression) -> Message {
         Expression::To(link) => compare(meta(list, OIFNAME), EQUAL, &link.padded()),
         Expression::ToAny(start) => compare(meta(list, OIFNAME), EQUAL, start.as_bytes()),
         Expression::NotTo(link) => compare(meta(list, OIFNAME), UNEQUAL, &link.padded()),
+        Expression::NotToAny(start) => compare(meta(list, OIFNAME), UNEQUAL, start.as_bytes()),
+        Expression::Begins => {
+            let state = one(list, "ct", |data| {
+                data.with(1, &REGISTER.to_be_bytes())
+                    .with(2, &CT_STATE.to_be_bytes())
+            });
+            // The register has the state in the host's own order.
+            compare(bitwise(state, &KNOWN.to_ne_bytes()), EQUAL, &[0; 4])
+        }
         Expression::Protocol(number) => compare(meta(list, L4PROTO), EQUAL, &[*number]),
         Expression::Is(header, offset, bytes) => {
             compare(payload(list, *header, *offset, bytes), EQUAL, bytes)

@@ -62,6 +62,10 @@ fn root_s_machines_are_joined_by_the_kernel() {
         let stream = TcpStream::connect((ip.as_str(), 80));
         assert!(stream.is_ok(), "{name} at {ip}: {stream:?}");
     }
+    // The host is no router for those outside, though it routes.
+    let inside = format!("{}:80", addresses(&ps)["node-2"]);
+    assert!(!world.neighbor_connects(inside.parse().unwrap()));
+    assert!(!world.neighbor_is_led_on());
     a_machine_gets_no_further_than_it_may(&home, &ps);
     the_supervisor_may_die(&home, &ps);
     they_reach_the_world(&home, &world);
@@ -70,6 +74,10 @@ fn root_s_machines_are_joined_by_the_kernel() {
     home.kiln(&["up"]).exits(9).says("in mode `namespace`");
     home.down();
     assert_eq!(world.traces(), before);
+    // What they were kept from is there to be had.
+    world.lead_on(true);
+    assert!(world.neighbor_is_led_on());
+    world.lead_on(false);
 }
 
 #[test]

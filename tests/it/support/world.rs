@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::mpsc::channel;
 use std::thread;
+use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use kiln_netsetup::link::Step;
@@ -17,13 +18,18 @@ use kiln_netsetup::namespace;
 use kiln_netsetup::netlink::nft::Rules;
 use kiln_netsetup::netlink::route::{Route, Way};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::unistd::Uid;
 
 /// The addresses on the wire; the networks are those of documentation (RFC 5737).
 const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+/// The same for another network of the host.
+const BACK: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const YARD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+/// For what must not come through.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// What the world outside answers any HTTP request with.
 pub(crate) const GREETING: &str = "hello from the world outside";
 
@@ -32,6 +38,10 @@ pub(crate) const GREETING: &str = "hello from the world outside";
 pub(crate) struct World {
     /// Where the greeting is to be had.
     pub(crate) outside: SocketAddr,
+    /// The namespace outside.
+    space: OwnedFd,
+    /// Hears what comes to the host's other network.
+    yard: UdpSocket,
 }
 
 /// What of a host's network could be left changed.
@@ -74,7 +84,56 @@ impl World {
             source: HOST,
         };
         route.route(&out).unwrap();
-        World { outside: outside() }
+        World {
+            outside: outside(),
+            space,
+            yard: yard(&mut route),
+        }
+    }
+
+    /// Whether the neighbor outside gets a connection when it routes by the host.
+    pub(crate) fn neighbor_connects(&self, to: SocketAddr) -> bool {
+        self.outside_by_host(to.ip(), move || {
+            TcpStream::connect_timeout(&to, PATIENCE).is_ok()
+        })
+    }
+
+    /// Whether a datagram of the neighbor's comes to another network of the host, when it routes by the host.
+    pub(crate) fn neighbor_is_led_on(&self) -> bool {
+        let to = self.yard.local_addr().unwrap();
+        self.outside_by_host(to.ip(), move || {
+            let socket = UdpSocket::bind((OUTSIDE, 0)).unwrap();
+            socket.send_to(b"through the host", to).unwrap();
+        });
+        self.yard.recv(&mut [0; 64]).is_ok()
+    }
+
+    /// Has the host route what comes from outside, or not.
+    pub(crate) fn lead_on(&self, on: bool) {
+        Route::here().unwrap().forward(&name("wire"), on).unwrap();
+    }
+
+    fn outside_by_host<T: Send + 'static>(
+        &self,
+        to: IpAddr,
+        act: impl FnOnce() -> T + Send + 'static,
+    ) -> T {
+        let space = self.space.try_clone().unwrap();
+        let IpAddr::V4(to) = to else {
+            panic!("{to} is not of this world")
+        };
+        let there = move || {
+            setns(space, CloneFlags::CLONE_NEWNET).unwrap();
+            let by_host = Way {
+                to: to.into(),
+                gateway: Some(HOST),
+                link: name("far"),
+                source: OUTSIDE,
+            };
+            Route::here().unwrap().route(&by_host).unwrap();
+            act()
+        };
+        thread::spawn(there).join().unwrap()
     }
 
     /// Links, and whether they route packets on, and packet rules.
@@ -150,6 +209,37 @@ fn world_outside() -> (OwnedFd, impl FnOnce() -> SocketAddr) {
         ready.recv().unwrap()
     };
     (space.recv().unwrap(), wait)
+}
+
+/// Another network of the host, and a socket of somebody's in it.
+fn yard(route: &mut Route) -> UdpSocket {
+    let (back, yard) = (name("back"), name("yard"));
+    route.pair(&back, &yard, "another network").unwrap();
+    let (tell_space, space) = channel::<OwnedFd>();
+    let (tell_laid, laid) = channel::<()>();
+    let there = thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        tell_space.send(namespace::here().unwrap()).unwrap();
+        laid.recv().unwrap();
+        let mut route = Route::here().unwrap();
+        lay(&mut route, "yard", YARD);
+        let out = Way {
+            to: Ipv4Net::default(),
+            gateway: Some(BACK),
+            link: name("yard"),
+            source: YARD,
+        };
+        route.route(&out).unwrap();
+        let socket = UdpSocket::bind((YARD, 0)).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket
+    });
+    route
+        .relocate(&yard, space.recv().unwrap().as_fd())
+        .unwrap();
+    lay(route, "back", BACK);
+    tell_laid.send(()).unwrap();
+    there.join().unwrap()
 }
 
 fn lay(route: &mut Route, link: &str, address: Ipv4Addr) {
