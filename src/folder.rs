@@ -127,17 +127,22 @@ impl Batch {
     ///
     /// Where that would leave too many files open, those before it are kept first.
     pub fn add(&mut self, path: &Path, bytes: &[u8]) -> Result<(), BatchError> {
-        if self.files.len() >= OPEN_FILES {
-            std::mem::take(self).keep()?;
-        }
         let incoming = Incoming::beside(path).and_then(|mut incoming| {
             incoming.file.write_all(bytes)?;
             Ok(incoming)
         });
         match incoming {
-            Ok(incoming) => self.files.push((incoming, path.to_owned())),
-            Err(source) => return Err(BatchError::of(path, source)),
+            Ok(incoming) => self.add_written(path, incoming),
+            Err(source) => Err(BatchError::of(path, source)),
         }
+    }
+
+    /// As [`Batch::add`], with what is written already.
+    pub fn add_written(&mut self, path: &Path, incoming: Incoming) -> Result<(), BatchError> {
+        if self.files.len() >= OPEN_FILES {
+            std::mem::take(self).keep()?;
+        }
+        self.files.push((incoming, path.to_owned()));
         Ok(())
     }
 

@@ -18,7 +18,9 @@ use crate::plan::{ImageFacts, Inventory, Known};
 use crate::state::disks;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{ClusterFiles, Roots};
-use crate::state::record::{ClusterRecord, MachineRecord, RunRecord, StateRecord};
+use crate::state::record::{
+    ClusterRecord, DataSourceRecord, MachineRecord, RunRecord, StateRecord,
+};
 use crate::supervisor::process;
 
 /// Why the world could not be looked at.
@@ -131,12 +133,28 @@ pub fn collect(
         cluster: name.to_owned(),
         source,
     })?;
-    inventory.data_files = data_files(cluster)?;
+    inventory.data_files = data_files(cluster, &inventory)?;
     Ok(inventory)
 }
 
 /// The user's own data disks, each looked at as it is before each start.
-fn data_files(cluster: &Cluster) -> Result<BTreeMap<PathBuf, u64>, InventoryError> {
+fn data_files(
+    cluster: &Cluster,
+    inventory: &Inventory,
+) -> Result<BTreeMap<PathBuf, u64>, InventoryError> {
+    let alive = inventory.alive();
+    let is_ours = |wanted: &PathBuf| {
+        inventory.machines.iter().any(|(name, known)| match known {
+            Known::Whole { record, .. } => {
+                alive.contains(name)
+                    && record.data_disks.iter().any(|disk| match &disk.source {
+                        DataSourceRecord::File { path, .. } => path == wanted,
+                        DataSourceRecord::Made { .. } => false,
+                    })
+            }
+            Known::Damaged { .. } => false,
+        })
+    };
     let mut sizes = BTreeMap::new();
     for machine in &cluster.machines {
         for disk in &machine.disks {
@@ -148,12 +166,17 @@ fn data_files(cluster: &Cluster) -> Result<BTreeMap<PathBuf, u64>, InventoryErro
             else {
                 continue;
             };
-            let (_, size) = image::data::open(path, *format, *readonly).map_err(|source| {
-                InventoryError::DataFile {
-                    machine: machine.name.to_string(),
-                    serial: disk.serial.to_string(),
-                    source,
+            let opened = match image::data::open(path, *format, *readonly) {
+                // A machine of this very cluster has the device.
+                Err(ImageError::InUse { .. }) if is_ours(path) => {
+                    image::data::open(path, *format, true)
                 }
+                opened => opened,
+            };
+            let (_, size) = opened.map_err(|source| InventoryError::DataFile {
+                machine: machine.name.to_string(),
+                serial: disk.serial.to_string(),
+                source,
             })?;
             sizes.insert(path.clone(), size);
         }

@@ -10,10 +10,11 @@
 mod disks;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::{Cluster, Machine, MachineName, Size};
-use crate::folder::{self, Batch, BatchError, FolderError};
+use crate::folder::{self, Batch, BatchError, FolderError, Incoming};
 use crate::ignition::{self, Facts, IgnitionError, Peer};
 use crate::image::flash::{self, FlashError};
 use crate::image::overlay::{self, OverlayError};
@@ -419,10 +420,15 @@ fn make_machine(
         })?;
     }
     if let Some(firmware) = &record.firmware {
-        make_vars(firmware, own).map_err(|source| StageError::Flash {
+        let vars = make_vars(firmware, own).map_err(|source| StageError::Flash {
             machine: step.name.clone(),
             source,
         })?;
+        if let Some(vars) = vars {
+            // They take the place of the old ones just before the record does that names their
+            // firmware: an `up` that fails before leaves both as they were.
+            batch.add_written(&own.uefi_vars(), vars)?;
+        }
     }
     if record.tpm.is_some() {
         make_tpm_folder(&own.tpm(), means)?;
@@ -438,24 +444,37 @@ fn in_sectors(config: String) -> Vec<u8> {
     bytes
 }
 
-/// The machine's UEFI variables: kept for as long as it has the firmware that wrote them.
-fn make_vars(firmware: &FirmwareRecord, own: &MachineFiles) -> Result<(), FlashError> {
+/// New UEFI variables, where the machine has none of this firmware: they are kept for as long as it
+/// has the firmware that wrote them.
+fn make_vars(
+    firmware: &FirmwareRecord,
+    own: &MachineFiles,
+) -> Result<Option<Incoming>, FlashError> {
     let vars = own.uefi_vars();
     let before = files::load::<MachineRecord>(&own.record()).ok().flatten();
     let kept = before.and_then(|before| before.firmware);
     if vars.exists() && kept.as_ref() == Some(firmware) {
-        return Ok(());
+        return Ok(None);
     }
-    flash::make_vars(&firmware.template, &vars)
+    flash::make_vars(&firmware.template, firmware.vars_format, &vars).map(Some)
 }
 
 /// The TPM's state, which its emulator reads and writes by name, and so has to own.
 fn make_tpm_folder(path: &Path, means: &Means<'_>) -> Result<(), StageError> {
-    if path.exists() {
-        return Ok(());
+    if !path.exists() {
+        folder::make_private(path)?;
     }
-    folder::make_private(path)?;
-    std::os::unix::fs::chown(path, means.uid, means.gid).map_err(|source| StageError::Tpm {
+    let give = || {
+        let found = path.symlink_metadata()?;
+        let is_theirs = means.uid.is_none_or(|uid| uid == found.uid())
+            && means.gid.is_none_or(|gid| gid == found.gid());
+        // An `up` may have been killed before it gave it away; what holds a state is left alone.
+        if is_theirs || !found.is_dir() || path.read_dir()?.next().is_some() {
+            return Ok(());
+        }
+        std::os::unix::fs::lchown(path, means.uid, means.gid)
+    };
+    give().map_err(|source| StageError::Tpm {
         path: path.to_owned(),
         source,
     })
@@ -512,4 +531,37 @@ pub fn machine_of<'a>(cluster: &'a Cluster, name: &MachineName) -> Option<&'a Ma
         .machines
         .iter()
         .find(|machine| machine.name == *name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tpm_folder_that_was_not_given_away_is_given_away_while_it_is_empty() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("tpm");
+        folder::make_private(&path).unwrap();
+        let ours = path.metadata().unwrap().uid();
+        let other = ours + 1001;
+        let means = |uid| Means {
+            qemu_img: Path::new("qemu-img"),
+            uid: Some(uid),
+            gid: None,
+        };
+        make_tpm_folder(&path, &means(ours)).unwrap();
+        let state = path.join("state");
+        std::fs::write(&state, "").unwrap();
+        make_tpm_folder(&path, &means(other)).unwrap();
+        assert_eq!(path.metadata().unwrap().uid(), ours);
+        std::fs::remove_file(&state).unwrap();
+        let given = make_tpm_folder(&path, &means(other));
+        if nix::unistd::geteuid().is_root() {
+            given.unwrap();
+            assert_eq!(path.metadata().unwrap().uid(), other);
+        } else {
+            // Only root can, and it was tried.
+            assert!(matches!(given, Err(StageError::Tpm { .. })), "{given:?}");
+        }
+    }
 }

@@ -11,7 +11,7 @@ use crate::error::{Error, Exit};
 use crate::report::view::KeptDiskView;
 use crate::state::disks;
 use crate::state::files::{self, StateError};
-use crate::state::layout::ClusterFiles;
+use crate::state::layout::{ClusterFiles, DisksFiles};
 use crate::state::ledger;
 use crate::state::lock::Lock;
 use crate::state::record::{ClusterRecord, MadeDiskRecord};
@@ -58,6 +58,12 @@ pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
         // What it names may be more than this kiln knows how to remove.
         Err(error) if error.is_newer() => return session.record(&files).map(drop),
         Ok(None) | Err(_) => {}
+    }
+    // Before anything is stopped.
+    if fate == Fate::RemoveAll
+        && let Err(error) = disks::load(&files.disks())
+    {
+        refuse_unlisted(&files.disks(), &error)?;
     }
     let mut kept = Vec::new();
     take_down(session, &files, args.timeout, || {
@@ -106,6 +112,22 @@ fn without_cluster(session: &Session<'_>, files: &ClusterFiles, fate: Fate) -> R
     told(session, name, outcome, &kept)
 }
 
+/// Whose the disks are, and which of them are kiln's, only the list says, and it cannot be read.
+fn refuse_unlisted(disks: &DisksFiles, error: &StateError) -> Result<(), Error> {
+    let told = if error.is_newer() {
+        Error::from_source(Exit::Failed, error)
+            .hint("use the kiln that made the disks, or a later one")
+    } else if disks::has_files(disks)? {
+        Error::from_source(Exit::Unsafe, error).hint(format!(
+            "nobody knows whose disks lie in `{folder}`: look at them, remove the folder by hand if they may go, then run `kiln down` again",
+            folder = disks.folder.display(),
+        ))
+    } else {
+        return Ok(());
+    };
+    Err(told)
+}
+
 /// Removes the data disks that go; those that stay come back, marked to stay.
 fn take_disks(
     session: &Session<'_>,
@@ -119,7 +141,8 @@ fn take_disks(
             disks::sweep(&disks)?;
             return Ok(Vec::new());
         }
-        Err(_) if fate == Fate::RemoveAll => {
+        Err(error) if fate == Fate::RemoveAll => {
+            refuse_unlisted(&disks, &error)?;
             files::remove_folder(&disks.folder)?;
             return Ok(Vec::new());
         }

@@ -6,6 +6,7 @@ use crate::host::qemu::QemuError;
 use crate::image::base::Fault;
 use crate::image::cache::CacheError;
 use crate::image::fetch::FetchError;
+use crate::image::flash::FlashError;
 use crate::image::overlay::OverlayError;
 use crate::image::pull::PullError;
 use crate::image::source::resolve::ResolveError;
@@ -58,10 +59,12 @@ impl From<InventoryError> for Error {
                 let hint = format!("`kiln -c {cluster} down` removes the cluster");
                 return Error::from_source(Exit::Failed, &error).hint(hint);
             }
-            InventoryError::Disks { cluster, .. } => {
-                let hint = format!(
-                    "`kiln -c {cluster} down --remove-disks` removes all of the cluster's disks"
-                );
+            InventoryError::Disks { source, .. } if source.is_newer() => {
+                return Error::from_source(Exit::Failed, &error)
+                    .hint("use the kiln that made the disks, or a later one");
+            }
+            InventoryError::Disks { .. } => {
+                let hint = "mend the list, or look at the disks beside it and remove their folder if they may go";
                 return Error::from_source(Exit::Failed, &error).hint(hint);
             }
             InventoryError::Image { source, .. } | InventoryError::DataFile { source, .. } => {
@@ -183,6 +186,10 @@ impl From<StageError> for Error {
                 };
                 Error::from_source(exit, &error)
             }
+            StageError::Flash {
+                source: FlashError::Template(_),
+                ..
+            } => Error::from_source(Exit::Unsafe, &error),
             StageError::Flash { .. }
             | StageError::Tpm { .. }
             | StageError::State(_)

@@ -58,6 +58,8 @@ pub enum ImageError {
     Device { path: PathBuf },
     #[error("`{}` is not a block device", path.display())]
     NotDevice { path: PathBuf },
+    #[error("`{}` is in use: it is mounted, or another program has it", path.display())]
+    InUse { path: PathBuf },
     #[error("cannot read image `{}`", path.display())]
     Read {
         path: PathBuf,
@@ -121,6 +123,7 @@ impl ImageError {
             | ImageError::NotDevice { .. }
             | ImageError::Empty { .. } => Fault::Spec,
             ImageError::TooLarge { .. }
+            | ImageError::InUse { .. }
             | ImageError::Refused { .. }
             | ImageError::NotRaw { .. }
             | ImageError::Sha256 { .. } => Fault::Safety,
@@ -266,14 +269,22 @@ impl FileFacts {
 /// Opens a file or block device for reading. Nothing else is ever opened: a FIFO would wait, and
 /// opening some devices does something.
 pub(super) fn open(path: &Path) -> Result<File, ImageError> {
-    open_with(path, OpenOptions::new().read(true))
+    open_with(path, OpenOptions::new().read(true), 0)
 }
 
-/// As [`open`], with these `options`.
-pub(super) fn open_with(path: &Path, options: &mut OpenOptions) -> Result<File, ImageError> {
-    let fail = |source| ImageError::Open {
-        path: path.to_owned(),
-        source,
+/// As [`open`], with these `options` and `flags`.
+pub(super) fn open_with(
+    path: &Path,
+    options: &mut OpenOptions,
+    flags: libc::c_int,
+) -> Result<File, ImageError> {
+    let fail = |source: io::Error| {
+        let path = path.to_owned();
+        if source.kind() == io::ErrorKind::ResourceBusy {
+            ImageError::InUse { path }
+        } else {
+            ImageError::Open { path, source }
+        }
     };
     let kind = |metadata: &Metadata| {
         if metadata.is_file() || metadata.file_type().is_block_device() {
@@ -286,7 +297,7 @@ pub(super) fn open_with(path: &Path, options: &mut OpenOptions) -> Result<File, 
     };
     kind(&fs::metadata(path).map_err(fail)?)?;
     let file = options
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY | flags)
         .open(path)
         .map_err(fail)?;
     // It may have become another thing meanwhile.

@@ -9,12 +9,15 @@ use std::io::{Read, Seek};
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use nix::libc;
+
 use super::base::{self, ImageError};
 use super::qcow2::{self, HEADER_LIMIT, Header, LARGEST_DISK, Refused};
 use crate::cluster::DataFormat;
 
 /// Opens the file or block device `path`, for writing too unless `readonly`, and gives with it
-/// the disk's size in bytes, as the guest sees it.
+/// the disk's size in bytes, as the guest sees it. A block device that is written to is had alone
+/// for as long as the file is open, by whatever process.
 ///
 /// # Errors
 /// [`ImageError`]: it is not there, or no such file, or its header is not to be followed.
@@ -23,7 +26,10 @@ pub fn open(path: &Path, format: DataFormat, readonly: bool) -> Result<(File, u6
         path: path.to_owned(),
         source,
     };
-    let file = base::open_with(path, OpenOptions::new().read(true).write(!readonly))?;
+    // The kernel gives a block device that is mounted, or that something else lies on, to nobody
+    // who asks for it alone, nor mounts it then (open(2)). It means nothing for a file.
+    let alone = if readonly { 0 } else { libc::O_EXCL };
+    let file = base::open_with(path, OpenOptions::new().read(true).write(!readonly), alone)?;
     let metadata = file.metadata().map_err(read)?;
     match (format, metadata.file_type().is_block_device()) {
         (DataFormat::Device, true) | (DataFormat::Qcow2 | DataFormat::Raw, false) => {}
@@ -62,7 +68,7 @@ pub fn open(path: &Path, format: DataFormat, readonly: bool) -> Result<(File, u6
 /// # Errors
 /// [`ImageError`]: it is not there, or its header is no longer to be followed.
 pub fn open_overlay(path: &Path) -> Result<File, ImageError> {
-    let file = base::open_with(path, OpenOptions::new().read(true).write(true))?;
+    let file = base::open_with(path, OpenOptions::new().read(true).write(true), 0)?;
     let length = file
         .metadata()
         .map_err(|source| ImageError::Read {
@@ -172,6 +178,58 @@ mod tests {
         assert!(file.write_all(b"y").is_err());
         let (mut file, _) = open(&path, DataFormat::Raw, false).unwrap();
         file.write_all(b"y").unwrap();
+    }
+
+    #[test]
+    #[ignore = "needs root and loop devices"]
+    fn a_block_device_that_others_have_is_not_written_to() {
+        let home = tempfile::tempdir().unwrap();
+        let image = home.path().join("image");
+        File::create(&image).unwrap().set_len(1 << 20).unwrap();
+        let run = |program: &str, args: &[&str]| {
+            let ended = std::process::Command::new(program)
+                .args(args)
+                .output()
+                .unwrap();
+            assert!(ended.status.success(), "{program} {args:?}: {ended:?}");
+            String::from_utf8(ended.stdout).unwrap().trim().to_owned()
+        };
+        let device = PathBuf::from(run("losetup", &["-f", "--show", image.to_str().unwrap()]));
+        let open = |readonly| open(&device, DataFormat::Device, readonly);
+        let in_use = || {
+            let error = open(false).unwrap_err();
+            assert!(matches!(error, ImageError::InUse { .. }), "{error:?}");
+            assert_eq!(error.fault(), base::Fault::Safety);
+            open(true).unwrap();
+        };
+        let seen = std::panic::catch_unwind(|| {
+            let (held, size) = open(false).unwrap();
+            assert_eq!(size, 1 << 20);
+            // Another machine has it.
+            in_use();
+            drop(held);
+            drop(open(false).unwrap());
+            // Mounted where only one process sees it.
+            let name = device.to_str().unwrap();
+            run("mke2fs", &["-q", name]);
+            let mut mounted = std::process::Command::new("unshare")
+                .args(["-m", "sh", "-c", "mount \"$0\" \"$1\" && echo && read word"])
+                .arg(&device)
+                .arg(home.path())
+                .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let mut line = [0];
+            let told = mounted.stdout.as_mut().unwrap().read_exact(&mut line);
+            told.unwrap();
+            let seen = std::panic::catch_unwind(in_use);
+            drop(mounted.stdin.take());
+            mounted.wait().unwrap();
+            seen.unwrap();
+        });
+        run("losetup", &["-d", device.to_str().unwrap()]);
+        seen.unwrap();
     }
 
     #[test]

@@ -107,7 +107,13 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
     found.add(
         "firmware",
         &firmware.as_ref().map_or(String::new(), firmware_text),
-        &new.firmware.as_ref().map_or(String::new(), firmware_text),
+        &match (firmware, &new.firmware) {
+            (_, None) => String::new(),
+            (Some(old), Some(new)) if old != new => {
+                format!("{}, with new UEFI variables", firmware_text(new))
+            }
+            (_, Some(new)) => firmware_text(new),
+        },
         Price::Restart,
     );
     // Another program for the same TPM is no change to the machine.

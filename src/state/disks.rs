@@ -5,7 +5,7 @@
 //! it the folder. The caller holds the cluster's lock.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::cluster::{MachineName, Serial};
 use crate::folder::{self, FolderError};
@@ -96,6 +96,33 @@ pub fn sweep(files: &DisksFiles) -> Result<(), StateError> {
         remove_if_empty(files.folder.clone())?;
     }
     Ok(())
+}
+
+/// Whether there is any file beside the list.
+///
+/// # Errors
+/// [`StateError`] when a folder cannot be looked into.
+pub fn has_files(files: &DisksFiles) -> Result<bool, StateError> {
+    let list = files.record();
+    let look = |path: &Path| -> io::Result<bool> {
+        for entry in std::fs::read_dir(path)? {
+            let entry = entry?;
+            let is_folder = entry.file_type()?.is_dir();
+            let has = if is_folder {
+                std::fs::read_dir(entry.path())?.next().is_some()
+            } else {
+                entry.path() != list
+            };
+            if has {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    };
+    look(&files.folder).map_err(|source| StateError::Read {
+        path: files.folder.clone(),
+        source,
+    })
 }
 
 fn remove_if_empty(path: PathBuf) -> Result<(), StateError> {

@@ -47,7 +47,7 @@ pub enum Handle {
     Overlay(PathBuf),
     /// Open for appending; made when it is not there.
     Append(PathBuf),
-    /// A data disk, its header judged as it is opened.
+    /// A data disk, or what else a guest writes as qcow2: its header is judged as it is opened.
     Disk {
         path: PathBuf,
         format: DataFormat,
@@ -198,7 +198,15 @@ pub fn supervised(
     let firmware = firmware(record, |firmware| Pflash {
         code: handles.source(Handle::Read(firmware.code.clone())),
         code_format: flash_format(firmware.code_format),
-        vars: handles.source(Handle::ReadWrite(files.uefi_vars())),
+        vars: handles.source(match firmware.vars_format {
+            DiskFormat::Raw => Handle::ReadWrite(files.uefi_vars()),
+            // QEMU writes to it, and so has it judged as a disk of the guest's.
+            DiskFormat::Qcow2 => Handle::Disk {
+                path: files.uefi_vars(),
+                format: DataFormat::Qcow2,
+                readonly: false,
+            },
+        }),
         vars_format: flash_format(firmware.vars_format),
     });
     let tpm = record.tpm.as_ref().map(|_| handles.add(Handle::Tpm));

@@ -4,6 +4,7 @@
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -268,7 +269,7 @@ impl Slot {
         mend(&process, &self.files);
         // Only what comes from now on: the verdicts of the past are in the record.
         consoles.add_at_end(&self.name, &self.files.console_log());
-        consoles.keep_short(&self.log_name(), &self.files.qemu_log());
+        self.keep_logs_short(consoles);
         if let Err(error) = self.publish(network) {
             let error = in_one_line(&error);
             tracing::warn!(machine = self.name, error, "ports are not published");
@@ -281,9 +282,21 @@ impl Slot {
         self.attend(process, None, Origin::Found, inbox, network);
     }
 
-    /// Of QEMU's own log, beside the machine's console. No machine's name has a slash.
-    fn log_name(&self) -> String {
-        format!("{}/qemu", self.name)
+    /// The logs of its programs, beside the machine's console. No machine's name has a slash.
+    fn logs(&self) -> [(String, PathBuf); 2] {
+        [
+            (format!("{}/qemu", self.name), self.files.qemu_log()),
+            (format!("{}/tpm", self.name), self.files.tpm_log()),
+        ]
+    }
+
+    fn keep_logs_short(&self, consoles: &mut ConsoleWatch) {
+        for (name, log) in self.logs() {
+            // Not every machine has a TPM.
+            if log.exists() {
+                consoles.keep_short(&name, &log);
+            }
+        }
     }
 
     pub(super) fn mend_sockets(&self) {
@@ -366,7 +379,7 @@ impl Slot {
         };
         self.started_at = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         consoles.add_at_end(&self.name, &self.files.console_log());
-        consoles.keep_short(&self.log_name(), &self.files.qemu_log());
+        self.keep_logs_short(consoles);
         let tpm = companion.map(|process| Tpm {
             process,
             log: self.files.tpm_log(),
@@ -533,7 +546,9 @@ impl Slot {
         self.notes.clear();
         self.started_at = None;
         consoles.remove(&self.name);
-        consoles.remove(&self.log_name());
+        for (name, _) in self.logs() {
+            consoles.remove(&name);
+        }
         for socket in Socket::ALL {
             let _ = std::fs::remove_file(self.files.socket(socket));
         }

@@ -1,7 +1,7 @@
 //! Data disks: whose they are, when they are kept, and when they go.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -443,4 +443,74 @@ fn files_of_the_users_are_used_in_place_and_judged_at_each_start() {
     world.ok(&["down", "--remove-disks"]);
     world.assert_clean();
     assert_eq!(fs::read(&image).unwrap(), hostile);
+}
+
+#[test]
+fn disks_whose_list_cannot_be_read_are_not_removed() {
+    let world = World::new();
+    world.nodes(1, "disks: [{size: 1MiB}]");
+    world.ok(&["up"]);
+    let pids = world.pids();
+    let folder = world.home().join("state/clusters/demo.disks");
+    let list = folder.join("disks.json");
+    let sound = fs::read_to_string(&list).unwrap();
+    let newer = sound.replace("\"schema\": 1", "\"schema\": 999");
+    assert_ne!(newer, sound);
+    for (text, code) in [(newer.as_str(), 1), ("{", 9)] {
+        fs::write(&list, text).unwrap();
+        let down = world.kiln(&["down", "--remove-disks"]);
+        assert_eq!(down.code, Some(code), "{}", down.stderr);
+        assert!(down.stderr.contains("/demo.disks"), "{}", down.stderr);
+        assert!(disk(&world, "node-1", "data1").exists());
+        // Nothing was stopped for it.
+        assert_eq!(world.pids(), pids);
+    }
+    // Nor when the cluster has gone before.
+    world.ok(&["down"]);
+    let down = world.kiln(&["down", "--remove-disks"]);
+    assert_eq!(down.code, Some(9), "{}", down.stderr);
+    assert!(disk(&world, "node-1", "data1").exists());
+    // A list of nothing is no loss.
+    fs::remove_dir_all(folder.join("node-1")).unwrap();
+    world.ok(&["down", "--remove-disks"]);
+    world.assert_clean();
+}
+
+#[test]
+#[ignore = "needs root and loop devices"]
+fn a_block_device_is_its_machines_alone() {
+    let world = World::new();
+    world.write("device", vec![0; 1 << 20]);
+    let losetup = |args: &[&str]| {
+        let ended = Command::new("losetup").args(args).output().unwrap();
+        assert!(ended.status.success(), "{args:?}: {ended:?}");
+        String::from_utf8(ended.stdout).unwrap().trim().to_owned()
+    };
+    let device = losetup(&["-f", "--show", world.path("device").to_str().unwrap()]);
+    let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let spec = format!("disks: [{{file: {device}, format: raw}}]");
+        world.nodes(1, &spec);
+        // As a mount has it.
+        let held = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(nix::libc::O_EXCL)
+            .open(&device)
+            .unwrap();
+        let up = world.kiln(&["up"]);
+        assert_eq!(up.code, Some(9), "{}", up.stderr);
+        let told = format!("`{device}` is in use");
+        assert!(up.stderr.contains(&told), "{}", up.stderr);
+        world.assert_clean();
+        drop(held);
+        // Its own machine is in nobody's way.
+        world.ok(&["up"]);
+        let up = world.kiln(&["up"]);
+        assert!(up.stderr.contains("nothing to do"), "{}", up.stderr);
+        world.ok(&["restart"]);
+        assert_eq!(world.states(), ["node-1: ready"]);
+        world.ok(&["down"]);
+        world.assert_clean();
+    }));
+    losetup(&["-d", &device]);
+    seen.unwrap();
 }

@@ -88,8 +88,15 @@ fn a_machine_keeps_its_firmware_and_its_variables() {
     let plan = world.json(&["plan"]);
     assert_eq!(plan["machines"][0]["action"], "restart");
     let why = world.plain(plan["machines"][0]["why"][0].as_str().unwrap());
-    expect!["firmware: UEFI of TMP/builds/50-first.code -> UEFI of TMP/builds/10-better.code (needs a restart)"]
+    expect!["firmware: UEFI of TMP/builds/50-first.code -> UEFI of TMP/builds/10-better.code, with new UEFI variables (needs a restart)"]
         .assert_eq(&why);
+    // One that fails before the record is written leaves the old ones.
+    let config = world.machine("demo", "node-1").join("config.ign");
+    fs::remove_file(&config).unwrap();
+    fs::create_dir(&config).unwrap();
+    assert_eq!(world.kiln(&["up"]).code, Some(1));
+    assert_eq!(fs::read_to_string(&vars).unwrap(), "the guest's");
+    fs::remove_dir(&config).unwrap();
     world.ok(&["up"]);
     assert_eq!(fs::read_to_string(&vars).unwrap(), "better");
     world.ok(&["down"]);

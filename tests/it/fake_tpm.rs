@@ -1,6 +1,7 @@
 //! TPMs as far as no guest is needed: the real swtpm beside the fake QEMU.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 
 use expect_test::expect;
@@ -62,6 +63,20 @@ fn a_tpm_is_beside_its_qemu_and_its_state_is_kept_until_down() {
         world.ok(&["start"]);
     }
     assert_eq!(fs::read_to_string(&state).unwrap(), "kept");
+    world.ok(&["down"]);
+    world.assert_clean();
+}
+
+#[test]
+fn a_tpms_log_is_kept_short() {
+    let world = with_tpm();
+    world.ok(&["up"]);
+    let log = world.machine("demo", "node-1").join("swtpm.log");
+    let mut file = fs::OpenOptions::new().append(true).open(&log).unwrap();
+    for _ in 0..6 {
+        file.write_all(&[b'x'; 1 << 20]).unwrap();
+    }
+    wait_until("it is cut", || log.metadata().unwrap().len() <= 1 << 20);
     world.ok(&["down"]);
     world.assert_clean();
 }
