@@ -181,58 +181,6 @@ mod tests {
     }
 
     #[test]
-    #[ignore = "needs root and loop devices"]
-    fn a_block_device_that_others_have_is_not_written_to() {
-        let home = tempfile::tempdir().unwrap();
-        let image = home.path().join("image");
-        File::create(&image).unwrap().set_len(1 << 20).unwrap();
-        let run = |program: &str, args: &[&str]| {
-            let ended = std::process::Command::new(program)
-                .args(args)
-                .output()
-                .unwrap();
-            assert!(ended.status.success(), "{program} {args:?}: {ended:?}");
-            String::from_utf8(ended.stdout).unwrap().trim().to_owned()
-        };
-        let device = PathBuf::from(run("losetup", &["-f", "--show", image.to_str().unwrap()]));
-        let open = |readonly| open(&device, DataFormat::Device, readonly);
-        let in_use = || {
-            let error = open(false).unwrap_err();
-            assert!(matches!(error, ImageError::InUse { .. }), "{error:?}");
-            assert_eq!(error.fault(), base::Fault::Safety);
-            open(true).unwrap();
-        };
-        let seen = std::panic::catch_unwind(|| {
-            let (held, size) = open(false).unwrap();
-            assert_eq!(size, 1 << 20);
-            // Another machine has it.
-            in_use();
-            drop(held);
-            drop(open(false).unwrap());
-            // Mounted where only one process sees it.
-            let name = device.to_str().unwrap();
-            run("mke2fs", &["-q", name]);
-            let mut mounted = std::process::Command::new("unshare")
-                .args(["-m", "sh", "-c", "mount \"$0\" \"$1\" && echo && read word"])
-                .arg(&device)
-                .arg(home.path())
-                .stdin(std::process::Stdio::piped())
-                .stdout(std::process::Stdio::piped())
-                .spawn()
-                .unwrap();
-            let mut line = [0];
-            let told = mounted.stdout.as_mut().unwrap().read_exact(&mut line);
-            told.unwrap();
-            let seen = std::panic::catch_unwind(in_use);
-            drop(mounted.stdin.take());
-            mounted.wait().unwrap();
-            seen.unwrap();
-        });
-        run("losetup", &["-d", device.to_str().unwrap()]);
-        seen.unwrap();
-    }
-
-    #[test]
     fn what_is_no_disk_is_not_opened() {
         let home = tempfile::tempdir().unwrap();
         let path = written(&home, b"");

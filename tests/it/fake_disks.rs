@@ -477,8 +477,7 @@ fn disks_whose_list_cannot_be_read_are_not_removed() {
 }
 
 #[test]
-#[ignore = "needs root and loop devices"]
-fn a_block_device_is_its_machines_alone() {
+fn a_block_device_is_its_machines_alone_as_root() {
     let world = World::new();
     world.write("device", vec![0; 1 << 20]);
     let losetup = |args: &[&str]| {
