@@ -80,7 +80,7 @@ fn a_disk_that_the_firmware_does_not_boot_is_a_failure_with_its_words() {
         .set_len(1 << 20)
         .unwrap();
     let foreign = guest::disk("x86_64").join("foreign.raw");
-    let machine = |firmware: &str, image| json!({"memory": "256MiB", "firmware": firmware, "image": image, "profile": "basic"});
+    let machine = |firmware: &str, image| json!({"memory": "512MiB", "firmware": firmware, "image": image, "profile": "basic"});
     home.write_spec(
         &json!("empty.raw"),
         &json!({
