@@ -13,8 +13,15 @@ use serde_json::json;
 
 use crate::fake_support::{Running, World, wait_until};
 
+/// Returns when it has taken effect: a busy host lets a process run on for a moment.
 fn signal(process: &Running, signal: Signal) {
     kill(Pid::from_raw(process.pid), signal).unwrap();
+    if signal == Signal::SIGSTOP {
+        let stat = format!("/proc/{}/stat", process.pid);
+        wait_until("it is stopped", || {
+            fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T "))
+        });
+    }
 }
 
 fn secs(secs: u64) -> Duration {
