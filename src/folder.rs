@@ -31,6 +31,21 @@ pub enum FolderError {
     Foreign { path: PathBuf, want: u32 },
 }
 
+/// Opens a file to read and write, and makes it, 0600, when it is not there; what it holds stays.
+///
+/// # Errors
+/// A symlink in its place is refused.
+pub fn open_own(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+}
+
 /// Makes the folder and those above it, each 0700, or takes an existing one that is ours.
 ///
 /// The last one is set to 0700 when others could enter it. A symlink in its place, or a folder of

@@ -3,15 +3,16 @@
 //! The lock goes with its descriptor, so a killed holder leaves nothing to clean.
 //! The file's text says who holds it; it is for people and never believed.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use nix::libc;
 use nix::sys::stat::{major, minor};
+
+use crate::folder;
 
 /// How long a lock is waited for whose holders do a short thing.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -205,18 +206,10 @@ fn is_at(file: &File, path: &Path) -> bool {
 }
 
 fn open(path: &Path) -> Result<File, LockError> {
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
-        .map_err(|source| LockError::Open {
-            path: path.to_owned(),
-            source,
-        })
+    folder::open_own(path).map_err(|source| LockError::Open {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::warn;
 
 pub use self::sanitize::{complete, sanitize};
+use crate::folder;
 use crate::supervisor::diagnose::{Finding, FindingKind, Scanner};
 
 /// A log that is as long as this, in bytes, is moved aside. Two of them, the copy
@@ -183,14 +184,7 @@ impl ConsoleWatch {
         cap: u64,
         scanner: Option<Scanner>,
     ) -> io::Result<()> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(log)?;
+        let file = folder::open_own(log)?;
         let watch = self.inotify.add_watch(
             log,
             AddWatchFlags::IN_MODIFY | AddWatchFlags::IN_DONT_FOLLOW,

@@ -3,12 +3,10 @@
 //! Two files: the bytes, and a record that says what they are of. Whoever opens one holds the lock of
 //! that download. Bytes whose record is gone or of another address are of no use and are dropped.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use nix::libc;
 use serde::{Deserialize, Serialize};
 
 use crate::folder;
@@ -44,14 +42,7 @@ impl Partial {
     pub fn open(folder: &Path, key: &str, image: &str, url: &str) -> io::Result<Partial> {
         let path = folder.join(format!("{PREFIX}{key}"));
         let known: Option<PartialRecord> = files::load(&record_path(&path)).ok().flatten();
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&path)?;
+        let file = folder::open_own(&path)?;
         let fresh = PartialRecord {
             schema: SCHEMA,
             image: image.to_owned(),
