@@ -74,6 +74,8 @@ pub struct Inventory {
     pub images: BTreeMap<String, ImageFacts>,
     /// The data disks that were made for machines of this cluster's name.
     pub disks: Option<DisksRecord>,
+    /// The disks that kiln made and that are no longer there.
+    pub gone: Vec<GoneDisk>,
     /// The sizes, in bytes, of the user's own files that are data disks.
     pub data_files: BTreeMap<PathBuf, u64>,
 }
@@ -124,11 +126,22 @@ pub struct Step {
     pub why: Vec<String>,
     /// What it is to be; absent for [`Action::Remove`].
     pub record: Option<MachineRecord>,
-    /// For [`Action::Change`]: the disks that grow.
+    /// The disks that it has and that grow.
     pub grown: Vec<Grown>,
+    /// The disks that it had, which this makes anew, empty.
+    pub gone: Vec<GoneDisk>,
 }
 
-/// A disk that grows under a machine that runs.
+/// A disk that kiln made and somebody removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoneDisk {
+    pub machine: String,
+    pub serial: String,
+    /// Where it was.
+    pub path: PathBuf,
+}
+
+/// A disk that is to be larger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grown {
     pub serial: String,
@@ -227,16 +240,20 @@ pub enum PlanError {
     #[error("machine `{machine}` is damaged: {why}")]
     Damaged { machine: String, why: String },
     #[error(
-        "machine `{machine}` asks for a disk of {want}, and it has one of {least}, or its image is as large"
+        "machine `{machine}` of the group in line {line} asks for a disk of {want}, and it has one of {least}, or its image is as large"
     )]
     DiskShrinks {
         machine: String,
+        line: u64,
         want: Size,
         least: Size,
     },
-    #[error("disk `{serial}` of machine `{machine}` is of {least}, and the spec asks for {want}")]
+    #[error(
+        "disk `{serial}` of machine `{machine}` of the group in line {line} is of {least}, and the spec asks for {want}"
+    )]
     DataDiskShrinks {
         machine: String,
+        line: u64,
         serial: String,
         want: Size,
         least: Size,
@@ -294,6 +311,7 @@ fn removal(name: &str, known: &Known, inventory: &Inventory) -> Step {
         why,
         record: None,
         grown: Vec::new(),
+        gone: Vec::new(),
     }
 }
 
@@ -517,6 +535,8 @@ fn step(
             }
         }
     };
+    let gone = disks::gone(&record, inventory);
+    let (action, why) = disks::made_anew(&gone, action, why);
     let download = inventory
         .images
         .get(&name)
@@ -527,6 +547,7 @@ fn step(
         action,
         record: Some(record),
         grown,
+        gone,
     })
 }
 
