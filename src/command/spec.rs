@@ -425,6 +425,13 @@ pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Err
     plan.restrict(&names(&cluster, &args.machines.machines)?);
     check_ignition(session, &cluster, &plan)?;
     if !args.replace
+        && let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next()
+    {
+        session.report.note(&format!(
+            "`kiln up` refuses to make disk `{}` of {} anew; `kiln up --replace` does it",
+            gone.serial, gone.machine
+        ));
+    } else if !args.replace
         && let Some(step) = plan.recreated().next()
     {
         session.report.note(&format!(
