@@ -16,6 +16,7 @@ mod net;
 mod power;
 mod pulling;
 mod render;
+mod rolling;
 mod run;
 mod show;
 mod spec;

@@ -90,6 +90,14 @@ pub struct ImageFacts {
 }
 
 impl Inventory {
+    /// Whether the machine has reported and runs.
+    pub fn is_ready(&self, name: &str) -> bool {
+        matches!(
+            self.machines.get(name),
+            Some(Known::Whole { state, .. }) if *state == StateRecord::Ready
+        )
+    }
+
     /// The machines whose QEMU lives.
     pub fn alive(&self) -> Vec<String> {
         self.machines

@@ -11,6 +11,7 @@ mod fake_faults;
 mod fake_firmware;
 mod fake_hung;
 mod fake_life;
+mod fake_roll;
 mod fake_run;
 mod fake_secrets;
 mod fake_support;
