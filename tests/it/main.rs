@@ -13,6 +13,7 @@ mod fake_gone;
 mod fake_hung;
 mod fake_life;
 mod fake_roll;
+mod fake_run;
 mod fake_secrets;
 mod fake_support;
 mod fake_tpm;
