@@ -68,6 +68,8 @@ pub struct Inventory {
     pub taken_networks: Vec<Ipv4Net>,
     /// Uids that other clusters' QEMUs run as.
     pub taken_uids: BTreeSet<u32>,
+    /// MACs of other clusters' machines, in lower case, and whose they are.
+    pub taken_macs: BTreeMap<String, String>,
     /// TCP ports that someone listens on or another cluster has.
     pub taken_ports: BTreeSet<u16>,
     /// What each machine's image turned out to be, by machine.
@@ -110,6 +112,8 @@ pub struct Plan {
     pub cluster: ClusterRecord,
     /// Whether nothing of this cluster is there yet.
     pub is_new: bool,
+    /// The places of machines as they were.
+    places_before: BTreeMap<String, ReservationRecord>,
     pub steps: Vec<Step>,
     /// The list of data disks as it was found.
     pub disks_before: Option<DisksRecord>,
@@ -212,6 +216,22 @@ pub enum PlanError {
         kept: &'static str,
         asked: &'static str,
     },
+    #[error(
+        "the network of cluster `{cluster}` has {kept} and cannot change to {asked} while the cluster exists"
+    )]
+    UplinkMoved {
+        cluster: String,
+        kept: &'static str,
+        asked: &'static str,
+    },
+    #[error(
+        "machine `{machine}` cannot have the MAC {mac}, which a machine of cluster `{other}` has"
+    )]
+    MacTaken {
+        machine: String,
+        mac: String,
+        other: String,
+    },
     #[error("`network.mode: namespace` does not work here: {why}")]
     NoNamespace { why: String },
     #[error("subnet {subnet} overlaps {taken}, which is in use on this host")]
@@ -276,6 +296,10 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
     Ok(Plan {
         cluster: cluster_record,
         is_new: inventory.cluster.is_none(),
+        places_before: inventory
+            .cluster
+            .as_ref()
+            .map_or_else(BTreeMap::new, |record| record.reservations.clone()),
         steps,
         disks_before: inventory.disks.clone(),
     })
@@ -317,9 +341,18 @@ fn cluster_record(
         existing.insert(machine.clone(), (mac, reserved.ip));
     }
     let names = cluster.machines.iter().map(|machine| machine.name.as_str());
-    let reserved = address::reserve(name, names, &existing, subnet).map_err(PlanError::Address)?;
+    let fixed = &cluster.network.fixed;
+    let reserved =
+        address::reserve(name, names, fixed, &existing, subnet).map_err(PlanError::Address)?;
     for (machine, (mac, ip)) in reserved {
-        let mac = mac.to_string().to_ascii_lowercase();
+        let mac = address::mac_text(mac);
+        if let Some(other) = inventory.taken_macs.get(&mac) {
+            return Err(PlanError::MacTaken {
+                machine,
+                mac,
+                other: other.clone(),
+            });
+        }
         reservations.insert(machine, ReservationRecord { mac, ip });
     }
     let kept = inventory.cluster.as_ref();
@@ -330,10 +363,7 @@ fn cluster_record(
         spec: cluster.spec.clone(),
         mode,
         mode_reason,
-        way_out: match kept {
-            Some(record) => record.way_out.clone(),
-            None => choice::way_out(mode, host),
-        },
+        way_out: choice::way_out(cluster.network.uplink, mode, kept, host)?,
         subnet: subnet.net(),
         domain: format!("{name}.internal"),
         qemu_uid: match kept {
@@ -541,6 +571,11 @@ impl Plan {
         for step in &mut self.steps {
             if names.contains(&step.name) {
                 continue;
+            }
+            // One that runs on has its place until its turn comes.
+            if let Some(place) = self.places_before.get(&step.name) {
+                let places = &mut self.cluster.reservations;
+                places.insert(step.name.clone(), place.clone());
             }
             if step.action == Action::Create {
                 self.cluster.machines.retain(|name| *name != step.name);

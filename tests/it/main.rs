@@ -11,6 +11,7 @@ mod fake_faults;
 mod fake_firmware;
 mod fake_hung;
 mod fake_life;
+mod fake_places;
 mod fake_secrets;
 mod fake_support;
 mod fake_tpm;

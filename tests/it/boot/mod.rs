@@ -15,6 +15,7 @@ mod five;
 mod full;
 mod life;
 mod namespace;
+mod nets;
 mod three;
 mod user;
 mod versions;
