@@ -111,7 +111,7 @@ impl From<PlanError> for Error {
             | PlanError::DataDiskShrinks { .. } => Exit::Spec,
             PlanError::SubnetMoved { .. }
             | PlanError::ModeMoved { .. }
-            | PlanError::UplinkMoved { .. } => Exit::Unsafe,
+            | PlanError::NetworkMoved { .. } => Exit::Unsafe,
             PlanError::Record { .. } | PlanError::Damaged { .. } | PlanError::NoImage { .. } => {
                 Exit::Failed
             }
@@ -145,7 +145,7 @@ impl From<PlanError> for Error {
             ),
             PlanError::SubnetMoved { .. }
             | PlanError::ModeMoved { .. }
-            | PlanError::UplinkMoved { .. } => {
+            | PlanError::NetworkMoved { .. } => {
                 told.hint("`kiln down` first, then `kiln up`")
             }
             PlanError::NoNamespace { .. } => told.hint(

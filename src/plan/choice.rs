@@ -195,6 +195,7 @@ pub(super) fn disk(
     }
     Ok(Some(DiskRecord {
         size: machine.disk.map_or(was, Size::bytes),
+        bus: machine.root_bus.into(),
         ..base.clone()
     }))
 }
@@ -262,10 +263,10 @@ pub(super) fn way_out(
     let word = |uplink| if uplink { "an uplink" } else { "no uplink" };
     match kept {
         Some(record) if uplink == (record.way_out == WayOutRecord::Nowhere) => {
-            Err(PlanError::UplinkMoved {
+            Err(PlanError::NetworkMoved {
                 cluster: record.name.clone(),
-                kept: word(!uplink),
-                asked: word(uplink),
+                kept: word(!uplink).to_owned(),
+                asked: word(uplink).to_owned(),
             })
         }
         Some(record) => Ok(record.way_out.clone()),
