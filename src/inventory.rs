@@ -118,6 +118,9 @@ pub fn collect(
         inventory.taken_networks.push(record.subnet);
         inventory.taken_ports.extend(record.ports);
         inventory.taken_uids.extend(record.qemu_uid);
+        let macs = record.reservations.into_values().map(|place| place.mac);
+        let theirs = macs.map(|mac| (mac, other.clone()));
+        inventory.taken_macs.extend(theirs);
     }
     if let Some(record) = &record {
         // Also those that an `up` had struck off the record when it was killed, and not yet ended.

@@ -54,6 +54,8 @@ pub struct Inventory {
     pub taken_networks: Vec<Ipv4Net>,
     /// Uids that other clusters' QEMUs run as.
     pub taken_uids: BTreeSet<u32>,
+    /// MACs of other clusters' machines, in lower case, and whose they are.
+    pub taken_macs: BTreeMap<String, String>,
     /// TCP ports that someone listens on or another cluster has.
     pub taken_ports: BTreeSet<u16>,
     /// What each machine's image turned out to be, by machine.

@@ -16,6 +16,7 @@ mod error;
 mod fields;
 mod files;
 mod find;
+mod fixed;
 mod group;
 mod image;
 mod init;

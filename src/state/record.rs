@@ -72,6 +72,8 @@ pub enum WayOutRecord {
     },
     /// As root: a pair of links, of which this is the host's, and the host's own NAT.
     Host { link: String },
+    /// Not at all: the spec says so.
+    Nowhere,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -362,3 +362,36 @@ fn yaml_that_is_none() {
         &expect_file!["../golden/yaml_that_is_none.txt"],
     );
 }
+
+#[test]
+fn places_are_refused_with_their_reasons() {
+    refused(
+        |text| {
+            format!(
+                "cluster: demo\nimage: disk.qcow2\nnetwork: {{subnet: 10.80.1.0/24}}\nmachines: {text}\n"
+            )
+        },
+        &[
+            "{a: {address: 10.80.1}}",
+            "{a: {address: 10}}",
+            "{a: {address: 10.80.2.9}}",
+            "{a: {address: 10.80.1.1}}",
+            "{a: {address: 10.80.1.255}}",
+            "{a: {address: \"fd00::9\"}}",
+            "{a: {address: 10.80.1.9}, b: {address: 10.80.1.9}}",
+            "{a: {count: 2, address: 10.80.1.9}}",
+            "{a: {count: 2, address: {a-3: 10.80.1.9}}}",
+            "{a: {mac: \"52:54:00:00:00\"}}",
+            "{a: {mac: \"01:00:5e:00:00:01\"}}",
+            "{a: {mac: \"00:00:00:00:00:00\"}}",
+            "{a: {mac: \"52-54-00-00-00-01\"}}",
+            "{a: {mac: \"52:54:00:AA:00:01\"}, b: {mac: \"52:54:00:aa:00:01\"}}",
+        ],
+        &expect_file!["../golden/places_are_refused_with_their_reasons.txt"],
+    );
+    refused(
+        with_group,
+        &["address: 10.80.1.9"],
+        &expect_file!["../golden/an_address_needs_a_subnet.txt"],
+    );
+}
