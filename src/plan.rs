@@ -10,7 +10,9 @@ mod disks;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
@@ -94,7 +96,7 @@ pub enum Known {
 }
 
 /// What an image is, as far as choices depend on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ImageFacts {
     pub kernel: Option<crate::state::record::KernelRecord>,
     pub disk: Option<crate::state::record::DiskRecord>,
@@ -104,6 +106,8 @@ pub struct ImageFacts {
     pub label: String,
     /// What `up` has to download first; the disk is then only known by name.
     pub download: Option<String>,
+    /// Copies of kernels, which stay as long as these are held.
+    pub held: Vec<Arc<File>>,
 }
 
 /// All choices for one `up`.

@@ -14,6 +14,7 @@ use super::files::{self, Folders};
 use super::image::{self, PlacedImage};
 use super::load::Scale;
 use super::port::{self, PlacedPort};
+use super::stream;
 use super::suggest;
 use super::warning::SpecWarning;
 use crate::cluster::{
@@ -99,7 +100,11 @@ pub(super) fn group(
         machines: names,
         scaled,
     } = names(key, &group, &mut fields, defaults.scale, warnings)?;
-    let PlacedImage { image, transport } = match fields.take_as("image", |node, key| {
+    let PlacedImage {
+        image,
+        place,
+        transport,
+    } = match fields.take_as("image", |node, key| {
         image::image(node, key, &owner, folders, warnings)
     })? {
         Some(image) => image,
@@ -110,6 +115,7 @@ pub(super) fn group(
         })?,
     };
     let arch = fields.take_as("arch", arch)?.unwrap_or(defaults.arch);
+    stream::refuse_arch(&image, place, arch)?;
     refuse_transport(transport, arch)?;
     let firmware = fields
         .take_as("firmware", |node, key| firmware(node, key, arch))?

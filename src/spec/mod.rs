@@ -21,6 +21,7 @@ mod image;
 mod init;
 mod load;
 mod port;
+mod stream;
 mod suggest;
 mod warning;
 
