@@ -65,6 +65,15 @@ pub struct Waiting {
     pub timeout: Option<Duration>,
 }
 
+/// How many machines at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Rolling {
+    /// Take N running machines at a time away from their work, 1 if no number is given, and wait
+    /// until they are as far as `--wait` says before the next
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1", value_parser = width)]
+    pub rolling: Option<NonZeroU16>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct InitArgs {
     /// Where to write it; a file that exists is left alone [default: kiln.yaml]
@@ -91,6 +100,7 @@ Examples:
   kiln up node-1 node-2            only these
   kiln up --wait running           return as soon as QEMU runs them
   kiln up --scale node=5           five machines in the group `node`, from now on
+  kiln up --replace --rolling 1    make machines anew one after the other
   kiln up --dry-run                print the plan and do nothing")]
 pub struct UpArgs {
     #[command(flatten)]
@@ -103,6 +113,8 @@ pub struct UpArgs {
     /// Make machines anew whose image or Ignition config has changed; their disks are lost
     #[arg(long)]
     pub replace: bool,
+    #[command(flatten)]
+    pub rolling: Rolling,
     /// How many machines a group has, whatever the spec's `count` says; it is remembered
     #[arg(long, value_name = "GROUP=N", value_parser = group_count, conflicts_with = "machines")]
     pub scale: Vec<GroupCount>,
@@ -118,6 +130,8 @@ pub struct ReprovisionArgs {
     pub machines: Vec<MachineName>,
     #[command(flatten)]
     pub waiting: Waiting,
+    #[command(flatten)]
+    pub rolling: Rolling,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -221,6 +235,8 @@ pub struct RestartArgs {
     /// How long guests may take to shut down before they are ended, such as `30s` [default: 1m]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub grace: Option<Duration>,
+    #[command(flatten)]
+    pub rolling: Rolling,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -416,6 +432,11 @@ fn group_count(text: &str) -> Result<GroupCount, String> {
         group: group.parse().map_err(|_| form())?,
         count,
     })
+}
+
+fn width(text: &str) -> Result<NonZeroU16, String> {
+    text.parse()
+        .map_err(|_| "write how many machines at a time, such as `--rolling 1`".to_owned())
 }
 
 /// `90s`, `5m`, `1h 30m`: up to [`LONGEST`].

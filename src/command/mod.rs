@@ -15,6 +15,7 @@ mod net;
 mod power;
 mod pulling;
 mod render;
+mod rolling;
 mod show;
 mod spec;
 mod ssh;
