@@ -229,7 +229,7 @@ pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Option<Known> {
     })
 }
 
-/// The images that machines of any cluster stand on, and the machines whose records cannot be read.
+/// The images and kernels that machines of any cluster stand on, and the machines whose records cannot be read.
 pub fn standing_on(roots: &Roots) -> (BTreeMap<PathBuf, Vec<String>>, Vec<String>) {
     let mut users: BTreeMap<_, Vec<String>> = BTreeMap::new();
     let mut damaged = Vec::new();
@@ -239,8 +239,11 @@ pub fn standing_on(roots: &Roots) -> (BTreeMap<PathBuf, Vec<String>>, Vec<String
             let name = format!("{cluster}/{machine}");
             match files::load::<MachineRecord>(&files.machine(&machine).record()) {
                 Ok(Some(record)) => {
-                    if let Some(disk) = record.disk {
-                        users.entry(disk.base.path).or_default().push(name);
+                    let base = record.disk.map(|disk| disk.base.path);
+                    let kernel = record.kernel.map(|it| (it.kernel, it.initrd));
+                    let (kernel, initrd) = kernel.unzip();
+                    for path in base.into_iter().chain(kernel).chain(initrd.flatten()) {
+                        users.entry(path).or_default().push(name.clone());
                     }
                 }
                 // Begun and not finished: whoever makes it holds its image.

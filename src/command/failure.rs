@@ -346,4 +346,4 @@ impl From<PullError> for Error {
     }
 }
 
-const NETWORK: &str = "a proxy is named by `HTTPS_PROXY`, a company's authority by `SSL_CERT_FILE`; docs/images.md tells of mirrors";
+const NETWORK: &str = "a proxy is named by `HTTPS_PROXY`, a company's authority by `SSL_CERT_FILE`; docs/images.md tells of mirrors; without any network, `image: ./disk.qcow2` names a file of yours";

@@ -1,7 +1,9 @@
 //! What a plan is made of besides the spec: the host, and what is already there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
@@ -82,7 +84,7 @@ pub enum Known {
 }
 
 /// What an image is, as far as choices depend on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ImageFacts {
     pub kernel: Option<KernelRecord>,
     pub disk: Option<DiskRecord>,
@@ -92,6 +94,8 @@ pub struct ImageFacts {
     pub label: String,
     /// What `up` has to download first; the disk is then only known by name.
     pub download: Option<String>,
+    /// Copies of kernels, which stay as long as these are held.
+    pub held: Vec<Arc<File>>,
 }
 
 impl Inventory {

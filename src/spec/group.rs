@@ -15,6 +15,7 @@ use super::fixed::{self, PlacedFixed};
 use super::image::{self, PlacedImage};
 use super::load::Scale;
 use super::port::{self, PlacedPort};
+use super::stream;
 use super::suggest;
 use super::warning::SpecWarning;
 use crate::cluster::{
@@ -108,7 +109,11 @@ pub(super) fn group(
         names.iter().any(|(_, known)| known.as_str() == name) || most.is_some_and(of_count)
     };
     let fixed = fixed::fixed(&mut fields, &group, &is_known)?;
-    let PlacedImage { image, transport } = match fields.take_as("image", |node, key| {
+    let PlacedImage {
+        image,
+        place,
+        transport,
+    } = match fields.take_as("image", |node, key| {
         image::image(node, key, &owner, folders, warnings)
     })? {
         Some(image) => image,
@@ -119,6 +124,7 @@ pub(super) fn group(
         })?,
     };
     let arch = fields.take_as("arch", arch)?.unwrap_or(defaults.arch);
+    stream::refuse_arch(&image, place, arch)?;
     refuse_transport(transport, arch)?;
     let firmware = fields
         .take_as("firmware", |node, key| firmware(node, key, arch))?

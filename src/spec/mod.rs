@@ -22,6 +22,7 @@ mod image;
 mod init;
 mod load;
 mod port;
+mod stream;
 mod suggest;
 mod warning;
 
