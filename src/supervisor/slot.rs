@@ -29,6 +29,7 @@ use crate::supervisor::message::Message;
 use crate::supervisor::network::Network;
 use crate::supervisor::ports;
 use crate::supervisor::process::{Carriers, Process, SpawnError};
+use crate::supervisor::protocol::NOT_MADE;
 use crate::supervisor::qmp::Qmp;
 use crate::supervisor::regain;
 use crate::supervisor::tpm::TpmError;
@@ -67,9 +68,10 @@ pub(super) enum StartError {
 pub(super) struct Slot {
     name: String,
     pub(super) files: MachineFiles,
-    /// Absent when it cannot be read: the machine is damaged.
+    /// Absent when it cannot be read, and when the machine is not made yet.
     pub(super) record: Option<MachineRecord>,
-    damage: String,
+    /// Why the record cannot be read; absent for a machine that is not made yet.
+    damage: Option<String>,
     pub(super) machine: Machine,
     /// Which launch the handles are of.
     pub(super) generation: u64,
@@ -103,9 +105,9 @@ impl Slot {
         carriers: &Carriers,
     ) -> Slot {
         let (record, damage) = match files::load::<MachineRecord>(&machine_files.record()) {
-            Ok(Some(record)) => (Some(record), String::new()),
-            Ok(None) => (None, "its record is missing".to_owned()),
-            Err(error) => (None, in_one_line(&error)),
+            Ok(Some(record)) => (Some(record), None),
+            Ok(None) => (None, missing(&machine_files)),
+            Err(error) => (None, Some(in_one_line(&error))),
         };
         let mut slot = Slot {
             name: name.to_owned(),
@@ -157,11 +159,11 @@ impl Slot {
             self.record = match found {
                 Ok(Some(record)) => Some(record),
                 Ok(None) => {
-                    self.damage = "its record is missing".to_owned();
+                    self.damage = missing(&self.files);
                     None
                 }
                 Err(error) => {
-                    self.damage = in_one_line(&error);
+                    self.damage = Some(in_one_line(&error));
                     None
                 }
             };
@@ -170,15 +172,24 @@ impl Slot {
         self.machine.set_policy(restart, reports);
     }
 
-    pub(super) fn is_damaged(&self) -> bool {
+    /// Whether it cannot be started: damaged, or not made yet.
+    pub(super) fn is_without_record(&self) -> bool {
         self.record.is_none()
     }
 
     pub(super) fn state(&self) -> StateRecord {
-        if self.is_damaged() {
-            StateRecord::Damaged
-        } else {
-            self.machine.state()
+        match (&self.record, &self.damage) {
+            (None, Some(_)) => StateRecord::Damaged,
+            (None, None) | (Some(_), _) => self.machine.state(),
+        }
+    }
+
+    /// Why it is in that state.
+    fn reason(&self) -> String {
+        match (&self.record, &self.damage) {
+            (Some(_), _) => self.machine.reason(),
+            (None, Some(why)) => why.clone(),
+            (None, None) => NOT_MADE.to_owned(),
         }
     }
 
@@ -271,6 +282,12 @@ impl Slot {
             task.abort();
         }
     }
+}
+
+/// What is wrong with a machine that has no record: nothing, when it was never made.
+fn missing(files: &MachineFiles) -> Option<String> {
+    let ran = files.run().exists();
+    ran.then(|| "its record is missing".to_owned())
 }
 
 /// Gives the sockets of a living QEMU their names back; one that has none of them may be gone.

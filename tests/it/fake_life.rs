@@ -73,7 +73,6 @@ fn a_cluster_comes_up_is_kept_and_goes() {
     assert_eq!(again.code, Some(0));
     assert_eq!(again.stdout, up.stdout);
     expect![[r#"
-        note: node-1, node-2, node-3 are emulated (tcg): slow, and outside QEMU's security promise
         node-1: ready (TIME)
         node-2: ready (TIME)
         node-3: ready (TIME)

@@ -88,8 +88,8 @@ impl Dispatcher {
             return unknown(missing);
         }
         for name in machines {
-            // What a damaged one would be started with is not known; its state says so.
-            if *event == Event::StartAsked && self.slots[name].is_damaged() {
+            // What it would be started with is not known; its state says so.
+            if *event == Event::StartAsked && self.slots[name].is_without_record() {
                 continue;
             }
             self.feed(name, event.clone());
