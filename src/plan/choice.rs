@@ -195,6 +195,7 @@ pub(super) fn disk(
     }
     Ok(Some(DiskRecord {
         size: machine.disk.map_or(was, Size::bytes),
+        bus: machine.root_bus.into(),
         ..base.clone()
     }))
 }

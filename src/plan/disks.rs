@@ -51,6 +51,7 @@ pub(super) fn choose(
         };
         chosen.push(DataDiskRecord {
             serial: serial.to_owned(),
+            bus: disk.bus.into(),
             sector: disk.sector.into(),
             source,
         });

@@ -180,6 +180,7 @@ pub fn supervised(
             },
             access: Access::ReadWrite,
             serial: Some(ROOT_SERIAL.to_owned()),
+            bus: disk.bus.into(),
             sector: Sector::Bytes512,
         })
         .collect();
@@ -243,6 +244,7 @@ pub fn alone(
             },
             access: Access::ReadWrite,
             serial: Some(ROOT_SERIAL.to_owned()),
+            bus: disk.bus.into(),
             sector: Sector::Bytes512,
         });
     }
@@ -451,6 +453,7 @@ fn data_drive(
             Access::ReadWrite
         },
         serial: Some(disk.serial.clone()),
+        bus: disk.bus.into(),
         sector: disk.sector.into(),
     }
 }
