@@ -225,6 +225,9 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
     let prepared = reserved.prepare(cluster, &qemu_img)?;
     match start(files, &prepared.plan) {
         Ok(client) => {
+            for note in prepared.plan.growth() {
+                session.report.note(&note);
+            }
             let record = prepared.plan.cluster.clone();
             let files = files.clone();
             Ok(Done {
@@ -286,6 +289,20 @@ fn refuse_missing_images(plan: &Plan, inventory: &plan::Inventory) -> Result<(),
 
 /// A disk is made anew only when the user said so.
 fn refuse_loss(plan: &Plan) -> Result<(), Error> {
+    if let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next() {
+        return Err(Error::new(
+            Exit::Unsafe,
+            format!(
+                "disk `{}` of {} is gone: somebody removed `{}`",
+                gone.serial,
+                gone.machine,
+                gone.path.display()
+            ),
+        )
+        .hint(
+            "put the file back; `kiln up --replace` makes an empty disk in its place, what was on the old one is lost",
+        ));
+    }
     let lost: Vec<&plan::Step> = plan.recreated().collect();
     let Some(first) = lost.first() else {
         return Ok(());
