@@ -7,6 +7,7 @@ mod look;
 mod send;
 mod tell;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use crate::folder::FolderError;
 use crate::state::files;
 use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
-    MachineRecord, ReportRecord, RestartRecord, RunRecord, SeenRecord, StateRecord,
+    MachineRecord, PortRecord, ReportRecord, RestartRecord, RunRecord, SeenRecord, StateRecord,
 };
 use crate::supervisor::console::ConsoleWatch;
 use crate::supervisor::diagnose::Finding;
@@ -78,6 +79,8 @@ pub(super) struct Slot {
     process: Option<Arc<Process>>,
     pub(super) qmp: Option<Qmp>,
     tasks: Vec<JoinHandle<()>>,
+    /// The tasks of its published ports.
+    published: BTreeMap<PortRecord, JoinHandle<()>>,
     pub(super) seen: Vec<SeenRecord>,
     started_at: Option<String>,
     /// What a former supervisor had recorded, until the adopted QEMU answers.
@@ -119,6 +122,7 @@ impl Slot {
             process: None,
             qmp: None,
             tasks: Vec::new(),
+            published: BTreeMap::new(),
             seen: Vec::new(),
             started_at: None,
             kept_report: None,
@@ -147,13 +151,15 @@ impl Slot {
         }
     }
 
-    /// Takes the record as it is on the disk now. A machine that is alive takes only its policy:
-    /// the rest holds from its next start on.
-    pub(super) fn reload(&mut self) {
+    /// Takes the record as it is on the disk now. A machine that is alive takes its policy and its
+    /// ports: the rest holds from its next start on. What is wrong with a port becomes a note.
+    pub(super) fn reload(&mut self, network: &Arc<Network>) {
         let found = files::load::<MachineRecord>(&self.files.record());
         if self.machine.is_alive() {
             if let (Ok(Some(new)), Some(record)) = (found, &mut self.record) {
                 record.restart = new.restart;
+                record.ports = new.ports;
+                self.publish_or_note(network);
             }
         } else {
             self.record = match found {
@@ -170,6 +176,18 @@ impl Slot {
         }
         let (restart, reports) = self.policy();
         self.machine.set_policy(restart, reports);
+    }
+
+    /// Publishes its ports and notes what is wrong with them, which who has them may mend.
+    fn publish_or_note(&mut self, network: &Arc<Network>) {
+        const BEGIN: &str = "its ports are not published: ";
+        self.notes.retain(|note| !note.starts_with(BEGIN));
+        if let Err(error) = self.publish(network) {
+            let error = in_one_line(&error);
+            tracing::warn!(machine = self.name, error, "ports are not published");
+            self.notes
+                .push(format!("{BEGIN}{error}; `kiln up` tries again"));
+        }
     }
 
     /// Whether it cannot be started: damaged, or not made yet.
@@ -207,13 +225,7 @@ impl Slot {
         // Only what comes from now on: the verdicts of the past are in the record.
         consoles.add_at_end(&self.name, &self.files.console_log());
         self.keep_logs_short(consoles);
-        if let Err(error) = self.publish(network) {
-            let error = in_one_line(&error);
-            tracing::warn!(machine = self.name, error, "ports are not published");
-            self.notes.push(format!(
-                "its ports are not published: {error}; `kiln restart` tries again"
-            ));
-        }
+        self.publish_or_note(network);
         self.adopting = true;
         // Its TPM, if it has one, is no child of ours; it ends with its QEMU.
         self.attend(process, None, Origin::Found, inbox, network);
@@ -278,7 +290,8 @@ impl Slot {
     }
 
     fn drop_tasks(&mut self) {
-        for task in self.tasks.drain(..) {
+        let published = std::mem::take(&mut self.published).into_values();
+        for task in self.tasks.drain(..).chain(published) {
             task.abort();
         }
     }

@@ -208,7 +208,8 @@ fn a_restart_that_is_broken_off_is_mended_by_the_next_up() {
     expect![[r#"
         note: broken off; what runs, runs on: node-1 (stopping); what does not run: node-2 (stopped)
         `kiln up` does the rest, `kiln -c demo down` takes all of it away
-    "#]].assert_eq(&ended.stderr[ended.stderr.find("note: broken off").unwrap()..]);
+    "#]]
+    .assert_eq(&ended.stderr[ended.stderr.find("note: broken off").unwrap()..]);
     let up = world.kiln(&["up"]);
     assert_eq!(up.code, Some(0), "{}", up.stderr);
     assert_eq!(world.states(), ["node-1: ready", "node-2: ready"]);
@@ -232,7 +233,8 @@ fn an_up_that_is_broken_off_says_what_runs_on_and_damages_nothing() {
     expect![[r#"
         note: broken off; what runs, runs on: node-1 (running), node-2 (running)
         `kiln up` does the rest, `kiln -c demo down` takes all of it away
-    "#]].assert_eq(&ended.stderr[ended.stderr.find("note: broken off").unwrap()..]);
+    "#]]
+    .assert_eq(&ended.stderr[ended.stderr.find("note: broken off").unwrap()..]);
     world.ok(&["down"]);
 
     // Whenever it is killed, nobody calls a machine damaged that is not made yet.
