@@ -20,9 +20,9 @@ use crate::state::disks;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{ClusterFiles, Roots};
 use crate::state::record::{
-    ClusterRecord, DataSourceRecord, MachineRecord, RunRecord, StateRecord,
+    ClusterRecord, DataSourceRecord, MachineRecord, ProcessRecord, RunRecord, StateRecord,
 };
-use crate::supervisor::process;
+use crate::supervisor::process::{self, Carriers};
 
 /// Why the world could not be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -125,8 +125,9 @@ pub fn collect(
     if let Some(record) = &record {
         // Also those that an `up` had struck off the record when it was killed, and not yet ended.
         let made = files::names_in(&ours.machines());
+        let carriers = Carriers::default();
         for machine in made.iter().chain(&record.machines) {
-            if let Some(known) = known(&ours, machine, &host.boot_id) {
+            if let Some(known) = known(&ours, machine, &host.boot_id, &carriers) {
                 inventory.machines.insert(machine.clone(), known);
             }
         }
@@ -199,7 +200,15 @@ pub fn cluster_names(roots: &Roots) -> Vec<String> {
 
 /// What the files say of a machine, and whether its QEMU lives. `None` when it has no record: an
 /// `up` was broken off before it had made the machine.
-pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Option<Known> {
+///
+/// A QEMU that no record names lives all the same: its supervisor was killed before it wrote, or has
+/// not written yet. It is found by its uuid.
+pub fn known(
+    files: &ClusterFiles,
+    name: &str,
+    boot_id: &str,
+    carriers: &Carriers,
+) -> Option<Known> {
     let machine = files.machine(name);
     let record = match files::load::<MachineRecord>(&machine.record()) {
         Ok(Some(record)) => record,
@@ -211,16 +220,15 @@ pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Option<Known> {
         }
     };
     let run = files::load::<RunRecord>(&machine.run()).ok().flatten();
-    let state = match &run {
+    let lives =
+        |process: &ProcessRecord| process::lives(process.pid, process.start_time, &record.uuid);
+    let recorded = run.as_ref().filter(|run| run.boot_id == boot_id);
+    let state = match recorded.map(|run| (run, &run.process)) {
+        Some((run, Some(process))) if lives(process) => run.state,
+        _ if carriers.has(&record.uuid) => StateRecord::Running,
+        Some((_, Some(_))) => StateRecord::Crashed,
+        Some((run, None)) => run.state,
         None => StateRecord::Stopped,
-        Some(run) if run.boot_id != boot_id => StateRecord::Stopped,
-        Some(run) => match &run.process {
-            Some(process) if process::lives(process.pid, process.start_time, &record.uuid) => {
-                run.state
-            }
-            Some(_) => StateRecord::Crashed,
-            None => run.state,
-        },
     };
     Some(Known::Whole {
         record: Box::new(record),

@@ -257,13 +257,16 @@ fn step(
                 (None | Some(Price::Nothing), StateRecord::Failed) => {
                     (Action::Restart, vec!["its guest has given up".to_owned()])
                 }
+                // A stop was broken off: nobody waits for its end, and it comes.
+                (None | Some(Price::Nothing), StateRecord::Stopping) => {
+                    (Action::Restart, vec!["it is stopping".to_owned()])
+                }
                 (
                     None | Some(Price::Nothing),
                     StateRecord::Starting
                     | StateRecord::Running
                     | StateRecord::Ready
                     | StateRecord::Paused
-                    | StateRecord::Stopping
                     | StateRecord::Unresponsive
                     | StateRecord::Damaged,
                 ) => (Action::Keep, why),
@@ -332,6 +335,14 @@ impl Plan {
                 .steps
                 .iter()
                 .all(|step| step.action == Action::Keep && step.why.is_empty())
+    }
+
+    /// Whether a machine is to be started.
+    pub fn starts(&self) -> bool {
+        self.steps.iter().any(|step| match step.action {
+            Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
+            Action::Keep | Action::Change | Action::Remove => false,
+        })
     }
 
     /// The machines whose disk would be lost.

@@ -1,5 +1,6 @@
 //! One file for each verb, a straight line each. This one finds what they all need.
 
+mod broken_off;
 mod console;
 mod doctor;
 mod down;

@@ -145,7 +145,7 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         "ports",
         &ports_text(ports),
         &ports_text(&new.ports),
-        Price::Restart,
+        Price::Live,
     );
     found.add(
         "restart policy",

@@ -342,13 +342,20 @@ impl ClusterView {
         table(style, ["NAME", "ADDRESS", "RESERVED"], &rows)
     }
 
-    /// What is weaker or worse than a user would think: each is told in `up` and `ps`.
+    /// What is weaker or worse than a user would think, for `ps`.
     pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.weaker();
+        notes.extend(self.troubles());
+        notes
+    }
+
+    /// What is weaker than a user would think, as long as the machines are what they are: told by
+    /// the `up` that starts any.
+    pub fn weaker(&self) -> Vec<String> {
         let mut notes = Vec::new();
         let NetworkView {
             mode,
             reason,
-            uplink,
             isolated,
             ..
         } = &self.network;
@@ -359,13 +366,6 @@ impl ClusterView {
         if *isolated {
             notes.push("the network has no uplink: the machines reach each other only".to_owned());
         }
-        if !uplink.is_empty() {
-            notes.push(format!("the way out to the world is not open: {uplink}"));
-        }
-        for machine in &self.machines {
-            let of = |note| format!("{}: {note}", machine.name);
-            notes.extend(machine.notes.iter().map(of));
-        }
         // What the spec asks for in so many words is told too: few know what emulation weakens.
         let emulated: Vec<&str> = self.emulated().map(|(name, _)| name).collect();
         if !emulated.is_empty() {
@@ -373,6 +373,20 @@ impl ClusterView {
                 "{} emulated (tcg): slow, and outside QEMU's security promise",
                 these_are(&emulated)
             ));
+        }
+        notes
+    }
+
+    /// What does not work now.
+    pub fn troubles(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let uplink = &self.network.uplink;
+        if !uplink.is_empty() {
+            notes.push(format!("the way out to the world is not open: {uplink}"));
+        }
+        for machine in &self.machines {
+            let of = |note| format!("{}: {note}", machine.name);
+            notes.extend(machine.notes.iter().map(of));
         }
         for disk in &self.kept_disks {
             let how = if disk.keep { " --remove-disks" } else { "" };

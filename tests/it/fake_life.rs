@@ -73,7 +73,6 @@ fn a_cluster_comes_up_is_kept_and_goes() {
     assert_eq!(again.code, Some(0));
     assert_eq!(again.stdout, up.stdout);
     expect![[r#"
-        note: node-1, node-2, node-3 are emulated (tcg): slow, and outside QEMU's security promise
         node-1: ready (TIME)
         node-2: ready (TIME)
         node-3: ready (TIME)
@@ -610,4 +609,37 @@ fn a_console_ends_with_its_input_and_has_room_for_one() {
     assert!(first.wait().unwrap().success());
     assert!(!lock.exists());
     world.ok(&["console", "node-1"]);
+}
+
+#[test]
+fn ports_come_and_go_while_machines_run() {
+    let world = World::new();
+    world.nodes(2, "ports: [\":80\"]");
+    world.ok(&["up"]);
+    let pids = world.pids();
+    let host = |index: usize| {
+        let port = &world.ps()["node-1"]["ports"][index];
+        u16::try_from(port["host"].as_u64().unwrap()).unwrap()
+    };
+    let listens = |port: u16| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+    let first = host(0);
+    assert!(listens(first));
+    world.nodes(2, "ports: [\":81\", \":80\"]");
+    let plan = world.ok(&["plan"]);
+    assert!(plan.contains("change    node-1"), "{plan}");
+    assert!(plan.contains("(while it runs)"), "{plan}");
+    // What is killed after it has written is mended by the next one, and by the next supervisor.
+    world.start(&["up"]).killed_after(Duration::from_millis(60));
+    world.supervisors().iter().for_each(|it| it.kill());
+    world.ok(&["up"]);
+    assert_eq!((host(1), world.pids()), (first, pids.clone()));
+    let second = host(0);
+    assert!(listens(first) && listens(second));
+    world.nodes(2, "ports: [\":81\"]");
+    world.ok(&["up"]);
+    assert!(!listens(first) && listens(second));
+    assert_eq!(world.pids(), pids);
+    assert!(world.ok(&["plan"]).ends_with("nothing to do\n"));
+    world.ok(&["down"]);
+    world.assert_clean();
 }
