@@ -23,6 +23,7 @@ mod init;
 mod load;
 mod port;
 mod suggest;
+mod told;
 mod warning;
 
 #[cfg(test)]
