@@ -3,6 +3,7 @@
 //! With [`crate::host`], the only reader of the world before a plan is made. It writes
 //! nothing but the cache's remembered facts.
 
+mod gone;
 pub mod images;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,6 +137,7 @@ pub fn collect(
         cluster: name.to_owned(),
         source,
     })?;
+    inventory.gone = gone::disks(&ours, &inventory);
     inventory.data_files = data_files(cluster, &inventory)?;
     Ok(inventory)
 }

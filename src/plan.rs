@@ -13,6 +13,7 @@ mod facts;
 mod view;
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::cluster::{Cluster, Machine};
 use crate::host::distribution::Piece;
@@ -50,11 +51,22 @@ pub struct Step {
     pub why: Vec<String>,
     /// What it is to be; absent for [`Action::Remove`].
     pub record: Option<MachineRecord>,
-    /// For [`Action::Change`]: the disks that grow.
+    /// The disks that it has and that grow.
     pub grown: Vec<Grown>,
+    /// The disks that it had, which this makes anew, empty.
+    pub gone: Vec<GoneDisk>,
 }
 
-/// A disk that grows under a machine that runs.
+/// A disk that kiln made and somebody removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoneDisk {
+    pub machine: String,
+    pub serial: String,
+    /// Where it was.
+    pub path: PathBuf,
+}
+
+/// A disk that is to be larger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grown {
     pub serial: String,
@@ -134,6 +146,7 @@ fn removal(name: &str, known: &Known, inventory: &Inventory) -> Step {
         why,
         record: None,
         grown: Vec::new(),
+        gone: Vec::new(),
     }
 }
 
@@ -262,6 +275,8 @@ fn step(
             }
         }
     };
+    let gone = disks::gone(&record, inventory);
+    let (action, why) = disks::made_anew(&gone, action, why);
     let download = inventory
         .images
         .get(&name)
@@ -272,6 +287,7 @@ fn step(
         action,
         record: Some(record),
         grown,
+        gone,
     })
 }
 

@@ -191,6 +191,7 @@ pub(super) fn disk(
     {
         return Err(PlanError::DiskShrinks {
             machine: machine.name.to_string(),
+            line: machine.line,
             want,
             least: Size::from_bytes(was),
         });

@@ -99,16 +99,20 @@ pub enum PlanError {
     #[error("machine `{machine}` is damaged: {why}")]
     Damaged { machine: String, why: String },
     #[error(
-        "machine `{machine}` asks for a disk of {want}, and it has one of {least}, or its image is as large"
+        "machine `{machine}` of the group in line {line} asks for a disk of {want}, and it has one of {least}, or its image is as large"
     )]
     DiskShrinks {
         machine: String,
+        line: u64,
         want: Size,
         least: Size,
     },
-    #[error("disk `{serial}` of machine `{machine}` is of {least}, and the spec asks for {want}")]
+    #[error(
+        "disk `{serial}` of machine `{machine}` of the group in line {line} is of {least}, and the spec asks for {want}"
+    )]
     DataDiskShrinks {
         machine: String,
+        line: u64,
         serial: String,
         want: Size,
         least: Size,

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 
+use super::GoneDisk;
 use crate::host::distribution::Distribution;
 use crate::host::firmware::Firmwares;
 use crate::host::kvm::KvmState;
@@ -61,6 +62,8 @@ pub struct Inventory {
     pub images: BTreeMap<String, ImageFacts>,
     /// The data disks that were made for machines of this cluster's name.
     pub disks: Option<DisksRecord>,
+    /// The disks that kiln made and that are no longer there.
+    pub gone: Vec<GoneDisk>,
     /// The sizes, in bytes, of the user's own files that are data disks.
     pub data_files: BTreeMap<PathBuf, u64>,
 }
@@ -92,6 +95,14 @@ pub struct ImageFacts {
 }
 
 impl Inventory {
+    /// Whether the machine has reported and runs.
+    pub fn is_ready(&self, name: &str) -> bool {
+        matches!(
+            self.machines.get(name),
+            Some(Known::Whole { state, .. }) if *state == StateRecord::Ready
+        )
+    }
+
     /// The machines whose QEMU lives.
     pub fn alive(&self) -> Vec<String> {
         self.machines
