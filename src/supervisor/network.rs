@@ -38,7 +38,7 @@ pub(super) enum Network {
     /// A switch in this process.
     Fabric(Fabric),
     /// The kernel's, in namespaces of the cluster's own.
-    Namespace(Namespaced),
+    Namespace(Box<Namespaced>),
 }
 
 /// A bridge that is there from the first machine on.
@@ -99,7 +99,7 @@ impl Network {
                     events,
                     held: Mutex::new(Held::Nothing),
                 };
-                (Network::Namespace(namespaced), outbox)
+                (Network::Namespace(Box::new(namespaced)), outbox)
             }
         }
     }
