@@ -6,6 +6,7 @@
 //! carry their unit, paths are absolute.
 
 pub mod remote;
+pub mod told;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,6 +22,7 @@ use kiln_arch::machine::{DiskBus, Sector};
 use kiln_netsetup::address::Fixed;
 
 use crate::cluster::remote::RemoteImage;
+use crate::cluster::told::Told;
 
 /// The most machines that a group can have.
 pub const COUNT_LIMIT: u16 = 1000;
@@ -42,6 +44,9 @@ pub struct Cluster {
     pub machines: Vec<Machine>,
 }
 
+/// The domain of a network that names none; ICANN keeps it out of the public tree.
+pub const DOMAIN: &str = "internal";
+
 /// How the machines are joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
@@ -50,6 +55,9 @@ pub struct Network {
     pub subnet: Option<Ipv4Net>,
     /// Whether a way leads out into the world.
     pub uplink: bool,
+    /// The domain that the cluster's own lies in: its names end in `.CLUSTER.DOMAIN`.
+    pub domain: String,
+    pub told: Told,
     /// The places that the spec names for machines, those that scaling left out included.
     pub fixed: BTreeMap<String, Fixed>,
 }

@@ -33,6 +33,8 @@ pub struct Plan {
     pub cluster: ClusterRecord,
     /// Whether nothing of this cluster is there yet.
     pub is_new: bool,
+    /// What changes of what the machines are told of their network, while they run.
+    pub network: Vec<&'static str>,
     /// The places of machines as they were.
     places_before: BTreeMap<String, ReservationRecord>,
     pub steps: Vec<Step>,
@@ -117,9 +119,11 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
             steps.push(removal(name, known, inventory));
         }
     }
+    let network = cluster::changes(inventory.cluster.as_ref(), &cluster_record);
     Ok(Plan {
         cluster: cluster_record,
         is_new: inventory.cluster.is_none(),
+        network,
         places_before: inventory
             .cluster
             .as_ref()
@@ -206,6 +210,7 @@ fn machine_record(
         ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),
         ip: reservation.ip,
+        mtu: cluster.told.mtu,
         ports: ports.choose(machine, &host.files.uuid(&name), old)?,
         restart: choice::restart(machine.restart),
         image: image.label.clone(),
@@ -331,6 +336,7 @@ impl Plan {
     /// Whether doing it would change nothing.
     pub fn is_settled(&self) -> bool {
         !self.is_new
+            && self.network.is_empty()
             && self
                 .steps
                 .iter()

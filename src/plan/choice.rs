@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use kiln_arch::machine::IgnitionTransport;
 use sha2::{Digest, Sha256};
 
-use crate::cluster::{AccelWish, FirmwareWish, Machine, NetworkMode, Profile, RestartPolicy, Size};
+use crate::cluster::{
+    AccelWish, Cluster, FirmwareWish, Machine, NetworkMode, Profile, RestartPolicy, Size,
+};
 use crate::host::distribution::Piece;
 use crate::host::firmware::{Firmware, Uefi};
 use crate::host::kvm::KvmState;
@@ -251,6 +253,19 @@ pub(super) fn mode(
             format!("`namespace` does not work here ({why})"),
         )),
         (None, None) => Ok((ModeRecord::Fabric, "`namespace` was not tried".to_owned())),
+    }
+}
+
+/// The cluster's domain: kept for its life, for it stands in configs and keys.
+pub(super) fn domain(cluster: &Cluster, kept: Option<&ClusterRecord>) -> Result<String, PlanError> {
+    let asked = format!("{}.{}", cluster.name, cluster.network.domain);
+    match kept {
+        Some(record) if record.domain != asked => Err(PlanError::NetworkMoved {
+            cluster: record.name.clone(),
+            kept: format!("the domain `{}`", record.domain),
+            asked: format!("`{asked}`"),
+        }),
+        Some(_) | None => Ok(asked),
     }
 }
 

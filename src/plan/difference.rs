@@ -55,6 +55,7 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         ignition_transport,
         mac,
         ip,
+        mtu,
         ports,
         restart,
         image,
@@ -140,6 +141,8 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         &new.ip.to_string(),
         Price::Restart,
     );
+    let mtu_text = |mtu: Option<u16>| mtu.map_or_else(String::new, |mtu| mtu.to_string());
+    found.add("MTU", &mtu_text(*mtu), &mtu_text(new.mtu), Price::Restart);
     found.add("image", image, &new.image, disk_price);
     found.add(
         "ports",

@@ -18,6 +18,9 @@ impl fmt::Display for Plan {
             mode_word(self.cluster.mode),
             self.cluster.subnet
         )?;
+        for what in &self.network {
+            writeln!(f, "  {:<9} network: {what} (while it runs)", "change")?;
+        }
         for step in &self.steps {
             write!(f, "  {:<9} {}", step.action.word(), step.name)?;
             if let Some(record) = &step.record {
@@ -41,6 +44,8 @@ pub struct PlanView {
     pub cluster: String,
     pub subnet: Ipv4Net,
     pub changes: bool,
+    /// What changes of what the machines are told of their network.
+    pub network: Vec<&'static str>,
     pub machines: Vec<StepView>,
 }
 
@@ -61,6 +66,7 @@ impl Plan {
             cluster: self.cluster.name.clone(),
             subnet: self.cluster.subnet,
             changes: !self.is_settled(),
+            network: self.network.clone(),
             machines: self
                 .steps
                 .iter()

@@ -24,6 +24,7 @@ mod load;
 mod port;
 mod stream;
 mod suggest;
+mod told;
 mod warning;
 
 #[cfg(test)]

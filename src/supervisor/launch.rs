@@ -154,6 +154,7 @@ pub fn supervised(
     });
     let nic = Nic {
         mac: parsed(record, "mac", &record.mac)?,
+        mtu: record.mtu,
         backend: match mode {
             ModeRecord::Fabric => NicBackend::Stream(handles.listener(files, Socket::Nic)),
             ModeRecord::Namespace => NicBackend::Tap(handles.add(Handle::Tap)),
@@ -254,6 +255,7 @@ pub fn alone(
     Ok(Machine {
         nics: vec![Nic {
             mac: parsed(record, "mac", &record.mac)?,
+            mtu: None,
             backend: NicBackend::User(user_net(cluster)?),
         }],
         kernel: record.kernel.as_ref().map(|kernel| Kernel {

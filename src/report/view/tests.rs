@@ -27,6 +27,7 @@ fn record(name: &str, last: u8) -> MachineRecord {
         ignition_transport: None,
         mac: format!("52:54:00:00:00:{last:02x}"),
         ip: Ipv4Addr::new(10, 80, 1, last),
+        mtu: None,
         ports: vec![PortRecord {
             bind: Ipv4Addr::LOCALHOST,
             host: 8080 + u16::from(last),

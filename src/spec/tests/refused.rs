@@ -401,3 +401,36 @@ fn places_are_refused_with_their_reasons() {
         &expect_file!["../golden/an_address_needs_a_subnet.txt"],
     );
 }
+
+#[test]
+fn what_machines_cannot_be_told_is_refused_with_its_reasons() {
+    refused(
+        |text| {
+            format!("cluster: demo\nimage: disk.qcow2\nnetwork: {text}\nmachines: {{node: {{}}}}\n")
+        },
+        &[
+            "{domian: x}",
+            "{domain: a..b}",
+            "{domain: -a}",
+            "{mtu: 1279}",
+            "{mtu: 9001}",
+            "{dns: nameserver}",
+            "{dns: [0.0.0.0]}",
+            "{dns: 10.0.0.1, uplink: false}",
+            "{hosts: [a]}",
+            "{hosts: {node: 10.0.0.1}}",
+            "{hosts: {node.demo.internal: 10.0.0.1}}",
+            "{hosts: {a b: 10.0.0.1}}",
+            "{hosts: {a: somewhere}}",
+            "{hosts: {a: []}}",
+            "{hosts: {A: 10.0.0.1, a: 10.0.0.1}}",
+            "{routes: {to: 10.0.0.0/8}}",
+            "{routes: [{to: 10.0.0.0/8}]}",
+            "{routes: [{to: 10.0.0.0/8, via: 10.80.1.9}]}",
+            "{subnet: 10.80.1.0/24, routes: [{to: 10.0.0.0/8, via: 10.80.2.9}]}",
+            "{subnet: 10.80.1.0/24, routes: [{to: 10.0.0.1/8, via: 10.80.1.9}]}",
+            "{subnet: 10.80.1.0/24, routes: [{to: 0.0.0.0/0, via: 10.80.1.9}]}",
+        ],
+        &expect_file!["../golden/what_machines_cannot_be_told.txt"],
+    );
+}
