@@ -4,6 +4,7 @@
 //! nothing but the cache's remembered facts.
 
 pub mod images;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use crate::plan::{ImageFacts, Inventory, Known};
 use crate::state::disks;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{ClusterFiles, Roots};
+use crate::state::ledger;
 use crate::state::record::{
     ClusterRecord, DataSourceRecord, MachineRecord, RunRecord, StateRecord,
 };
@@ -134,6 +136,14 @@ pub fn collect(
         source,
     })?;
     inventory.data_files = data_files(cluster, &inventory)?;
+    inventory.group = volumes::look(cluster, host);
+    if inventory.group.is_some() {
+        inventory.root_volumes =
+            ledger::volumes(&ours.ledger()).map_err(|source| InventoryError::Cluster {
+                cluster: name.to_owned(),
+                source,
+            })?;
+    }
     Ok(inventory)
 }
 
@@ -234,7 +244,8 @@ pub fn standing_on(roots: &Roots) -> (BTreeMap<PathBuf, Vec<String>>, Vec<String
             let name = format!("{cluster}/{machine}");
             match files::load::<MachineRecord>(&files.machine(&machine).record()) {
                 Ok(Some(record)) => {
-                    if let Some(disk) = record.disk {
+                    // A volume has all of it.
+                    if let Some(disk) = record.disk.filter(|disk| disk.volume.is_none()) {
                         users.entry(disk.base.path).or_default().push(name);
                     }
                 }

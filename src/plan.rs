@@ -8,6 +8,7 @@ mod choice;
 mod difference;
 mod disks;
 mod view;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -25,10 +26,12 @@ use crate::state::files::SCHEMA;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{
     ClusterRecord, DisksRecord, MachineRecord, ReservationRecord, RunRecord, StateRecord,
+    VolumeRecord,
 };
 
 pub use difference::{Difference, Price};
 pub use view::{PlanView, StepView};
+pub use volumes::{GroupFacts, GroupRefusal, VolumeFault};
 
 /// What a plan must know of the host.
 #[derive(Debug, Clone)]
@@ -76,6 +79,10 @@ pub struct Inventory {
     pub disks: Option<DisksRecord>,
     /// The sizes, in bytes, of the user's own files that are data disks.
     pub data_files: BTreeMap<PathBuf, u64>,
+    /// The volume group that the spec names.
+    pub group: Option<Result<GroupFacts, GroupRefusal>>,
+    /// The root disks that the ledger knows as volumes, each with its machine.
+    pub root_volumes: Vec<(String, VolumeRecord)>,
 }
 
 /// A machine that was made before.
@@ -241,6 +248,8 @@ pub enum PlanError {
         want: Size,
         least: Size,
     },
+    #[error(transparent)]
+    Volume(#[from] VolumeFault),
     #[error("nothing is known of the image of machine `{machine}`")]
     NoImage { machine: String },
 }
@@ -439,8 +448,8 @@ fn machine_record(
         cpus: machine.cpus.get(),
         memory_mib: choice::mebibytes(machine.memory),
         kernel: image.kernel.clone(),
-        disk: choice::disk(machine, image, old)?,
-        data_disks: disks::choose(machine, inventory)?,
+        disk: choice::disk(machine, image, old, inventory, cluster, host)?,
+        data_disks: disks::choose(machine, inventory, cluster, host)?,
         ignition: true,
         ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),

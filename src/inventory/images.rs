@@ -106,6 +106,7 @@ impl Looking<'_> {
         let disk = disk.map(|disk| DiskRecord {
             size: disk.base.virtual_size,
             base: disk.base,
+            volume: None,
         });
         Ok(ImageFacts {
             identity: known.unwrap_or_else(|| image_identity(kernel.as_ref(), disk.as_ref())),

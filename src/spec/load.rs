@@ -15,6 +15,7 @@ use super::files::{self, FileError, Folders};
 use super::group::{self, Defaults};
 use super::image;
 use super::port;
+use super::storage;
 use super::suggest;
 use super::warning::SpecWarning;
 use crate::cluster::{Cluster, ClusterName, MachineName, Network, NetworkMode, Size};
@@ -28,11 +29,8 @@ const KEY_FILE_LIMIT: Size = Size::from_mib(1);
 const PREFIX_LENGTHS: std::ops::RangeInclusive<u8> = 8..=29;
 
 const KEYS: Keys = Keys {
-    known: &["cluster", "image", "network", "ssh", "machines"],
-    not_built: &[(
-        "storage",
-        "leave it out; disks are files in kiln's state folder",
-    )],
+    known: &["cluster", "image", "network", "storage", "ssh", "machines"],
+    not_built: &[],
 };
 const NETWORK_KEYS: Keys = Keys {
     known: &["mode", "subnet"],
@@ -167,6 +165,10 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
             subnet: None,
         },
     };
+    let volume_group = match fields.take("storage") {
+        Some(node) => Some(storage::storage(node)?),
+        None => None,
+    };
     let authorized_keys = match fields.take("ssh") {
         Some(node) => public_keys(node, folders)?,
         None => Vec::new(),
@@ -212,6 +214,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
             spec: spec.to_owned(),
             folder: folder.to_owned(),
             network,
+            volume_group,
             authorized_keys,
             scale,
             machines: machines.into_iter().map(|placed| placed.machine).collect(),

@@ -21,6 +21,7 @@ mod image;
 mod init;
 mod load;
 mod port;
+mod storage;
 mod suggest;
 mod warning;
 

@@ -336,7 +336,7 @@ impl Slot {
         self.generation = generation;
         self.seen.clear();
         let record = self.record.as_ref().ok_or(StartError::Damaged)?;
-        if let Some(disk) = &record.disk {
+        if let Some(disk) = record.disk.as_ref().filter(|disk| disk.volume.is_none()) {
             disk.base.unchanged().map_err(LaunchError::BaseChanged)?;
         }
         let (machine, handles) =

@@ -14,6 +14,7 @@ mod fake_life;
 mod fake_secrets;
 mod fake_support;
 mod fake_tpm;
+mod fake_volumes;
 mod image;
 mod qemu_takes;
 mod support;
