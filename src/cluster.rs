@@ -17,7 +17,7 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_arch::machine::IgnitionTransport;
-use kiln_arch::machine::Sector;
+use kiln_arch::machine::{DiskBus, Sector};
 
 use crate::cluster::remote::RemoteImage;
 use crate::lvm::name::GroupName;
@@ -80,6 +80,8 @@ pub struct Machine {
     pub image: Image,
     /// The root overlay grows to this; never shrinks.
     pub disk: Option<Size>,
+    /// What the root disk is to the guest.
+    pub root_bus: DiskBus,
     /// Beside the root disk, in the order in which the guest sees them; serials are unique.
     pub disks: Vec<DataDisk>,
     pub ignition: Option<IgnitionSource>,
@@ -155,6 +157,7 @@ pub enum DiskFormat {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataDisk {
     pub serial: Serial,
+    pub bus: DiskBus,
     pub sector: Sector,
     pub source: DataSource,
 }

@@ -3,6 +3,7 @@
 //! With [`crate::host`], the only reader of the world before a plan is made. It writes
 //! nothing but the cache's remembered facts.
 
+mod gone;
 pub mod images;
 mod volumes;
 
@@ -135,8 +136,9 @@ pub fn collect(
         cluster: name.to_owned(),
         source,
     })?;
-    inventory.data_files = data_files(cluster, &inventory)?;
     inventory.group = volumes::look(cluster, host);
+    inventory.gone = gone::disks(&ours, &inventory);
+    inventory.data_files = data_files(cluster, &inventory)?;
     if inventory.group.is_some() {
         inventory.root_volumes =
             ledger::volumes(&ours.ledger()).map_err(|source| InventoryError::Cluster {

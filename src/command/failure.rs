@@ -249,7 +249,7 @@ fn of_volume(error: &VolumeError) -> Exit {
             source: DiskError::Node(NodeError::Other { .. }),
             ..
         } => Exit::Unsafe,
-        VolumeError::Disk { .. } | VolumeError::Old { .. } | VolumeError::Ledger(_) => Exit::Failed,
+        VolumeError::Disk { .. } | VolumeError::Old { .. } | VolumeError::State(_) => Exit::Failed,
     }
 }
 

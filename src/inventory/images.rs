@@ -16,7 +16,7 @@ use crate::image::pins::{Pin, PinError, Pins};
 use crate::image::source::Artifact;
 use crate::image::store::Store;
 use crate::plan::ImageFacts;
-use crate::state::record::{DiskRecord, KernelRecord};
+use crate::state::record::{BusRecord, DiskRecord, KernelRecord};
 
 /// What images are looked at with.
 struct Looking<'a> {
@@ -105,6 +105,7 @@ impl Looking<'_> {
         let known = disk.as_ref().and_then(|disk| disk.identity.clone());
         let disk = disk.map(|disk| DiskRecord {
             size: disk.base.virtual_size,
+            bus: BusRecord::default(),
             base: disk.base,
             volume: None,
         });

@@ -203,6 +203,7 @@ pub(super) fn disk(
     {
         return Err(PlanError::DiskShrinks {
             machine: machine.name.to_string(),
+            line: machine.line,
             want: asked,
             least: Size::from_bytes(was),
         });
@@ -210,6 +211,7 @@ pub(super) fn disk(
     Ok(Some(DiskRecord {
         size: want.unwrap_or_else(|| rounded(was)),
         volume,
+        bus: machine.root_bus.into(),
         ..base.clone()
     }))
 }

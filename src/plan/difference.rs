@@ -5,8 +5,8 @@ use std::fmt;
 use super::Grown;
 use crate::cluster::{ROOT_SERIAL, Size};
 use crate::state::record::{
-    DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind, FirmwareRecord, KernelRecord,
-    MachineRecord, SectorRecord, TransportRecord,
+    BusRecord, DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind, FirmwareRecord,
+    KernelRecord, MachineRecord, SectorRecord, TransportRecord,
 };
 
 /// One thing that changed.
@@ -94,11 +94,15 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         // Where only the size differs the disk grows.
         match (disk, &new.disk) {
             (Some(disk), Some(new)) if disk.base == new.base && group_of(disk) == group_of(new) => {
-                Price::Live
+                growth(disk.bus)
             }
             (None | Some(_), None | Some(_)) => Price::Disk,
         },
     );
+    if let (Some(old), Some(new)) = (disk, &new.disk) {
+        let what = "bus of the root disk";
+        found.add(what, old.bus.name(), new.bus.name(), Price::Restart);
+    }
     found.data_disks(data_disks, &new.data_disks);
     found.add(
         "kernel",
@@ -235,10 +239,16 @@ impl Found {
             _ => None,
         };
         let price = match keeps {
-            Some(_) => Price::Live,
+            Some(_) => growth(old.bus),
             None => Price::Restart,
         };
         self.add(what, &source_text(old), &source_text(new), price);
+        self.add(
+            &format!("{what}, bus"),
+            old.bus.name(),
+            new.bus.name(),
+            Price::Restart,
+        );
         self.add(
             &format!("{what}, sector"),
             sector_text(old.sector),
@@ -259,6 +269,15 @@ impl Found {
                 price,
             });
         }
+    }
+}
+
+/// What it takes until the guest sees that a disk has grown.
+fn growth(bus: BusRecord) -> Price {
+    match bus {
+        BusRecord::Virtio | BusRecord::Scsi => Price::Live,
+        // QEMU tells the guest of no other size of a namespace.
+        BusRecord::Nvme => Price::Restart,
     }
 }
 

@@ -68,6 +68,12 @@ pub enum VolumeFault {
 }
 
 impl GroupFacts {
+    /// Whether a volume with this one's tag is there, whatever else is known of it.
+    pub fn has(&self, record: &VolumeRecord) -> bool {
+        let mut volumes = self.volumes.iter();
+        volumes.any(|volume| volume.has_tag(&record.tag))
+    }
+
     /// So many bytes in whole extents, still in bytes.
     pub(super) fn rounded(&self, bytes: u64) -> u64 {
         bytes

@@ -16,8 +16,8 @@ use crate::report::style::{Paint, Style};
 use crate::report::table::{Cell, table};
 use crate::state::layout::{DisksFiles, MachineFiles};
 use crate::state::record::{
-    AccelRecord, ClusterRecord, DataSourceRecord, DisksRecord, MachineRecord, ModeRecord,
-    PortRecord, SeenRecord, StateRecord,
+    AccelRecord, BusRecord, ClusterRecord, DataSourceRecord, DisksRecord, MachineRecord,
+    ModeRecord, PortRecord, SeenRecord, StateRecord,
 };
 use crate::supervisor::protocol::MachineStatus;
 
@@ -87,6 +87,7 @@ pub struct DiskView {
     /// As the guest sees it, in bytes.
     pub size: u64,
     pub path: PathBuf,
+    pub bus: BusRecord,
     pub readonly: bool,
     /// Whether it outlives `down`.
     pub keep: bool,
@@ -163,6 +164,7 @@ impl DiskView {
                 Some(volume) => volume.path(),
                 None => files.disk(),
             },
+            bus: disk.bus,
             readonly: false,
             keep: false,
         });
@@ -181,6 +183,7 @@ impl DiskView {
                 serial: disk.serial.clone(),
                 size: disk.size(),
                 path,
+                bus: disk.bus,
                 readonly,
                 keep,
             }

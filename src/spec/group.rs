@@ -141,18 +141,11 @@ pub(super) fn group(
         Ok(size)
     })?;
     let disk = fields.take_as("disk", |node, key| {
-        let place = node.place;
-        if image.disk().is_none() {
-            return Err(Fault::bad_value(
-                place,
-                key,
-                "the image has no disk that could grow",
-            ));
-        }
-        fields::size(&node, key, DISK_LEAST, DISK_MOST)
+        disks::root(node, key, &owner, arch, &image)
     })?;
+    let root = disk.unwrap_or_default();
     let disks = fields.take_as("disks", |node, key| {
-        disks::disks(node, key, &owner, names.len(), folders)
+        disks::disks(node, key, &owner, arch, names.len(), folders)
     })?;
     let ignition = ignition(&mut fields, folders)?;
     let vars = vars(&mut fields, &group, ignition.as_ref(), warnings)?;
@@ -196,7 +189,8 @@ pub(super) fn group(
         cpus: cpus.and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN),
         memory: memory.unwrap_or(MEMORY_DEFAULT),
         image: image.clone(),
-        disk,
+        disk: root.size,
+        root_bus: root.bus,
         disks: disks.clone().unwrap_or_default(),
         ignition: ignition.clone(),
         vars: vars.clone(),

@@ -141,8 +141,8 @@ machines:
     accel: tcg
     cpus: 2
     memory: 2GiB
-    disk: 20GiB
-    disks: [{size: 5GiB, serial: db, keep: true}, {size: 1GiB, sector: 4096}, {file: disk.iso, format: raw, readonly: true}]
+    disk: {size: 20GiB, bus: nvme}
+    disks: [{size: 5GiB, serial: db, keep: true}, {size: 1GiB, bus: scsi, sector: 4096}, {file: disk.iso, format: raw, readonly: true}]
     ignition: node.ign.j2
     vars: {role: worker, deep: [1, {a: yes}]}
     profile: none

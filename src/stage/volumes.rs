@@ -14,6 +14,7 @@ use crate::lvm::node::{self, Hold, NodeError};
 use crate::lvm::program::{Lvm, LvmError};
 use crate::lvm::report::Volume;
 use crate::plan::{Action, Plan};
+use crate::state;
 use crate::state::disks::{self, DisksError};
 use crate::state::files::StateError;
 use crate::state::layout::ClusterFiles;
@@ -36,8 +37,8 @@ pub enum VolumeError {
         #[source]
         source: StateError,
     },
-    #[error("cannot read the ledger")]
-    Ledger(#[source] StateError),
+    #[error("cannot use the cluster's state")]
+    State(#[source] StateError),
 }
 
 /// What went wrong with one volume.
@@ -70,6 +71,9 @@ pub(super) fn make(
     // All of the old ones first: the plan counts on their room.
     for step in &plan.steps {
         if matches!(step.action, Action::Create | Action::Recreate) {
+            // A machine that has no key is being made anew, and nobody has removed its disk.
+            state::files::remove_file(&files.machine(&step.name).host_key())
+                .map_err(VolumeError::State)?;
             remove_root(files, &step.name, lvm)?;
         }
     }
@@ -262,7 +266,7 @@ pub(super) fn remove_root(
     machine: &str,
     lvm: &Lvm,
 ) -> Result<(), Box<VolumeError>> {
-    let volumes = ledger::volumes(&files.ledger()).map_err(VolumeError::Ledger)?;
+    let volumes = ledger::volumes(&files.ledger()).map_err(VolumeError::State)?;
     for (owner, volume) in &volumes {
         if owner == machine {
             ledger::remove_volume(volume, lvm).map_err(|source| VolumeError::Old {

@@ -89,7 +89,18 @@ pub fn remove(
     lvm: &Lvm,
     goes: impl Fn(&MadeDiskRecord) -> bool,
 ) -> Result<DisksRecord, StateError> {
-    let (gone, stay): (Vec<_>, Vec<_>) = record.disks.into_iter().partition(goes);
+    let (mut gone, stay): (Vec<_>, Vec<_>) = record.disks.into_iter().partition(goes);
+    if !gone.is_empty() {
+        // Who is killed now has removed them, and not somebody else.
+        gone.iter_mut().for_each(|disk| disk.is_made = false);
+        let all = gone.iter().chain(&stay).cloned().collect();
+        let begun = DisksRecord {
+            schema: record.schema,
+            spec: record.spec.clone(),
+            disks: all,
+        };
+        files::save(&files.record(), &begun)?;
+    }
     for disk in &gone {
         if let Some(volume) = &disk.volume {
             ledger::remove_volume(volume, lvm)?;
@@ -193,6 +204,7 @@ mod tests {
             size: 1 << 20,
             keep,
             volume: None,
+            is_made: true,
         }
     }
 

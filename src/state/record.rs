@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
-use kiln_arch::machine::Sector;
+use kiln_arch::machine::{DiskBus, Sector};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{DataFormat, DiskFormat, ROOT_SERIAL};
@@ -185,6 +185,8 @@ pub struct DiskRecord {
     pub base: BaseFacts,
     /// As the guest sees it, in bytes.
     pub size: u64,
+    #[serde(default)]
+    pub bus: BusRecord,
     /// Where it is a logical volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeRecord>,
@@ -217,9 +219,21 @@ pub struct DataDiskRecord {
     /// What the guest reads; one of a kind in the machine.
     pub serial: String,
     #[serde(default)]
+    pub bus: BusRecord,
+    #[serde(default)]
     pub sector: SectorRecord,
     #[serde(flatten)]
     pub source: DataSourceRecord,
+}
+
+/// What a disk is to the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BusRecord {
+    #[default]
+    Virtio,
+    Nvme,
+    Scsi,
 }
 
 /// A disk's sectors, by their bytes.
@@ -279,6 +293,14 @@ pub struct MadeDiskRecord {
     /// Where it is a logical volume.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume: Option<VolumeRecord>,
+    /// Whether it was there once: one that is not there any more was then removed by somebody,
+    /// and else an `up` ended before it made it.
+    #[serde(default = "yes")]
+    pub is_made: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -341,6 +363,32 @@ pub enum StateRecord {
     Failed,
     Unresponsive,
     Damaged,
+}
+
+impl BusRecord {
+    pub fn name(self) -> &'static str {
+        DiskBus::from(self).name()
+    }
+}
+
+impl From<DiskBus> for BusRecord {
+    fn from(bus: DiskBus) -> BusRecord {
+        match bus {
+            DiskBus::Virtio => BusRecord::Virtio,
+            DiskBus::Nvme => BusRecord::Nvme,
+            DiskBus::Scsi => BusRecord::Scsi,
+        }
+    }
+}
+
+impl From<BusRecord> for DiskBus {
+    fn from(bus: BusRecord) -> DiskBus {
+        match bus {
+            BusRecord::Virtio => DiskBus::Virtio,
+            BusRecord::Nvme => DiskBus::Nvme,
+            BusRecord::Scsi => DiskBus::Scsi,
+        }
+    }
 }
 
 impl From<Sector> for SectorRecord {

@@ -433,6 +433,7 @@ fn root_drive(
         image,
         access: Access::ReadWrite,
         serial: Some(ROOT_SERIAL.to_owned()),
+        bus: disk.bus.into(),
         sector: Sector::Bytes512,
     }
 }
@@ -497,6 +498,7 @@ fn data_drive(
             Access::ReadWrite
         },
         serial: Some(disk.serial.clone()),
+        bus: disk.bus.into(),
         sector: disk.sector.into(),
     }
 }

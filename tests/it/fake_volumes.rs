@@ -382,7 +382,25 @@ fn volumes_grow_with_zeros_and_never_shrink_as_root() {
         assert_eq!(up.code, Some(3), "{}", up.stderr);
         assert!(up.stderr.contains("never shrinks"), "{}", up.stderr);
     }
-    // From files to volumes is another root disk.
+    // What somebody removed is not made anew without a word.
+    world.ok(&["stop", "--timeout", "0s"]);
+    group.deactivate();
+    let name = |volume: &str| format!("{}/{volume}", group.name);
+    story.spec(1, "disk: 9MiB\ndisks: [{size: 3MiB, serial: logs}]");
+    for volume in [logs, root] {
+        group.lvm(&["lvremove", "-q", "-y", &name(volume)]);
+        let up = world.kiln(&["up"]);
+        assert_eq!(up.code, Some(9), "{}", up.stderr);
+        assert!(
+            up.stderr.contains("is gone: somebody removed"),
+            "{}",
+            up.stderr
+        );
+    }
+    world.ok(&["up", "--replace"]);
+    assert!(is_fresh(&group.content(root)));
+    assert!(group.content(logs).iter().all(|byte| *byte == 0));
+    // From volumes to files is another root disk.
     world.spec("cluster: demo\nimage: ./disk.raw\nmachines:\n  node:\n    count: 1\n    accel: tcg\n    ignition: node.ign\n    disk: 9MiB\n    disks: [{size: 3MiB, serial: logs}]\n");
     assert_eq!(world.kiln(&["up"]).code, Some(9));
     world.ok(&["up", "--replace"]);

@@ -15,6 +15,7 @@ mod five;
 mod full;
 mod life;
 mod namespace;
+mod run;
 mod three;
 mod user;
 mod versions;

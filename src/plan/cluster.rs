@@ -1,0 +1,99 @@
+//! What is chosen for the cluster as a whole: its subnet, addresses, mode and uid.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::Ipv4Net;
+use kiln_netsetup::address::{self, Subnet};
+
+use super::{HostFacts, Inventory, PlanError, choice};
+use crate::cluster::Cluster;
+use crate::state::files::SCHEMA;
+use crate::state::record::{ClusterRecord, ReservationRecord};
+
+pub(super) fn record(
+    cluster: &Cluster,
+    host: &HostFacts,
+    inventory: &Inventory,
+) -> Result<ClusterRecord, PlanError> {
+    let name = cluster.name.as_str();
+    let subnet = subnet(cluster, inventory)?;
+    let mut reservations = inventory
+        .cluster
+        .as_ref()
+        .map_or_else(BTreeMap::new, |record| record.reservations.clone());
+    let mut existing = BTreeMap::new();
+    for (machine, reserved) in &reservations {
+        let mac = reserved.mac.parse().map_err(|_| PlanError::Record {
+            cluster: name.to_owned(),
+            why: format!("`{}` is no MAC address", reserved.mac),
+        })?;
+        existing.insert(machine.clone(), (mac, reserved.ip));
+    }
+    let names = cluster.machines.iter().map(|machine| machine.name.as_str());
+    let reserved = address::reserve(name, names, &existing, subnet).map_err(PlanError::Address)?;
+    for (machine, (mac, ip)) in reserved {
+        let mac = mac.to_string().to_ascii_lowercase();
+        reservations.insert(machine, ReservationRecord { mac, ip });
+    }
+    let kept = inventory.cluster.as_ref();
+    let (mode, mode_reason) = choice::mode(cluster.network.mode, kept, host.namespace.as_ref())?;
+    Ok(ClusterRecord {
+        schema: SCHEMA,
+        name: name.to_owned(),
+        spec: cluster.spec.clone(),
+        mode,
+        mode_reason,
+        way_out: match kept {
+            Some(record) => record.way_out.clone(),
+            None => choice::way_out(mode, host),
+        },
+        subnet: subnet.net(),
+        domain: format!("{name}.internal"),
+        qemu_uid: match kept {
+            Some(record) => record.qemu_uid,
+            None if host.is_root => Some(choice::uid(name, &inventory.taken_uids)?),
+            None => None,
+        },
+        qemu_gid: host.qemu_gid,
+        machines: cluster
+            .machines
+            .iter()
+            .map(|machine| machine.name.to_string())
+            .collect(),
+        scale: cluster
+            .scale
+            .iter()
+            .map(|(group, count)| (group.to_string(), *count))
+            .collect(),
+        ports: BTreeSet::new(),
+        reservations,
+    })
+}
+
+/// The kept subnet, or the asked one, or a free one; in this order.
+fn subnet(cluster: &Cluster, inventory: &Inventory) -> Result<Subnet, PlanError> {
+    let asked = cluster.network.subnet;
+    if let Some(record) = &inventory.cluster {
+        return match asked {
+            Some(asked) if asked.trunc() != record.subnet => Err(PlanError::SubnetMoved {
+                cluster: record.name.clone(),
+                kept: record.subnet,
+                asked,
+            }),
+            _ => Subnet::new(record.subnet).map_err(PlanError::Address),
+        };
+    }
+    let Some(asked) = asked else {
+        return address::choose_subnet(cluster.name.as_str(), &inventory.taken_networks)
+            .map_err(PlanError::Address);
+    };
+    let overlaps =
+        |taken: &&Ipv4Net| taken.contains(&asked.network()) || asked.contains(&taken.network());
+    match inventory.taken_networks.iter().find(overlaps) {
+        Some(taken) => Err(PlanError::SubnetTaken {
+            subnet: asked,
+            taken: *taken,
+        }),
+        None => Subnet::new(asked.trunc()).map_err(PlanError::Address),
+    }
+}
