@@ -23,6 +23,7 @@ use kiln_netsetup::address::Fixed;
 
 use crate::cluster::remote::RemoteImage;
 use crate::cluster::told::Told;
+use crate::lvm::name::GroupName;
 
 /// The most machines that a group can have.
 pub const COUNT_LIMIT: u16 = 1000;
@@ -36,6 +37,8 @@ pub struct Cluster {
     /// The folder that relative paths in the spec were resolved against.
     pub folder: PathBuf,
     pub network: Network,
+    /// Where the disks are that kiln makes; absent: files in its state folder.
+    pub volume_group: Option<GroupName>,
     /// Public keys that may log in besides the cluster's own: one OpenSSH line each.
     pub authorized_keys: Vec<String>,
     /// The groups that `--scale` gave another count than the spec's.

@@ -5,6 +5,7 @@
 
 mod gone;
 pub mod images;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use crate::plan::{ImageFacts, Inventory, Known};
 use crate::state::disks;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{ClusterFiles, Roots};
+use crate::state::ledger;
 use crate::state::record::{
     ClusterRecord, DataSourceRecord, MachineRecord, ProcessRecord, RunRecord, StateRecord,
 };
@@ -138,8 +140,16 @@ pub fn collect(
         cluster: name.to_owned(),
         source,
     })?;
+    inventory.group = volumes::look(cluster, host);
     inventory.gone = gone::disks(&ours, &inventory);
     inventory.data_files = data_files(cluster, &inventory)?;
+    if inventory.group.is_some() {
+        inventory.root_volumes =
+            ledger::volumes(&ours.ledger()).map_err(|source| InventoryError::Cluster {
+                cluster: name.to_owned(),
+                source,
+            })?;
+    }
     Ok(inventory)
 }
 
@@ -247,7 +257,9 @@ pub fn standing_on(roots: &Roots) -> (BTreeMap<PathBuf, Vec<String>>, Vec<String
             let name = format!("{cluster}/{machine}");
             match files::load::<MachineRecord>(&files.machine(&machine).record()) {
                 Ok(Some(record)) => {
-                    let base = record.disk.map(|disk| disk.base.path);
+                    // A volume has all of its image.
+                    let disk = record.disk.filter(|disk| disk.volume.is_none());
+                    let base = disk.map(|disk| disk.base.path);
                     let kernel = record.kernel.map(|it| (it.kernel, it.initrd));
                     let (kernel, initrd) = kernel.unzip();
                     for path in base.into_iter().chain(kernel).chain(initrd.flatten()) {

@@ -11,6 +11,7 @@ mod disks;
 mod error;
 mod facts;
 mod view;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,6 +27,7 @@ pub use difference::{Difference, Price};
 pub use error::PlanError;
 pub use facts::{HostFacts, ImageFacts, Inventory, Known};
 pub use view::{PlanView, StepView};
+pub use volumes::{GroupFacts, GroupRefusal, VolumeFault};
 
 /// All choices for one `up`.
 #[derive(Debug, Clone)]
@@ -204,8 +206,8 @@ fn machine_record(
         cpus: machine.cpus.get(),
         memory_mib: choice::mebibytes(machine.memory),
         kernel: image.kernel.clone(),
-        disk: choice::disk(machine, image, old)?,
-        data_disks: disks::choose(machine, inventory)?,
+        disk: choice::disk(machine, image, old, inventory, cluster, host)?,
+        data_disks: disks::choose(machine, inventory, cluster, host)?,
         ignition: true,
         ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),

@@ -425,19 +425,21 @@ fn unknown(name: &MachineName) -> Error {
 pub(super) fn planned(
     session: &mut Session<'_>,
     scale: &[GroupCount],
-) -> Result<(Cluster, Plan), Error> {
+) -> Result<(Cluster, Plan, Inventory), Error> {
     let cluster = load(session, scale)?;
     let facts = host_facts(session, &cluster, false)?;
     let inventory = collect(session, &cluster, images(session, &cluster)?)?;
     refuse_other_folder(&cluster, &inventory)?;
     let plan = plan::plan(&cluster, &facts, &inventory)?;
-    Ok((cluster, plan))
+    Ok((cluster, plan, inventory))
 }
 
 /// `kiln plan`.
 pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Error> {
-    let (cluster, mut plan) = planned(session, &args.scale)?;
+    let (cluster, mut plan, inventory) = planned(session, &args.scale)?;
     plan.restrict(&names(&cluster, &args.machines.machines)?);
+    plan.check_volumes(&inventory)
+        .map_err(plan::PlanError::from)?;
     check_ignition(session, &cluster, &plan)?;
     if !args.replace
         && let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next()

@@ -94,7 +94,9 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         &new.disk.as_ref().map_or(String::new(), disk_text),
         // Where only the size differs the disk grows.
         match (disk, &new.disk) {
-            (Some(disk), Some(new)) if disk.base == new.base => growth(disk.bus),
+            (Some(disk), Some(new)) if disk.base == new.base && group_of(disk) == group_of(new) => {
+                growth(disk.bus)
+            }
             (None | Some(_), None | Some(_)) => Price::Disk,
         },
     );
@@ -291,7 +293,16 @@ fn growth(bus: BusRecord) -> Price {
 
 fn disk_text(disk: &DiskRecord) -> String {
     let size = Size::from_bytes(disk.size);
-    format!("{size} on {}", disk.base.path.display())
+    let base = disk.base.path.display();
+    match &disk.volume {
+        None => format!("{size} on {base}"),
+        Some(volume) => format!("{size} of {base} in volume group {}", volume.group),
+    }
+}
+
+/// What counts of where a root disk is.
+fn group_of(disk: &DiskRecord) -> Option<&str> {
+    Some(disk.volume.as_ref()?.group_uuid.as_str())
 }
 
 fn sector_text(sector: SectorRecord) -> &'static str {

@@ -6,6 +6,7 @@ use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_netsetup::address::AddressError;
 
+use super::volumes::VolumeFault;
 use crate::cluster::Size;
 use crate::host::firmware::Uefi;
 
@@ -117,6 +118,8 @@ pub enum PlanError {
         want: Size,
         least: Size,
     },
+    #[error(transparent)]
+    Volume(#[from] VolumeFault),
     #[error("nothing is known of the image of machine `{machine}`")]
     NoImage { machine: String },
 }

@@ -163,15 +163,22 @@ impl DiskView {
         let root = record.disk.iter().map(|disk| DiskView {
             serial: ROOT_SERIAL.to_owned(),
             size: disk.size,
-            path: files.disk(),
+            path: match &disk.volume {
+                Some(volume) => volume.path(),
+                None => files.disk(),
+            },
             bus: disk.bus,
             readonly: false,
             keep: false,
         });
         let data = record.data_disks.iter().map(|disk| {
             let (path, readonly, keep) = match &disk.source {
-                DataSourceRecord::Made { keep, .. } => {
-                    (files.data_disk(&disk.serial), false, *keep)
+                DataSourceRecord::Made { keep, volume, .. } => {
+                    let path = match volume {
+                        Some(volume) => volume.path(),
+                        None => files.data_disk(&disk.serial),
+                    };
+                    (path, false, *keep)
                 }
                 DataSourceRecord::File { path, readonly, .. } => (path.clone(), *readonly, true),
             };
@@ -195,7 +202,10 @@ impl KeptDiskView {
             machine: disk.machine.clone(),
             serial: disk.serial.clone(),
             size: disk.size,
-            path: files.disk(&disk.machine, &disk.serial),
+            path: match &disk.volume {
+                Some(volume) => volume.path(),
+                None => files.disk(&disk.machine, &disk.serial),
+            },
             keep: disk.keep,
         });
         disks.collect()

@@ -16,6 +16,7 @@ use super::fixed;
 use super::group::{self, Defaults};
 use super::image;
 use super::port;
+use super::storage;
 use super::suggest;
 use super::told;
 use super::warning::SpecWarning;
@@ -31,11 +32,8 @@ const KEY_FILE_LIMIT: Size = Size::from_mib(1);
 const PREFIX_LENGTHS: std::ops::RangeInclusive<u8> = 8..=29;
 
 const KEYS: Keys = Keys {
-    known: &["cluster", "image", "network", "ssh", "machines"],
-    not_built: &[(
-        "storage",
-        "leave it out; disks are files in kiln's state folder",
-    )],
+    known: &["cluster", "image", "network", "storage", "ssh", "machines"],
+    not_built: &[],
 };
 const NETWORK_KEYS: Keys = Keys {
     known: &[
@@ -177,6 +175,10 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
             fixed: BTreeMap::new(),
         },
     };
+    let volume_group = match fields.take("storage") {
+        Some(node) => Some(storage::storage(node)?),
+        None => None,
+    };
     let authorized_keys = match fields.take("ssh") {
         Some(node) => public_keys(node, folders)?,
         None => Vec::new(),
@@ -226,6 +228,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
             spec: spec.to_owned(),
             folder: folder.to_owned(),
             network,
+            volume_group,
             authorized_keys,
             scale,
             machines: machines.into_iter().map(|placed| placed.machine).collect(),

@@ -7,13 +7,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use kiln_arch::machine::{DiskBus, Sector};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{DataFormat, DiskFormat};
+use crate::cluster::{DataFormat, DiskFormat, ROOT_SERIAL};
 use crate::image::BaseFacts;
 use crate::image::base::format_name;
 use crate::state::told::ToldRecord;
@@ -187,14 +187,39 @@ pub struct KernelRecord {
     pub cmdline: String,
 }
 
-/// The root disk: an overlay of ours over a base that nobody may change.
+/// The root disk: an overlay of ours over a base that nobody may change, or a volume that began as
+/// a copy of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRecord {
     pub base: BaseFacts,
-    /// Virtual size of the overlay in bytes.
+    /// As the guest sees it, in bytes.
     pub size: u64,
     #[serde(default)]
     pub bus: BusRecord,
+    /// Where it is a logical volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeRecord>,
+}
+
+/// A logical volume of kiln's, known by its tag: no other one has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// The volume group's name when the plan was made; its UUID is what counts.
+    pub group: String,
+    pub group_uuid: String,
+    /// What the volume is called when it is made.
+    pub name: String,
+    pub tag: String,
+    /// What is known of it since it was made.
+    #[serde(default)]
+    pub made: Option<MadeVolumeRecord>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeVolumeRecord {
+    pub uuid: String,
+    /// Its node.
+    pub path: PathBuf,
 }
 
 /// One data disk of a machine.
@@ -233,12 +258,14 @@ pub enum SectorRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "source", rename_all = "snake_case")]
 pub enum DataSourceRecord {
-    /// A qcow2 file of kiln's, listed in the cluster's [`DisksRecord`].
+    /// A disk of kiln's, listed in the cluster's [`DisksRecord`]: a qcow2 file, or a volume.
     Made {
         /// In bytes.
         size: u64,
         /// Whether it outlives `down`.
         keep: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        volume: Option<Box<VolumeRecord>>,
     },
     /// A file or block device of the user's.
     File {
@@ -272,6 +299,9 @@ pub struct MadeDiskRecord {
     pub size: u64,
     /// Whether it outlives `down`: the spec said so, or a former `down` was told to keep it.
     pub keep: bool,
+    /// Where it is a logical volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeRecord>,
     /// Whether it was there once: one that is not there any more was then removed by somebody,
     /// and else an `up` ended before it made it.
     #[serde(default = "yes")]
@@ -393,6 +423,33 @@ impl DataDiskRecord {
     pub fn size(&self) -> u64 {
         match &self.source {
             DataSourceRecord::Made { size, .. } | DataSourceRecord::File { size, .. } => *size,
+        }
+    }
+}
+
+impl MachineRecord {
+    /// Those of its disks that are logical volumes, by serial.
+    pub fn volumes(&self) -> impl Iterator<Item = (&str, &VolumeRecord)> {
+        let root = self.disk.iter().filter_map(|disk| disk.volume.as_ref());
+        let data = self
+            .data_disks
+            .iter()
+            .filter_map(|disk| match &disk.source {
+                DataSourceRecord::Made { volume, .. } => {
+                    Some((disk.serial.as_str(), volume.as_deref()?))
+                }
+                DataSourceRecord::File { .. } => None,
+            });
+        root.map(|volume| (ROOT_SERIAL, volume)).chain(data)
+    }
+}
+
+impl VolumeRecord {
+    /// Its node; before it is made, where the host commonly has it.
+    pub fn path(&self) -> PathBuf {
+        match &self.made {
+            Some(made) => made.path.clone(),
+            None => Path::new("/dev").join(&self.group).join(&self.name),
         }
     }
 }

@@ -298,7 +298,10 @@ impl Namespaced {
         let entries = ledger::read(&self.ledger).map_err(unrecorded)?;
         let made = entries.into_iter().rev().find_map(|entry| match entry {
             Entry::Namespace { device, inode } => Some(NetId { device, inode }),
-            Entry::Folder { .. } | Entry::HostLink { .. } | Entry::Forwarding { .. } => None,
+            Entry::Folder { .. }
+            | Entry::HostLink { .. }
+            | Entry::Forwarding { .. }
+            | Entry::Volume { .. } => None,
         });
         made.ok_or(BridgeError::Lost)
     }

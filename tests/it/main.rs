@@ -18,6 +18,7 @@ mod fake_run;
 mod fake_secrets;
 mod fake_support;
 mod fake_tpm;
+mod fake_volumes;
 mod image;
 mod qemu_takes;
 mod support;
