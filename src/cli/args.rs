@@ -210,6 +210,60 @@ pub struct DownArgs {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  kiln run -- ./self-test                   in the first machine of the nearest kiln.yaml
+  kiln run ci.yaml --on web-1 -- make test  in another one
+  kiln run ci.yaml --here -- ./test.sh      on this host, with KILN_CLUSTER and KILN_SSH_CONFIG set
+
+Its exit code is the command's.")]
+pub struct RunArgs {
+    /// The spec [default: the nearest kiln.yaml]
+    #[arg(value_name = "SPEC")]
+    pub spec: Option<PathBuf>,
+    /// The machine to run it in; the first one of the spec when not given
+    #[arg(long, value_name = "MACHINE", conflicts_with = "here")]
+    pub on: Option<MachineName>,
+    /// Run it on this host instead
+    #[arg(long, requires = "command")]
+    pub here: bool,
+    /// The user to log in as
+    #[arg(
+        short,
+        long,
+        value_name = "USER",
+        default_value = "core",
+        conflicts_with = "here"
+    )]
+    pub login: String,
+    /// Give up waiting for the machines after this long, such as `90s` or `5m` [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// What to run, word for word; a shell when nothing is given
+    #[arg(value_name = "COMMAND", last = true)]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  kiln exec node-1 -- systemctl is-active sshd
+  kiln exec node-1 -- sh -c 'journalctl -b | tail'
+
+Its exit code is the command's. The guest needs a guest agent; `kiln ssh` needs none.")]
+pub struct ExecArgs {
+    /// The machine
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineName,
+    /// Give up after this long, such as `90s`; the command goes on in the guest [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// What to run, word for word, as the agent's user, mostly root
+    #[arg(value_name = "COMMAND", last = true, required = true)]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct StartArgs {
     #[command(flatten)]
     pub machines: MachinesArgs,

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 
-use super::GoneDisk;
+use super::{GoneDisk, GroupFacts, GroupRefusal};
 use crate::host::distribution::Distribution;
 use crate::host::firmware::Firmwares;
 use crate::host::kvm::KvmState;
@@ -16,6 +16,7 @@ use crate::host::qemu::Qemu;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{
     ClusterRecord, DiskRecord, DisksRecord, KernelRecord, MachineRecord, RunRecord, StateRecord,
+    VolumeRecord,
 };
 
 /// What a plan must know of the host.
@@ -56,6 +57,8 @@ pub struct Inventory {
     pub taken_networks: Vec<Ipv4Net>,
     /// Uids that other clusters' QEMUs run as.
     pub taken_uids: BTreeSet<u32>,
+    /// MACs of other clusters' machines, in lower case, and whose they are.
+    pub taken_macs: BTreeMap<String, String>,
     /// TCP ports that someone listens on or another cluster has.
     pub taken_ports: BTreeSet<u16>,
     /// What each machine's image turned out to be, by machine.
@@ -66,6 +69,10 @@ pub struct Inventory {
     pub gone: Vec<GoneDisk>,
     /// The sizes, in bytes, of the user's own files that are data disks.
     pub data_files: BTreeMap<PathBuf, u64>,
+    /// The volume group that the spec names.
+    pub group: Option<Result<GroupFacts, GroupRefusal>>,
+    /// The root disks that the ledger knows as volumes, each with its machine.
+    pub root_volumes: Vec<(String, VolumeRecord)>,
 }
 
 /// A machine that was made before.
