@@ -10,6 +10,7 @@ mod fake_disks;
 mod fake_faults;
 mod fake_firmware;
 mod fake_gone;
+mod fake_hostile;
 mod fake_hung;
 mod fake_life;
 mod fake_places;
