@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
+use crate::boot::attack;
 use crate::boot::three::NODES;
 use crate::boot::three::fabric::{host_port, page};
 use crate::support::guest;
@@ -67,6 +68,7 @@ fn root_s_machines_are_joined_by_the_kernel() {
     assert!(!world.neighbor_connects(inside.parse().unwrap()));
     assert!(!world.neighbor_is_led_on());
     a_machine_gets_no_further_than_it_may(&home, &ps);
+    attack::a_hostile_machine_harms_nobody(&home, &ps);
     the_supervisor_may_die(&home, &ps);
     they_reach_the_world(&home, &world);
     // The mode is kept, whatever the spec says later.
@@ -97,6 +99,7 @@ fn a_user_s_machines_are_joined_by_the_kernel() {
     the_machines_are_joined(&home, &ps);
     they_reach_the_world(&home, &world);
     a_machine_gets_no_further_than_it_may(&home, &ps);
+    attack::a_hostile_machine_harms_nobody(&home, &ps);
     the_supervisor_may_die(&home, &ps);
     they_reach_the_world(&home, &world);
     home.down();
