@@ -18,6 +18,7 @@ use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_arch::machine::IgnitionTransport;
 use kiln_arch::machine::{DiskBus, Sector};
+use kiln_netsetup::address::Fixed;
 
 use crate::cluster::remote::RemoteImage;
 
@@ -47,6 +48,10 @@ pub struct Network {
     pub mode: NetworkMode,
     /// Chosen and kept when absent.
     pub subnet: Option<Ipv4Net>,
+    /// Whether a way leads out into the world.
+    pub uplink: bool,
+    /// The places that the spec names for machines, those that scaling left out included.
+    pub fixed: BTreeMap<String, Fixed>,
 }
 
 /// The network modes that this kiln has built; the spec refuses the others with words.

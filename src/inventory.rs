@@ -3,6 +3,7 @@
 //! With [`crate::host`], the only reader of the world before a plan is made. It writes
 //! nothing but the cache's remembered facts.
 
+mod gone;
 pub mod images;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -117,6 +118,9 @@ pub fn collect(
         inventory.taken_networks.push(record.subnet);
         inventory.taken_ports.extend(record.ports);
         inventory.taken_uids.extend(record.qemu_uid);
+        let macs = record.reservations.into_values().map(|place| place.mac);
+        let theirs = macs.map(|mac| (mac, other.clone()));
+        inventory.taken_macs.extend(theirs);
     }
     if let Some(record) = &record {
         // Also those that an `up` had struck off the record when it was killed, and not yet ended.
@@ -133,6 +137,7 @@ pub fn collect(
         cluster: name.to_owned(),
         source,
     })?;
+    inventory.gone = gone::disks(&ours, &inventory);
     inventory.data_files = data_files(cluster, &inventory)?;
     Ok(inventory)
 }
@@ -224,7 +229,7 @@ pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Option<Known> {
     })
 }
 
-/// The images that machines of any cluster stand on, and the machines whose records cannot be read.
+/// The images and kernels that machines of any cluster stand on, and the machines whose records cannot be read.
 pub fn standing_on(roots: &Roots) -> (BTreeMap<PathBuf, Vec<String>>, Vec<String>) {
     let mut users: BTreeMap<_, Vec<String>> = BTreeMap::new();
     let mut damaged = Vec::new();
@@ -234,8 +239,11 @@ pub fn standing_on(roots: &Roots) -> (BTreeMap<PathBuf, Vec<String>>, Vec<String
             let name = format!("{cluster}/{machine}");
             match files::load::<MachineRecord>(&files.machine(&machine).record()) {
                 Ok(Some(record)) => {
-                    if let Some(disk) = record.disk {
-                        users.entry(disk.base.path).or_default().push(name);
+                    let base = record.disk.map(|disk| disk.base.path);
+                    let kernel = record.kernel.map(|it| (it.kernel, it.initrd));
+                    let (kernel, initrd) = kernel.unzip();
+                    for path in base.into_iter().chain(kernel).chain(initrd.flatten()) {
+                        users.entry(path).or_default().push(name.clone());
                     }
                 }
                 // Begun and not finished: whoever makes it holds its image.

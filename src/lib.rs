@@ -3,6 +3,7 @@
 //! The modules stand in the order in which `kiln up` goes through them; see
 //! ARCHITECTURE.md for the story.
 
+pub mod agent;
 pub mod cli;
 pub mod client;
 pub mod cluster;

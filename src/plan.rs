@@ -12,10 +12,15 @@ mod error;
 mod facts;
 mod view;
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
 use crate::cluster::{Cluster, Machine};
 use crate::host::distribution::Piece;
 use crate::state::files::SCHEMA;
-use crate::state::record::{ClusterRecord, DisksRecord, MachineRecord, StateRecord};
+use crate::state::record::{
+    ClusterRecord, DisksRecord, MachineRecord, ReservationRecord, StateRecord,
+};
 
 pub use difference::{Difference, Price};
 pub use error::PlanError;
@@ -28,6 +33,8 @@ pub struct Plan {
     pub cluster: ClusterRecord,
     /// Whether nothing of this cluster is there yet.
     pub is_new: bool,
+    /// The places of machines as they were.
+    places_before: BTreeMap<String, ReservationRecord>,
     pub steps: Vec<Step>,
     /// The list of data disks as it was found.
     pub disks_before: Option<DisksRecord>,
@@ -42,11 +49,22 @@ pub struct Step {
     pub why: Vec<String>,
     /// What it is to be; absent for [`Action::Remove`].
     pub record: Option<MachineRecord>,
-    /// For [`Action::Change`]: the disks that grow.
+    /// The disks that it has and that grow.
     pub grown: Vec<Grown>,
+    /// The disks that it had, which this makes anew, empty.
+    pub gone: Vec<GoneDisk>,
 }
 
-/// A disk that grows under a machine that runs.
+/// A disk that kiln made and somebody removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoneDisk {
+    pub machine: String,
+    pub serial: String,
+    /// Where it was.
+    pub path: PathBuf,
+}
+
+/// A disk that is to be larger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grown {
     pub serial: String,
@@ -102,6 +120,10 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
     Ok(Plan {
         cluster: cluster_record,
         is_new: inventory.cluster.is_none(),
+        places_before: inventory
+            .cluster
+            .as_ref()
+            .map_or_else(BTreeMap::new, |record| record.reservations.clone()),
         steps,
         disks_before: inventory.disks.clone(),
     })
@@ -120,6 +142,7 @@ fn removal(name: &str, known: &Known, inventory: &Inventory) -> Step {
         why,
         record: None,
         grown: Vec::new(),
+        gone: Vec::new(),
     }
 }
 
@@ -247,6 +270,8 @@ fn step(
             }
         }
     };
+    let gone = disks::gone(&record, inventory);
+    let (action, why) = disks::made_anew(&gone, action, why);
     let download = inventory
         .images
         .get(&name)
@@ -257,6 +282,7 @@ fn step(
         action,
         record: Some(record),
         grown,
+        gone,
     })
 }
 
@@ -271,6 +297,11 @@ impl Plan {
         for step in &mut self.steps {
             if names.contains(&step.name) {
                 continue;
+            }
+            // One that runs on has its place until its turn comes.
+            if let Some(place) = self.places_before.get(&step.name) {
+                let places = &mut self.cluster.reservations;
+                places.insert(step.name.clone(), place.clone());
             }
             if step.action == Action::Create {
                 self.cluster.machines.retain(|name| *name != step.name);

@@ -77,6 +77,7 @@ pub fn run(mut command: Command, stdin: Stdio, deadline: Duration) -> Result<Fin
         .stdout(stdout.try_clone().map_err(start)?)
         .stderr(stderr.try_clone().map_err(start)?);
     die_with_caller(&mut command);
+    leave_no_core(&mut command);
     let mut child = command.spawn().map_err(start)?;
     let ended = wait_until(&mut child, deadline).map_err(wait)?;
     let stderr = text(&mut stderr).map_err(wait)?;
@@ -131,18 +132,24 @@ fn wait_until(child: &mut Child, deadline: Duration) -> io::Result<Option<ExitSt
     Ok(in_time.then_some(status))
 }
 
-fn die_with_caller(command: &mut Command) {
+/// The program is killed when the thread that starts it ends.
+pub fn die_with_caller(command: &mut Command) {
     let parent = Pid::this();
     let last_steps = move || {
         set_pdeathsig(Signal::SIGKILL)?;
         if getppid() != parent {
             return Err(Errno::ESRCH.into());
         }
-        setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
         Ok(())
     };
-    // SAFETY: the closure makes three system calls and touches no memory but its own.
+    // SAFETY: the closure makes two system calls and touches no memory but its own.
     unsafe { command.pre_exec(last_steps) };
+}
+
+fn leave_no_core(command: &mut Command) {
+    let last_step = || Ok(setrlimit(Resource::RLIMIT_CORE, 0, 0)?);
+    // SAFETY: the closure makes one system call and touches no memory but its own.
+    unsafe { command.pre_exec(last_step) };
 }
 
 fn text(file: &mut File) -> io::Result<String> {

@@ -35,6 +35,7 @@ use crate::nat;
 use crate::netlink::NetlinkError;
 use crate::netlink::nft::Rules;
 use crate::netlink::route::{Route, Way};
+use crate::settings::Settings;
 use crate::sniff::Sniffer;
 use crate::tap;
 use service::{Command, Service};
@@ -60,8 +61,8 @@ pub struct BridgeConfig {
     pub subnet: Subnet,
     /// MAC of kiln itself, from [`crate::address::gateway_mac`].
     pub gateway_mac: MacAddr6,
-    /// The cluster's domain without a dot at its end, `CLUSTER.internal`.
-    pub domain: String,
+    /// What the machines are told.
+    pub settings: Settings,
     /// Who is asked for names that are not the cluster's, in this order.
     pub resolvers: Vec<SocketAddr>,
     /// The machines, started or not.

@@ -10,6 +10,7 @@ use macaddr::MacAddr6;
 
 use crate::address::{Reservation, Subnet};
 use crate::ether::{self, Path, ip_at, mac_at};
+use crate::settings::Settings;
 
 /// Port of a DHCP server.
 pub const SERVER_PORT: u16 = 67;
@@ -34,10 +35,8 @@ pub struct Server {
     pub subnet: Subnet,
     /// MAC of the gateway.
     pub mac: MacAddr6,
-    /// The cluster's domain, in which unqualified names are searched.
-    pub domain: String,
-    /// The MTU to announce, where it is not Ethernet's 1500.
-    pub mtu: Option<u16>,
+    /// What else they are told.
+    pub settings: Settings,
 }
 
 /// DHCP message types (option 53) that are met or made here.
@@ -149,12 +148,15 @@ impl Server {
             }
             option(&mut reply, 1, &self.subnet.mask().octets());
             option(&mut reply, 28, &self.subnet.broadcast().octets());
-            option(&mut reply, 3, &gateway);
+            // Who has no way out is told of none, so that a program there fails at once.
+            if !self.settings.isolated {
+                option(&mut reply, 3, &gateway);
+            }
             option(&mut reply, 6, &gateway);
             option(&mut reply, 12, machine.name.as_bytes());
-            option(&mut reply, 15, self.domain.as_bytes());
-            option(&mut reply, 119, &labels(&self.domain));
-            if let Some(mtu) = self.mtu {
+            option(&mut reply, 15, self.settings.domain.as_bytes());
+            option(&mut reply, 119, &labels(&self.settings.domain));
+            if let Some(mtu) = self.settings.mtu {
                 option(&mut reply, 26, &mtu.to_be_bytes());
             }
         }

@@ -4,7 +4,7 @@
 //! `internal` out of the public tree for uses like this), and the reverse names of the cluster's subnet. A machine's
 //! name has an A record only; its other types are empty answers, so that a client does not wait for an AAAA. What is
 //! unknown below the cluster's domain or in its reverse zone does not exist and is never asked of others, so no such
-//! name leaks. Queries are hostile input: this module must not panic, follow no compression pointer, and answer at
+//! name leaks. In a network without a way out no other name exists either. Queries are hostile input: this module must not panic, follow no compression pointer, and answer at
 //! most once.
 
 use std::collections::BTreeMap;
@@ -12,6 +12,7 @@ use std::net::Ipv4Addr;
 
 use crate::address::{Reservation, Subnet};
 use crate::ether::u16_at;
+use crate::settings::Settings;
 
 /// Port of a name server.
 pub const PORT: u16 = 53;
@@ -66,17 +67,19 @@ pub enum Code {
 pub struct Zone {
     domain: String,
     subnet: Subnet,
+    isolated: bool,
     addresses: BTreeMap<String, Ipv4Addr>,
     names: BTreeMap<Ipv4Addr, String>,
 }
 
 impl Zone {
-    /// The zone of `machines` in `domain` (`demo.internal`, without a dot at its end).
-    pub fn new(domain: &str, subnet: Subnet, machines: &[Reservation]) -> Zone {
-        let domain = domain.to_ascii_lowercase();
+    /// The zone of `machines` in the domain of `settings`.
+    pub fn new(settings: &Settings, subnet: Subnet, machines: &[Reservation]) -> Zone {
+        let domain = settings.domain.to_ascii_lowercase();
         let named = |machine: &Reservation| machine.name.to_ascii_lowercase();
         Zone {
             subnet,
+            isolated: settings.isolated,
             addresses: machines.iter().map(|m| (named(m), m.ip)).collect(),
             names: machines
                 .iter()
@@ -114,6 +117,7 @@ impl Zone {
                 question.end(query, Code::NoError, None)
             }
             Found::Nothing => question.end(query, Code::NxDomain, None),
+            Found::Foreign if self.isolated => question.end(query, Code::NxDomain, None),
             Found::Foreign => Outcome::Forward,
         }
     }

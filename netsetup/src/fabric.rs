@@ -25,6 +25,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::address::{Reservation, Subnet};
+use crate::settings::Settings;
 use crate::switch::SwitchConfig;
 use driver::{Command, Driver};
 
@@ -45,10 +46,8 @@ pub struct FabricConfig {
     pub subnet: Subnet,
     /// MAC of kiln itself, from [`crate::address::gateway_mac`].
     pub gateway_mac: MacAddr6,
-    /// The cluster's domain without a dot at its end, `CLUSTER.internal`.
-    pub domain: String,
-    /// The MTU of the machines' NICs, 576 or more; 1500 where nothing is said.
-    pub mtu: Option<u16>,
+    /// What the machines are told.
+    pub settings: Settings,
     /// Who is asked for names that are not the cluster's, in this order.
     pub resolvers: Vec<SocketAddr>,
     /// The machines, attached or not.
@@ -116,8 +115,7 @@ impl Fabric {
         let switch = SwitchConfig {
             subnet: config.subnet,
             gateway_mac: config.gateway_mac,
-            domain: config.domain,
-            mtu: config.mtu,
+            settings: config.settings,
         };
         let driver = Driver::new(switch, config.resolvers, &config.machines, inbox, events);
         let driver = tokio::spawn(driver.run());

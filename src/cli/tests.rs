@@ -291,6 +291,9 @@ fn every_verb_that_users_call_has_a_help_line_and_a_page() {
     {
         assert!(verb.get_about().is_some(), "{}", verb.get_name());
         want.insert(format!("kiln-{}.1", verb.get_name()));
+        for below in verb.get_subcommands() {
+            want.insert(format!("kiln-{}-{}.1", verb.get_name(), below.get_name()));
+        }
     }
     assert_eq!(files, want);
     for page in &pages {

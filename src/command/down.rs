@@ -168,6 +168,21 @@ fn take_disks(
     Ok(KeptDiskView::all(&left, &disks))
 }
 
+/// Removes a throw-away cluster with all its disks; `grace` is what its guests get to shut down.
+pub(super) fn throw_away(
+    session: &Session<'_>,
+    files: &ClusterFiles,
+    grace: Option<Duration>,
+) -> Result<(), Error> {
+    let lock = Lock::take(&files.lock(), "kiln run")?;
+    if files.ledger().exists() {
+        take_down(session, files, grace, || {
+            take_disks(session, files, Fate::RemoveAll).map(drop)
+        })?;
+    }
+    remove_locks(files, lock)
+}
+
 /// Removes the locks of a cluster of which nothing else is left.
 pub(super) fn remove_locks(files: &ClusterFiles, lock: Lock) -> Result<(), Error> {
     Lock::take(&files.spawn_lock(), "kiln down")?.remove();

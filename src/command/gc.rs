@@ -1,6 +1,7 @@
 //! `kiln gc`: removes what broken-off commands left, and nothing that a record knows.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -11,7 +12,7 @@ use crate::folder;
 use crate::inventory;
 use crate::stage;
 use crate::state::files;
-use crate::state::layout::ClusterFiles;
+use crate::state::layout::{ClusterFiles, RUN_ENDING};
 use crate::state::lock::Lock;
 use crate::state::record::{ClusterRecord, MachineRecord};
 use crate::supervisor::machine::KILL_DEADLINE;
@@ -19,7 +20,7 @@ use crate::supervisor::process;
 
 #[derive(Debug, Default, Serialize)]
 struct Collected {
-    /// Clusters that were begun and never recorded.
+    /// Clusters that were begun and never recorded, and those of a `kiln run` that was killed.
     clusters: Vec<String>,
     /// Folders of machines that no record names.
     folders: Vec<PathBuf>,
@@ -37,6 +38,31 @@ fn begun(session: &Session<'_>) -> Vec<String> {
         .collect()
 }
 
+/// Throw-away clusters whose `kiln run` was killed.
+fn throw_away(session: &Session<'_>, collected: &mut Collected) -> Result<(), Error> {
+    let ending = format!(".{RUN_ENDING}");
+    for name in files::names_in(&session.roots.clusters())
+        .iter()
+        .filter_map(|name| name.strip_suffix(&ending))
+    {
+        let files = session.roots.cluster(name);
+        let Ok(mine) = Lock::try_take(&files.run_lock(), "kiln gc") else {
+            // In use; nothing of it is anybody else's to remove.
+            continue;
+        };
+        match down::throw_away(session, &files, Some(Duration::ZERO)) {
+            Ok(()) => {
+                mine.remove();
+                collected.clusters.push(name.to_owned());
+            }
+            // Its `up` may live on for a while.
+            Err(error) if error.exit == Exit::Busy => collected.busy.push(name.to_owned()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Ends a machine that no record names, should it run, and removes what is left of it.
 fn end(files: &ClusterFiles, name: &str) -> Result<(), Error> {
     if let Some(client) = Client::find(files) {
@@ -50,6 +76,7 @@ fn end(files: &ClusterFiles, name: &str) -> Result<(), Error> {
 
 pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
     let mut collected = Collected::default();
+    throw_away(session, &mut collected)?;
     for name in inventory::cluster_names(&session.roots) {
         let files = session.roots.cluster(&name);
         let Ok(lock) = Lock::try_take(&files.lock(), "kiln gc") else {
@@ -100,7 +127,9 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
     session.report.result(&collected, |_| {
         let mut text = String::new();
         for name in &collected.clusters {
-            text.push_str(&format!("removed what was begun of cluster {name}\n"));
+            text.push_str(&format!(
+                "removed cluster {name}, which nobody wants any more\n"
+            ));
         }
         for folder in &collected.folders {
             text.push_str(&format!("removed {}\n", folder.display()));

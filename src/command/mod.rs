@@ -4,6 +4,7 @@ mod console;
 mod doctor;
 mod down;
 mod events;
+mod exec;
 mod explain;
 mod failure;
 mod gc;
@@ -15,6 +16,8 @@ mod net;
 mod power;
 mod pulling;
 mod render;
+mod rolling;
+mod run;
 mod show;
 mod spec;
 mod ssh;
@@ -24,6 +27,7 @@ mod up;
 mod wait;
 
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use crate::cli::documents;
@@ -53,13 +57,15 @@ struct Made {
     record: ClusterRecord,
 }
 
-/// Does what was said.
+/// Does what was said, and gives the exit code: that of what it ran, where it ran something.
 ///
 /// # Errors
 /// Whatever the verb fails with.
-pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
+pub fn run(cli: &Cli, report: &Report) -> Result<ExitCode, Error> {
     let session = || Session::open(&cli.global, report);
-    match &cli.verb {
+    let done = match &cli.verb {
+        Verb::Run(args) => return run::run(&cli.global, report, args),
+        Verb::Exec(args) => return exec::run(&session()?, args),
         Verb::Validate => spec::validate(&mut session()?),
         Verb::Plan(args) => spec::plan(&mut session()?, args),
         Verb::Up(args) => up::run(&mut session()?, args),
@@ -94,7 +100,8 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
         Verb::Completions(args) => report.write(&documents::completions(args.shell)),
         Verb::Man(args) => init::man(report, args),
         Verb::Init(args) => init::run(report, args),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 impl<'a> Session<'a> {

@@ -6,8 +6,8 @@ use crate::cli::args::{
     DEFAULT_GRACE, Goal, MachinesArgs, RestartArgs, StartArgs, StopArgs, Waiting,
 };
 use crate::client::Client;
-use crate::command::wait::{default_timeout, for_the_slowest, goal, until};
-use crate::command::{Made, Session, show};
+use crate::command::wait::{for_the_slowest, until, until_well};
+use crate::command::{Made, Session, rolling, show};
 use crate::error::{Error, Exit};
 use crate::state::lock::Lock;
 use crate::state::record::StateRecord;
@@ -83,12 +83,39 @@ pub(super) fn restart(session: &Session<'_>, args: &RestartArgs) -> Result<(), E
     check_boards(session, &made, &names)?;
     let lock = Lock::try_take(&made.files.lock(), "kiln restart")?;
     let client = Client::reach(&made.files)?;
-    stop_and_wait(session, &client, &made, &names, args.grace)?;
-    client.ask(&Request::Start {
-        machines: names.clone(),
-    })?;
-    drop(lock);
-    let status = wait(session, &client, &made, &names, &args.waiting)?;
+    let again = |names: &[String]| {
+        stop_and_wait(session, &client, &made, names, args.grace)?;
+        client.ask(&Request::Start {
+            machines: names.to_vec(),
+        })?;
+        Ok::<_, Error>(())
+    };
+    let status = match args.rolling.rolling {
+        None => {
+            again(&names)?;
+            drop(lock);
+            wait(session, &client, &made, &names, &args.waiting)?
+        }
+        // Nobody else is to take machines away meanwhile.
+        Some(width) => {
+            rolling::refuse_no_wait(&args.waiting)?;
+            // Those that do not do their work now are missed the least.
+            let status = client.status()?;
+            let names = rolling::idle_first(names.clone(), |name| {
+                let mut machines = status.machines.iter();
+                machines.any(|it| it.name == name && it.state == StateRecord::Ready)
+            });
+            let act = |batch: &[String], so_far: &[String]| {
+                again(batch)?;
+                let now = Instant::now();
+                until_well(session, &client, &made, so_far, &args.waiting, now).map(drop)
+            };
+            rolling::roll(session.report, &names, width, act, |left| {
+                format!("`kiln restart --rolling {}` does the rest", left.join(" "))
+            })?;
+            client.status()?
+        }
+    };
     tell(session, &made, &status)
 }
 
@@ -205,6 +232,7 @@ pub(super) fn kill_and_forget(client: &Client, names: &[String]) -> Result<(), E
     Ok(())
 }
 
+/// Waits as far as `waiting` says; the cluster as it is then.
 fn wait(
     session: &Session<'_>,
     client: &Client,
@@ -212,13 +240,10 @@ fn wait(
     names: &[String],
     waiting: &Waiting,
 ) -> Result<ClusterStatus, Error> {
-    let Some(goal) = goal(waiting.wait) else {
-        return Ok(client.status()?);
-    };
-    let timeout = waiting
-        .timeout
-        .unwrap_or_else(|| default_timeout(session, made, names));
-    until(session, client, made, names, goal, session.begun, timeout)
+    match until_well(session, client, made, names, waiting, session.begun)? {
+        Some(status) => Ok(status),
+        None => Ok(client.status()?),
+    }
 }
 
 fn tell(session: &Session<'_>, made: &Made, status: &ClusterStatus) -> Result<(), Error> {

@@ -189,6 +189,7 @@ pub(super) fn disk(
     {
         return Err(PlanError::DiskShrinks {
             machine: machine.name.to_string(),
+            line: machine.line,
             want,
             least: Size::from_bytes(was),
         });
@@ -253,8 +254,29 @@ pub(super) fn mode(
     }
 }
 
-/// How the machines of a new cluster get out.
-pub(super) fn way_out(mode: ModeRecord, host: &HostFacts) -> WayOutRecord {
+/// How the machines get out, if the spec lets them: kept for the cluster's life.
+pub(super) fn way_out(
+    uplink: bool,
+    mode: ModeRecord,
+    kept: Option<&ClusterRecord>,
+    host: &HostFacts,
+) -> Result<WayOutRecord, PlanError> {
+    let word = |uplink| if uplink { "an uplink" } else { "no uplink" };
+    match kept {
+        Some(record) if uplink == (record.way_out == WayOutRecord::Nowhere) => {
+            Err(PlanError::NetworkMoved {
+                cluster: record.name.clone(),
+                kept: word(!uplink).to_owned(),
+                asked: word(uplink).to_owned(),
+            })
+        }
+        Some(record) => Ok(record.way_out.clone()),
+        None if uplink => Ok(new_way_out(mode, host)),
+        None => Ok(WayOutRecord::Nowhere),
+    }
+}
+
+fn new_way_out(mode: ModeRecord, host: &HostFacts) -> WayOutRecord {
     match mode {
         ModeRecord::Fabric => WayOutRecord::Qemu,
         ModeRecord::Namespace if host.is_root => WayOutRecord::Host {

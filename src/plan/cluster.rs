@@ -30,9 +30,18 @@ pub(super) fn record(
         existing.insert(machine.clone(), (mac, reserved.ip));
     }
     let names = cluster.machines.iter().map(|machine| machine.name.as_str());
-    let reserved = address::reserve(name, names, &existing, subnet).map_err(PlanError::Address)?;
+    let fixed = &cluster.network.fixed;
+    let reserved =
+        address::reserve(name, names, fixed, &existing, subnet).map_err(PlanError::Address)?;
     for (machine, (mac, ip)) in reserved {
-        let mac = mac.to_string().to_ascii_lowercase();
+        let mac = address::mac_text(mac);
+        if let Some(other) = inventory.taken_macs.get(&mac) {
+            return Err(PlanError::MacTaken {
+                machine,
+                mac,
+                other: other.clone(),
+            });
+        }
         reservations.insert(machine, ReservationRecord { mac, ip });
     }
     let kept = inventory.cluster.as_ref();
@@ -43,10 +52,7 @@ pub(super) fn record(
         spec: cluster.spec.clone(),
         mode,
         mode_reason,
-        way_out: match kept {
-            Some(record) => record.way_out.clone(),
-            None => choice::way_out(mode, host),
-        },
+        way_out: choice::way_out(cluster.network.uplink, mode, kept, host)?,
         subnet: subnet.net(),
         domain: format!("{name}.internal"),
         qemu_uid: match kept {

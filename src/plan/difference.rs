@@ -53,8 +53,8 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         data_disks,
         ignition: _,
         ignition_transport,
-        mac: _,
-        ip: _,
+        mac,
+        ip,
         ports,
         restart,
         image,
@@ -131,6 +131,13 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         "ignition transport",
         transport_text(*ignition_transport),
         transport_text(new.ignition_transport),
+        Price::Restart,
+    );
+    found.add("MAC", mac, &new.mac, Price::Restart);
+    found.add(
+        "address",
+        &ip.to_string(),
+        &new.ip.to_string(),
         Price::Restart,
     );
     found.add("image", image, &new.image, disk_price);

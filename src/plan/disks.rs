@@ -2,10 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::{Inventory, Plan, PlanError};
-use crate::cluster::{DataSource, Machine, Size};
+use super::{Action, GoneDisk, Inventory, Plan, PlanError};
+use crate::cluster::{DataSource, Machine, ROOT_SERIAL, Size};
 use crate::state::files::SCHEMA;
-use crate::state::record::{DataDiskRecord, DataSourceRecord, DisksRecord, MadeDiskRecord};
+use crate::state::record::{
+    DataDiskRecord, DataSourceRecord, DisksRecord, MachineRecord, MadeDiskRecord,
+};
 
 /// The machine's data disks. One that was made before, for a machine of this name, is the same
 /// disk: it grows and never shrinks.
@@ -28,6 +30,7 @@ pub(super) fn choose(
                 {
                     return Err(PlanError::DataDiskShrinks {
                         machine: name.to_owned(),
+                        line: machine.line,
                         serial: serial.to_owned(),
                         want: *size,
                         least: Size::from_bytes(made.size),
@@ -70,6 +73,49 @@ pub(super) fn any_new(machine: &Machine, inventory: &Inventory) -> bool {
     })
 }
 
+/// The disks of the machine that it had and that are no longer there.
+pub(super) fn gone(record: &MachineRecord, inventory: &Inventory) -> Vec<GoneDisk> {
+    let has = |serial: &str| {
+        serial == ROOT_SERIAL && record.disk.is_some()
+            || record.data_disks.iter().any(|disk| {
+                disk.serial == serial && matches!(disk.source, DataSourceRecord::Made { .. })
+            })
+    };
+    let gone = inventory.gone.iter();
+    gone.filter(|disk| disk.machine == record.name && has(&disk.serial))
+        .cloned()
+        .collect()
+}
+
+/// What `action` becomes when disks are made anew because they are gone: a new root disk is a
+/// new machine, and a machine that runs is started with another data disk.
+pub(super) fn made_anew(
+    gone: &[GoneDisk],
+    action: Action,
+    mut why: Vec<String>,
+) -> (Action, Vec<String>) {
+    if gone.is_empty() {
+        return (action, why);
+    }
+    for GoneDisk { serial, path, .. } in gone {
+        why.push(format!(
+            "its disk `{serial}` is gone, with what was on it: `{}`",
+            path.display()
+        ));
+    }
+    let has_root = gone.iter().any(|disk| disk.serial == ROOT_SERIAL);
+    let action = match action {
+        Action::Keep | Action::Change | Action::Restart | Action::Start if has_root => {
+            Action::Recreate
+        }
+        Action::Keep | Action::Change => Action::Restart,
+        Action::Create | Action::Recreate | Action::Restart | Action::Start | Action::Remove => {
+            action
+        }
+    };
+    (action, why)
+}
+
 /// What a machine that leaves the spec loses and keeps, in words.
 pub(super) fn on_removal(name: &str, has_root: bool, disks: Option<&DisksRecord>) -> Vec<String> {
     let mut told = Vec::new();
@@ -95,35 +141,53 @@ pub(super) fn on_removal(name: &str, has_root: bool, disks: Option<&DisksRecord>
 
 impl Plan {
     /// The list as it has to be before a disk is made: the new ones are in it, and the others are
-    /// as large as they were.
+    /// as they were.
     pub fn disks_begun(&self) -> Option<DisksRecord> {
-        self.disks(|before, _| before)
+        self.disks(|disk, wanted| disk.keep = wanted.keep)
     }
 
     /// The list when all is done.
     pub fn disks_done(&self) -> Option<DisksRecord> {
-        self.disks(|_, after| after)
+        self.disks(|disk, wanted| {
+            *disk = MadeDiskRecord {
+                is_made: true,
+                ..wanted
+            };
+        })
     }
 
-    fn disks(&self, size: impl Fn(u64, u64) -> u64) -> Option<DisksRecord> {
+    fn disks(&self, becomes: impl Fn(&mut MadeDiskRecord, MadeDiskRecord)) -> Option<DisksRecord> {
         let mut record = self.disks_before.clone().unwrap_or_else(|| DisksRecord {
             schema: SCHEMA,
             spec: self.cluster.spec.clone(),
             disks: Vec::new(),
         });
         for wanted in self.made() {
-            let same = |disk: &&mut MadeDiskRecord| {
+            let same = |disk: &MadeDiskRecord| {
                 disk.machine == wanted.machine && disk.serial == wanted.serial
             };
-            match record.disks.iter_mut().find(same) {
-                Some(disk) => {
-                    disk.size = size(disk.size, wanted.size);
-                    disk.keep = wanted.keep;
-                }
-                None => record.disks.push(wanted),
-            }
+            let index = record.disks.iter().position(same).unwrap_or_else(|| {
+                record.disks.push(wanted.clone());
+                record.disks.len() - 1
+            });
+            becomes(&mut record.disks[index], wanted);
         }
         (!record.disks.is_empty()).then_some(record)
+    }
+
+    /// Which disks of which machines are larger when this plan is done, in words.
+    pub fn growth(&self) -> Vec<String> {
+        let steps = self.steps.iter().filter(|step| match step.action {
+            Action::Change | Action::Start | Action::Restart => true,
+            Action::Keep | Action::Recreate | Action::Create | Action::Remove => false,
+        });
+        let grown = steps.flat_map(|step| step.grown.iter().map(|disk| (&step.name, disk)));
+        grown
+            .map(|(machine, disk)| {
+                let size = Size::from_bytes(disk.size);
+                format!("disk `{}` of {machine} has grown to {size}", disk.serial)
+            })
+            .collect()
     }
 
     /// The disks that are made for this plan: machine and serial.
@@ -150,6 +214,7 @@ impl Plan {
                         serial: disk.serial.clone(),
                         size,
                         keep,
+                        is_made: false,
                     }),
                     DataSourceRecord::File { .. } => None,
                 })

@@ -17,7 +17,7 @@ use crate::report::table::{Cell, table};
 use crate::state::layout::{DisksFiles, MachineFiles};
 use crate::state::record::{
     AccelRecord, BusRecord, ClusterRecord, DataSourceRecord, DisksRecord, MachineRecord,
-    ModeRecord, PortRecord, SeenRecord, StateRecord,
+    ModeRecord, PortRecord, SeenRecord, StateRecord, WayOutRecord,
 };
 use crate::supervisor::protocol::MachineStatus;
 
@@ -42,6 +42,8 @@ pub struct NetworkView {
     pub domain: String,
     /// What is wrong with the way out to the world; empty when all is well.
     pub uplink: String,
+    /// Whether there is none on purpose.
+    pub isolated: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -151,6 +153,7 @@ impl NetworkView {
             subnet: record.subnet,
             domain: record.domain.clone(),
             uplink: uplink.to_owned(),
+            isolated: record.way_out == WayOutRecord::Nowhere,
         }
     }
 }
@@ -346,11 +349,15 @@ impl ClusterView {
             mode,
             reason,
             uplink,
+            isolated,
             ..
         } = &self.network;
         // Nothing is better than `namespace`, so there is nothing to be told of it.
         if !reason.is_empty() && *mode != ModeRecord::Namespace {
             notes.push(format!("the network is `{}`: {reason}", mode_word(*mode)));
+        }
+        if *isolated {
+            notes.push("the network has no uplink: the machines reach each other only".to_owned());
         }
         if !uplink.is_empty() {
             notes.push(format!("the way out to the world is not open: {uplink}"));

@@ -12,6 +12,7 @@ use super::document::{self, Node, Value};
 use super::error::{Fault, Place, Problem, SpecError};
 use super::fields::{self, Fields, Keys};
 use super::files::{self, FileError, Folders};
+use super::fixed;
 use super::group::{self, Defaults};
 use super::image;
 use super::port;
@@ -35,7 +36,7 @@ const KEYS: Keys = Keys {
     )],
 };
 const NETWORK_KEYS: Keys = Keys {
-    known: &["mode", "subnet"],
+    known: &["mode", "subnet", "uplink"],
     not_built: &[],
 };
 const SSH_KEYS: Keys = Keys {
@@ -160,11 +161,13 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
     let image = fields.take_as("image", |node, key| {
         image::image(node, key, "the spec", folders, &mut warnings)
     })?;
-    let network = match fields.take("network") {
+    let mut network = match fields.take("network") {
         Some(node) => network(node, &mut warnings)?,
         None => Network {
             mode: NetworkMode::Auto,
             subnet: None,
+            uplink: true,
+            fixed: BTreeMap::new(),
         },
     };
     let authorized_keys = match fields.take("ssh") {
@@ -198,12 +201,15 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
     };
     let mut machines = Vec::new();
     let mut scale = BTreeMap::new();
+    let mut fixed = Vec::new();
     for (key, node) in groups {
         let group = group::group(&key, node, defaults, &mut warnings)?;
         scale.extend(group.scaled.map(|count| (group.name, count)));
+        fixed.extend(group.fixed);
         machines.extend(group.machines);
     }
     group::refuse_duplicates(&machines)?;
+    network.fixed = fixed::settle(fixed, network.subnet)?;
     port::refuse_clashes(&machines)?;
     disks::refuse_shared_files(&machines)?;
     Ok(Loaded {
@@ -259,9 +265,12 @@ fn network(node: Node, warnings: &mut Vec<SpecWarning>) -> Result<Network, Fault
         }
         Ok(subnet)
     })?;
+    let uplink = fields.take_as("uplink", |node, key| fields::boolean(&node, key))?;
     Ok(Network {
         mode: mode.unwrap_or(NetworkMode::Auto),
         subnet,
+        uplink: uplink.unwrap_or(true),
+        fixed: BTreeMap::new(),
     })
 }
 

@@ -16,11 +16,13 @@ mod error;
 mod fields;
 mod files;
 mod find;
+mod fixed;
 mod group;
 mod image;
 mod init;
 mod load;
 mod port;
+mod stream;
 mod suggest;
 mod warning;
 

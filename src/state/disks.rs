@@ -61,7 +61,18 @@ pub fn remove(
     record: DisksRecord,
     goes: impl Fn(&MadeDiskRecord) -> bool,
 ) -> Result<DisksRecord, StateError> {
-    let (gone, stay): (Vec<_>, Vec<_>) = record.disks.into_iter().partition(goes);
+    let (mut gone, stay): (Vec<_>, Vec<_>) = record.disks.into_iter().partition(goes);
+    if !gone.is_empty() {
+        // Who is killed now has removed them, and not somebody else.
+        gone.iter_mut().for_each(|disk| disk.is_made = false);
+        let all = gone.iter().chain(&stay).cloned().collect();
+        let begun = DisksRecord {
+            schema: record.schema,
+            spec: record.spec.clone(),
+            disks: all,
+        };
+        files::save(&files.record(), &begun)?;
+    }
     for disk in &gone {
         files::remove_file(&files.disk(&disk.machine, &disk.serial))?;
         // What a killed qemu-img left.
@@ -160,6 +171,7 @@ mod tests {
             serial: serial.to_owned(),
             size: 1 << 20,
             keep,
+            is_made: true,
         }
     }
 

@@ -72,6 +72,8 @@ pub enum WayOutRecord {
     },
     /// As root: a pair of links, of which this is the host's, and the host's own NAT.
     Host { link: String },
+    /// Not at all: the spec says so.
+    Nowhere,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -263,6 +265,14 @@ pub struct MadeDiskRecord {
     pub size: u64,
     /// Whether it outlives `down`: the spec said so, or a former `down` was told to keep it.
     pub keep: bool,
+    /// Whether it was there once: one that is not there any more was then removed by somebody,
+    /// and else an `up` ended before it made it.
+    #[serde(default = "yes")]
+    pub is_made: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

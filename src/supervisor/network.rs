@@ -16,6 +16,7 @@ use kiln_netsetup::bridge::{Bridge, BridgeConfig, BridgeError};
 use kiln_netsetup::fabric::{Fabric, FabricConfig, FabricEvent};
 use kiln_netsetup::link::Present;
 use kiln_netsetup::namespace::{Maker, Namespace, NetId};
+use kiln_netsetup::settings::Settings;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -77,8 +78,7 @@ impl Network {
                 let (fabric, events) = Fabric::start(FabricConfig {
                     subnet,
                     gateway_mac,
-                    domain: record.domain.clone(),
-                    mtu: None,
+                    settings: settings(record),
                     resolvers,
                     machines,
                 });
@@ -90,7 +90,7 @@ impl Network {
                     config: Mutex::new(BridgeConfig {
                         subnet,
                         gateway_mac,
-                        domain: record.domain.clone(),
+                        settings: settings(record),
                         resolvers,
                         machines,
                         // The host's own NAT knows the machines by their addresses.
@@ -207,6 +207,14 @@ impl Network {
                 Ok(Box::new(bridge.connect(ip, port, deadline).await?))
             }
         }
+    }
+}
+
+/// What the machines are told.
+fn settings(record: &ClusterRecord) -> Settings {
+    Settings {
+        isolated: record.way_out == WayOutRecord::Nowhere,
+        ..Settings::new(&record.domain)
     }
 }
 

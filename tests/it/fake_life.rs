@@ -164,6 +164,7 @@ fn ps_tells_programs_all_that_is_documented() {
           ],
           "network": {
             "domain": "demo.internal",
+            "isolated": false,
             "mode": "fabric",
             "reason": "",
             "subnet": "10.213.7.0/24",

@@ -394,6 +394,10 @@ pub(crate) struct Going<'a> {
 }
 
 impl Going<'_> {
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
     #[track_caller]
     pub(crate) fn end(mut self) -> Ended {
         let stdout = read(self.child.stdout.take().unwrap());

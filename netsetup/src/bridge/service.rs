@@ -85,10 +85,9 @@ impl Service {
             dhcp: dhcp::Server {
                 subnet: config.subnet,
                 mac: config.gateway_mac,
-                domain: config.domain.clone(),
-                mtu: None,
+                settings: config.settings.clone(),
             },
-            zone: Zone::new(&config.domain, config.subnet, &config.machines),
+            zone: Zone::new(&config.settings, config.subnet, &config.machines),
             machines: config.machines.clone(),
             ports: config.machines.iter().filter_map(port).collect(),
             seen: HashSet::new(),
@@ -136,7 +135,7 @@ impl Service {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Machines(machines) => {
-                self.zone = Zone::new(&self.config.domain, self.config.subnet, &machines);
+                self.zone = Zone::new(&self.config.settings, self.config.subnet, &machines);
                 self.ports
                     .retain(|name, _| machines.iter().any(|machine| machine.name == *name));
                 self.machines = machines;

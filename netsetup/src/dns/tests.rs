@@ -11,7 +11,7 @@ fn zone() -> Zone {
     };
     let subnet = Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap();
     Zone::new(
-        "demo.internal",
+        &Settings::new("demo.internal"),
         subnet,
         &[machine("node-1", 10), machine("node-2", 11)],
     )
@@ -208,5 +208,19 @@ proptest! {
             Outcome::Forward => {}
             Outcome::Drop => prop_assert!(false),
         }
+    }
+}
+
+#[test]
+fn where_no_way_leads_out_no_foreign_name_exists() {
+    let subnet = Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap();
+    let settings = Settings {
+        isolated: true,
+        ..Settings::new("demo.internal")
+    };
+    let zone = Zone::new(&settings, subnet, &[]);
+    for name in ["example.com", "8.8.8.8.in-addr.arpa", "com"] {
+        let told = say(&zone.resolve(&query(name, TYPE_A)));
+        assert!(told.starts_with("code 3"), "{name}: {told}");
     }
 }

@@ -474,5 +474,5 @@ fn stack(config: &SwitchConfig, machine: Ipv4Addr, cx: &mut Context<'_>) -> Shar
 }
 
 fn mtu(config: &SwitchConfig) -> u16 {
-    config.mtu.unwrap_or(ETHERNET_MTU).max(LEAST_MTU)
+    config.settings.mtu.unwrap_or(ETHERNET_MTU).max(LEAST_MTU)
 }

@@ -31,8 +31,10 @@ fn start(resolvers: Vec<SocketAddr>) -> (Fabric, mpsc::UnboundedReceiver<FabricE
     Fabric::start(FabricConfig {
         subnet: subnet(),
         gateway_mac: gateway_mac("demo"),
-        domain: "demo.internal".to_owned(),
-        mtu: None,
+        settings: Settings {
+            mtu: None,
+            ..Settings::new("demo.internal")
+        },
         resolvers,
         machines: (10..14).map(machine).collect(),
     })
