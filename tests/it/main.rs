@@ -13,6 +13,7 @@ mod fake_gone;
 mod fake_hostile;
 mod fake_hung;
 mod fake_life;
+mod fake_network;
 mod fake_places;
 mod fake_roll;
 mod fake_run;

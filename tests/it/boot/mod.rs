@@ -5,6 +5,7 @@
 
 mod alone;
 mod at_once;
+mod attack;
 mod configs;
 mod data;
 mod disk;
