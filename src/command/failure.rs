@@ -103,6 +103,7 @@ impl From<PlanError> for Error {
             | PlanError::NoPort { .. }
             | PlanError::NoNamespace { .. }
             | PlanError::NoUid { .. }
+            | PlanError::NoMemory { .. }
             | PlanError::SubnetTaken { .. } => Exit::Host,
             PlanError::ForeignKvm { .. }
             | PlanError::Address(_)
@@ -152,6 +153,9 @@ impl From<PlanError> for Error {
             PlanError::Damaged { .. } | PlanError::Record { .. } => {
                 told.hint("`kiln down` removes the cluster; its disks are lost")
             }
+            PlanError::NoMemory { .. } => told.hint(
+                "fewer machines or less `memory` fit; `--overcommit` starts them all the same, and the kernel may then end one",
+            ),
             PlanError::NoPort { .. }
             | PlanError::NoUid { .. }
             | PlanError::Address(_)

@@ -425,20 +425,21 @@ fn unknown(name: &MachineName) -> Error {
 pub(super) fn planned(
     session: &mut Session<'_>,
     scale: &[GroupCount],
-) -> Result<(Cluster, Plan), Error> {
+) -> Result<(Cluster, Plan, Inventory), Error> {
     let cluster = load(session, scale)?;
     let facts = host_facts(session, &cluster, false)?;
     let inventory = collect(session, &cluster, images(session, &cluster)?)?;
     refuse_other_folder(&cluster, &inventory)?;
     let plan = plan::plan(&cluster, &facts, &inventory)?;
-    Ok((cluster, plan))
+    Ok((cluster, plan, inventory))
 }
 
 /// `kiln plan`.
 pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Error> {
-    let (cluster, mut plan) = planned(session, &args.scale)?;
+    let (cluster, mut plan, inventory) = planned(session, &args.scale)?;
     plan.restrict(&names(&cluster, &args.machines.machines)?);
     check_ignition(session, &cluster, &plan)?;
+    tell_room(session, &plan, &inventory);
     if !args.replace
         && let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next()
     {
@@ -455,6 +456,18 @@ pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Err
         ));
     }
     show_plan(session, &plan)
+}
+
+/// Says what this host may have no room for.
+pub(super) fn tell_room(session: &Session<'_>, plan: &Plan, inventory: &Inventory) {
+    if let Err(error) = plan.admit(inventory) {
+        session.report.note(&format!(
+            "{error}: `kiln up` refuses that, but for `--overcommit`"
+        ));
+    }
+    for doubt in plan.doubts(inventory) {
+        session.report.note(&doubt);
+    }
 }
 
 pub(super) fn show_plan(session: &Session<'_>, plan: &Plan) -> Result<(), Error> {
