@@ -4,6 +4,7 @@
 //! records in a [`Plan`] hold each address, port, path and accelerator, and the
 //! stages that follow only do. It reads nothing and asks nobody.
 
+mod admission;
 mod choice;
 mod cluster;
 mod difference;

@@ -441,6 +441,7 @@ pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Err
     plan.check_volumes(&inventory)
         .map_err(plan::PlanError::from)?;
     check_ignition(session, &cluster, &plan)?;
+    tell_room(session, &plan, &inventory);
     if !args.replace
         && let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next()
     {
@@ -457,6 +458,18 @@ pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Err
         ));
     }
     show_plan(session, &plan)
+}
+
+/// Says what this host may have no room for.
+pub(super) fn tell_room(session: &Session<'_>, plan: &Plan, inventory: &Inventory) {
+    if let Err(error) = plan.admit(inventory) {
+        session.report.note(&format!(
+            "{error}: `kiln up` refuses that, but for `--overcommit`"
+        ));
+    }
+    for doubt in plan.doubts(inventory) {
+        session.report.note(&doubt);
+    }
 }
 
 pub(super) fn show_plan(session: &Session<'_>, plan: &Plan) -> Result<(), Error> {

@@ -34,6 +34,8 @@ enum RootDisks {
 
 /// What an `up` is to do.
 struct Task<'a> {
+    /// Whether memory that the host may not have is given away.
+    overcommit: bool,
     disks: RootDisks,
     cluster: &'a Cluster,
     files: &'a ClusterFiles,
@@ -76,6 +78,7 @@ pub(super) fn reprovision(session: &mut Session<'_>, args: &ReprovisionArgs) -> 
         rolling: args.rolling.clone(),
         scale: Vec::new(),
         force_download: false,
+        overcommit: args.overcommit,
     };
     work(session, &args, RootDisks::Anew)
 }
@@ -87,6 +90,7 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
         let (_, mut plan, inventory) = spec::planned(session, &args.scale)?;
         plan.restrict(&names);
         plan.check_volumes(&inventory).map_err(PlanError::from)?;
+        spec::tell_room(session, &plan, &inventory);
         return spec::show_plan(session, &plan);
     }
     let fresh = if args.force_download {
@@ -109,6 +113,7 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     let lock = Lock::try_take(&files.lock(), "kiln up")?;
     broken_off::tell(session, &files, "up");
     let task = Task {
+        overcommit: args.overcommit,
         disks,
         cluster: &cluster,
         files: &files,
@@ -203,7 +208,10 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
     let facts = spec::host_facts(session, cluster, true)?;
     // What takes time is done before others have to wait for it: reading images, checking configs.
     let images = spec::images(session, cluster)?;
-    let draft = decide(session, task, names, &facts, &images)?.0;
+    let (draft, inventory) = decide(session, task, names, &facts, &images)?;
+    for doubt in draft.doubts(&inventory) {
+        session.report.note(&doubt);
+    }
     // A config that is wrong is found before anything is made.
     spec::check_ignition(session, cluster, &draft)?;
     // Held until the cluster is recorded, so that no other `up` takes the same subnet.
@@ -274,6 +282,9 @@ fn decide(
         RootDisks::Anew => plan.make_anew(),
     }
     plan.check_volumes(&inventory).map_err(PlanError::from)?;
+    if !task.overcommit {
+        plan.admit(&inventory)?;
+    }
     Ok((plan, inventory))
 }
 

@@ -15,6 +15,7 @@ mod network;
 mod payload;
 mod probe;
 pub mod qemu;
+pub mod room;
 mod tcg;
 pub mod timing;
 

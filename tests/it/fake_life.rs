@@ -643,3 +643,44 @@ fn ports_come_and_go_while_machines_run() {
     world.ok(&["down"]);
     world.assert_clean();
 }
+
+#[test]
+fn more_memory_than_there_is_is_refused_unless_told_otherwise() {
+    let world = World::new();
+    world.nodes(2, "memory: 64MiB");
+    world.ok(&["up"]);
+    let pids = world.pids();
+    world.nodes(3, "memory: 16TiB\ncpus: 255");
+    let plan = world.kiln(&["plan"]);
+    assert_eq!(plan.code, Some(0), "{}", plan.stderr);
+    let refuses = "note: the machines that would run have 48TiB of memory, of which they use ";
+    assert!(plan.stderr.contains(refuses), "{}", plan.stderr);
+    assert!(
+        plan.stderr
+            .contains("note: node-1 has 255 cpus, and this host "),
+        "{}",
+        plan.stderr
+    );
+    let before = world.tree();
+    let up = world.kiln(&["up"]);
+    assert_eq!(up.code, Some(4), "{}", up.stderr);
+    assert!(
+        up.stderr
+            .contains("error: the machines that would run have 48TiB"),
+        "{}",
+        up.stderr
+    );
+    assert!(
+        up.stderr
+            .contains("`--overcommit` starts them all the same"),
+        "{}",
+        up.stderr
+    );
+    assert_eq!((world.pids(), world.tree()), (pids, before));
+    world.ok(&["up", "--overcommit"]);
+    // What runs is not called too much later on.
+    world.ok(&["up"]);
+    assert_eq!(world.pids().len(), 3);
+    world.ok(&["down"]);
+    world.assert_clean();
+}
