@@ -246,8 +246,7 @@ pub fn standing_on(roots: &Roots) -> (BTreeMap<PathBuf, Vec<String>>, Vec<String
             let name = format!("{cluster}/{machine}");
             match files::load::<MachineRecord>(&files.machine(&machine).record()) {
                 Ok(Some(record)) => {
-                    // A volume has all of it.
-                    if let Some(disk) = record.disk.filter(|disk| disk.volume.is_none()) {
+                    if let Some(disk) = record.disk {
                         users.entry(disk.base.path).or_default().push(name);
                     }
                 }

@@ -19,3 +19,4 @@ mod run;
 mod three;
 mod user;
 mod versions;
+mod volumes;

@@ -10,7 +10,8 @@ nodes=$here/nodes
 LVM_SYSTEM_DIR=$here LVM_SUPPRESS_FD_WARNINGS=1
 export PATH LC_ALL LVM_SYSTEM_DIR LVM_SUPPRESS_FD_WARNINGS
 
-real() { command=$1; shift; lvm "$command" --driverloaded n "$@"; }
+# It ends with this script, as device-mapper's lvm2 does with kiln.
+real() { command=$1; shift; setpriv --pdeathsig KILL lvm "$command" --driverloaded n "$@"; }
 # UUID and size in bytes of all volumes, or of those that the arguments select.
 volumes() { real lvs --noheadings --units b --nosuffix -o lv_uuid,lv_size "$@" 2>/dev/null; }
 
