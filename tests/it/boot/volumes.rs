@@ -82,3 +82,22 @@ fn a_guest_has_volumes_that_keep_what_it_wrote_and_grow_under_it_as_root() {
     home.assert_clean();
     drop((home, group));
 }
+
+#[test]
+fn who_is_not_root_is_told_that_volumes_are_roots() {
+    let home = Home::new(Lane::Narrow, User::Ordinary, "volumes", &["node"]);
+    home.write("disk.raw", [0; 4096]);
+    let spec = json!({
+        "cluster": "volumes", "image": "disk.raw", "network": {"mode": "fabric"},
+        "storage": {"vg": "vg0"}, "machines": {"node": {"arch": "x86_64", "accel": "tcg"}},
+    });
+    home.write("kiln.yaml", spec.to_string());
+    let up = home.kiln(&["up"]);
+    assert_eq!(up.code, Some(4), "{}", up.stderr);
+    assert!(
+        up.stderr.contains("only root can use logical volumes"),
+        "{}",
+        up.stderr
+    );
+    home.assert_clean();
+}
