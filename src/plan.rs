@@ -13,12 +13,15 @@ mod facts;
 mod view;
 mod volumes;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::cluster::{Cluster, Machine};
 use crate::host::distribution::Piece;
 use crate::state::files::SCHEMA;
-use crate::state::record::{ClusterRecord, DisksRecord, MachineRecord, StateRecord};
+use crate::state::record::{
+    ClusterRecord, DisksRecord, MachineRecord, ReservationRecord, StateRecord,
+};
 
 pub use difference::{Difference, Price};
 pub use error::PlanError;
@@ -32,6 +35,10 @@ pub struct Plan {
     pub cluster: ClusterRecord,
     /// Whether nothing of this cluster is there yet.
     pub is_new: bool,
+    /// What changes of what the machines are told of their network, while they run.
+    pub network: Vec<&'static str>,
+    /// The places of machines as they were.
+    places_before: BTreeMap<String, ReservationRecord>,
     pub steps: Vec<Step>,
     /// The list of data disks as it was found.
     pub disks_before: Option<DisksRecord>,
@@ -114,9 +121,15 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
             steps.push(removal(name, known, inventory));
         }
     }
+    let network = cluster::changes(inventory.cluster.as_ref(), &cluster_record);
     Ok(Plan {
         cluster: cluster_record,
         is_new: inventory.cluster.is_none(),
+        network,
+        places_before: inventory
+            .cluster
+            .as_ref()
+            .map_or_else(BTreeMap::new, |record| record.reservations.clone()),
         steps,
         disks_before: inventory.disks.clone(),
     })
@@ -199,6 +212,7 @@ fn machine_record(
         ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),
         ip: reservation.ip,
+        mtu: cluster.told.mtu,
         ports: ports.choose(machine, &host.files.uuid(&name), old)?,
         restart: choice::restart(machine.restart),
         image: image.label.clone(),
@@ -250,13 +264,16 @@ fn step(
                 (None | Some(Price::Nothing), StateRecord::Failed) => {
                     (Action::Restart, vec!["its guest has given up".to_owned()])
                 }
+                // A stop was broken off: nobody waits for its end, and it comes.
+                (None | Some(Price::Nothing), StateRecord::Stopping) => {
+                    (Action::Restart, vec!["it is stopping".to_owned()])
+                }
                 (
                     None | Some(Price::Nothing),
                     StateRecord::Starting
                     | StateRecord::Running
                     | StateRecord::Ready
                     | StateRecord::Paused
-                    | StateRecord::Stopping
                     | StateRecord::Unresponsive
                     | StateRecord::Damaged,
                 ) => (Action::Keep, why),
@@ -291,6 +308,11 @@ impl Plan {
             if names.contains(&step.name) {
                 continue;
             }
+            // One that runs on has its place until its turn comes.
+            if let Some(place) = self.places_before.get(&step.name) {
+                let places = &mut self.cluster.reservations;
+                places.insert(step.name.clone(), place.clone());
+            }
             if step.action == Action::Create {
                 self.cluster.machines.retain(|name| *name != step.name);
             } else if step.action == Action::Remove {
@@ -316,10 +338,19 @@ impl Plan {
     /// Whether doing it would change nothing.
     pub fn is_settled(&self) -> bool {
         !self.is_new
+            && self.network.is_empty()
             && self
                 .steps
                 .iter()
                 .all(|step| step.action == Action::Keep && step.why.is_empty())
+    }
+
+    /// Whether a machine is to be started.
+    pub fn starts(&self) -> bool {
+        self.steps.iter().any(|step| match step.action {
+            Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
+            Action::Keep | Action::Change | Action::Remove => false,
+        })
     }
 
     /// The machines whose disk would be lost.

@@ -108,10 +108,13 @@ impl From<PlanError> for Error {
             | PlanError::NoUid { .. }
             | PlanError::SubnetTaken { .. } => Exit::Host,
             PlanError::ForeignKvm { .. }
+            | PlanError::MacTaken { .. }
             | PlanError::Address(_)
             | PlanError::DiskShrinks { .. }
             | PlanError::DataDiskShrinks { .. } => Exit::Spec,
-            PlanError::SubnetMoved { .. } | PlanError::ModeMoved { .. } => Exit::Unsafe,
+            PlanError::SubnetMoved { .. }
+            | PlanError::ModeMoved { .. }
+            | PlanError::NetworkMoved { .. } => Exit::Unsafe,
             PlanError::Volume(fault) => match fault {
                 VolumeFault::Group(_) | VolumeFault::Full { .. } => Exit::Host,
                 VolumeFault::Taken { .. } | VolumeFault::Unclear { .. } => Exit::Unsafe,
@@ -148,7 +151,9 @@ impl From<PlanError> for Error {
             PlanError::DataDiskShrinks { .. } => told.hint(
                 "a disk never shrinks: ask for as much or more, or for a new disk by another `serial`",
             ),
-            PlanError::SubnetMoved { .. } | PlanError::ModeMoved { .. } => {
+            PlanError::SubnetMoved { .. }
+            | PlanError::ModeMoved { .. }
+            | PlanError::NetworkMoved { .. } => {
                 told.hint("`kiln down` first, then `kiln up`")
             }
             PlanError::NoNamespace { .. } => told.hint(
@@ -180,6 +185,7 @@ impl From<PlanError> for Error {
             PlanError::NoPort { .. }
             | PlanError::NoUid { .. }
             | PlanError::Address(_)
+            | PlanError::MacTaken { .. }
             | PlanError::NoImage { .. } => told,
         }
     }
@@ -391,4 +397,4 @@ impl From<PullError> for Error {
     }
 }
 
-const NETWORK: &str = "a proxy is named by `HTTPS_PROXY`, a company's authority by `SSL_CERT_FILE`; docs/images.md tells of mirrors";
+const NETWORK: &str = "a proxy is named by `HTTPS_PROXY`, a company's authority by `SSL_CERT_FILE`; docs/images.md tells of mirrors; without any network, `image: ./disk.qcow2` names a file of yours";

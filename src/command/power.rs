@@ -7,7 +7,7 @@ use crate::cli::args::{
 };
 use crate::client::Client;
 use crate::command::wait::{for_the_slowest, until, until_well};
-use crate::command::{Made, Session, rolling, show};
+use crate::command::{Made, Session, broken_off, rolling, show};
 use crate::error::{Error, Exit};
 use crate::stage::{StageError, volumes};
 use crate::state::lock::Lock;
@@ -22,6 +22,7 @@ pub(super) fn start(session: &Session<'_>, args: &StartArgs) -> Result<(), Error
     let made = session.made()?;
     let names = made.select(&args.machines.machines)?;
     let lock = Lock::try_take(&made.files.lock(), "kiln start")?;
+    broken_off::tell(session, &made.files, "start");
     let client = Client::reach(&made.files)?;
     let stopped = client.status()?.machines.into_iter();
     let stopped = stopped.filter(|machine| machine.pid.is_none());
@@ -85,6 +86,7 @@ pub(super) fn stop(session: &Session<'_>, args: &StopArgs) -> Result<(), Error> 
     let made = session.made()?;
     let names = made.select(&args.machines.machines)?;
     let client = Client::reach(&made.files)?;
+    broken_off::tell(session, &made.files, "stop");
     let status = stop_and_wait(session, &client, &made, &names, args.timeout)?;
     tell(session, &made, &status)
 }
@@ -94,6 +96,7 @@ pub(super) fn restart(session: &Session<'_>, args: &RestartArgs) -> Result<(), E
     let names = made.select(&args.machines.machines)?;
     check_boards(session, &made, &names)?;
     let lock = Lock::try_take(&made.files.lock(), "kiln restart")?;
+    broken_off::tell(session, &made.files, "up");
     let client = Client::reach(&made.files)?;
     let again = |names: &[String]| {
         stop_and_wait(session, &client, &made, names, args.grace)?;

@@ -408,7 +408,10 @@ pub(super) fn rendered(
 
 /// The machine of that name in the spec.
 pub(super) fn machine<'a>(cluster: &'a Cluster, name: &MachineName) -> Result<&'a Machine, Error> {
-    crate::stage::machine_of(cluster, name).ok_or_else(|| unknown(name))
+    crate::stage::machine_of(cluster, name).ok_or_else(|| {
+        let names: Vec<&str> = cluster.machines.iter().map(|it| it.name.as_str()).collect();
+        unknown(name).hint(format!("it has: {}", names.join(", ")))
+    })
 }
 
 fn unknown(name: &MachineName) -> Error {

@@ -11,7 +11,7 @@ use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::command::pulling::{self, Fresh};
 use crate::command::wait::until_well;
-use crate::command::{Made, Session, down, power, rolling, show, spec};
+use crate::command::{Made, Session, broken_off, down, power, rolling, show, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
 use crate::inventory::Images;
@@ -45,6 +45,8 @@ struct Done {
     client: Client,
     /// Whether there was nothing to do.
     is_settled: bool,
+    /// Whether a machine was started.
+    starts: bool,
     /// Whether its machines were waited for already.
     waited: bool,
     undo: Undo,
@@ -105,6 +107,7 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     folder::make_private(&session.roots.clusters())
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     let lock = Lock::try_take(&files.lock(), "kiln up")?;
+    broken_off::tell(session, &files, "up");
     let task = Task {
         disks,
         cluster: &cluster,
@@ -123,7 +126,13 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     }
     let done = done?;
     let view = show::view(&done.made, &done.client)?;
-    for note in view.notes().iter().chain(&view.why_emulated()) {
+    // What the machines are like is told when they begin, and in `ps`.
+    if done.starts {
+        for note in view.weaker().iter().chain(&view.why_emulated()) {
+            session.report.note(note);
+        }
+    }
+    for note in &view.troubles() {
         session.report.note(note);
     }
     finish(session, args, begun, &done, &names)
@@ -232,6 +241,7 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
                 made: Made { files, record },
                 client,
                 is_settled: prepared.plan.is_settled(),
+                starts: prepared.plan.starts(),
                 waited: false,
                 undo: prepared.undo,
             })

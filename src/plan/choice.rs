@@ -7,7 +7,8 @@ use kiln_arch::machine::IgnitionTransport;
 use sha2::{Digest, Sha256};
 
 use crate::cluster::{
-    AccelWish, FirmwareWish, Machine, NetworkMode, Profile, ROOT_SERIAL, RestartPolicy, Size,
+    AccelWish, Cluster, FirmwareWish, Machine, NetworkMode, Profile, ROOT_SERIAL, RestartPolicy,
+    Size,
 };
 use crate::host::distribution::Piece;
 use crate::host::firmware::{Firmware, Uefi};
@@ -269,8 +270,42 @@ pub(super) fn mode(
     }
 }
 
-/// How the machines of a new cluster get out.
-pub(super) fn way_out(mode: ModeRecord, host: &HostFacts) -> WayOutRecord {
+/// The cluster's domain: kept for its life, for it stands in configs and keys.
+pub(super) fn domain(cluster: &Cluster, kept: Option<&ClusterRecord>) -> Result<String, PlanError> {
+    let asked = format!("{}.{}", cluster.name, cluster.network.domain);
+    match kept {
+        Some(record) if record.domain != asked => Err(PlanError::NetworkMoved {
+            cluster: record.name.clone(),
+            kept: format!("the domain `{}`", record.domain),
+            asked: format!("`{asked}`"),
+        }),
+        Some(_) | None => Ok(asked),
+    }
+}
+
+/// How the machines get out, if the spec lets them: kept for the cluster's life.
+pub(super) fn way_out(
+    uplink: bool,
+    mode: ModeRecord,
+    kept: Option<&ClusterRecord>,
+    host: &HostFacts,
+) -> Result<WayOutRecord, PlanError> {
+    let word = |uplink| if uplink { "an uplink" } else { "no uplink" };
+    match kept {
+        Some(record) if uplink == (record.way_out == WayOutRecord::Nowhere) => {
+            Err(PlanError::NetworkMoved {
+                cluster: record.name.clone(),
+                kept: word(!uplink).to_owned(),
+                asked: word(uplink).to_owned(),
+            })
+        }
+        Some(record) => Ok(record.way_out.clone()),
+        None if uplink => Ok(new_way_out(mode, host)),
+        None => Ok(WayOutRecord::Nowhere),
+    }
+}
+
+fn new_way_out(mode: ModeRecord, host: &HostFacts) -> WayOutRecord {
     match mode {
         ModeRecord::Fabric => WayOutRecord::Qemu,
         ModeRecord::Namespace if host.is_root => WayOutRecord::Host {

@@ -53,8 +53,9 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         data_disks,
         ignition: _,
         ignition_transport,
-        mac: _,
-        ip: _,
+        mac,
+        ip,
+        mtu,
         ports,
         restart,
         image,
@@ -135,12 +136,21 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         transport_text(new.ignition_transport),
         Price::Restart,
     );
+    found.add("MAC", mac, &new.mac, Price::Restart);
+    found.add(
+        "address",
+        &ip.to_string(),
+        &new.ip.to_string(),
+        Price::Restart,
+    );
+    let mtu_text = |mtu: Option<u16>| mtu.map_or_else(String::new, |mtu| mtu.to_string());
+    found.add("MTU", &mtu_text(*mtu), &mtu_text(new.mtu), Price::Restart);
     found.add("image", image, &new.image, disk_price);
     found.add(
         "ports",
         &ports_text(ports),
         &ports_text(&new.ports),
-        Price::Restart,
+        Price::Live,
     );
     found.add(
         "restart policy",

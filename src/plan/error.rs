@@ -69,6 +69,22 @@ pub enum PlanError {
         kept: &'static str,
         asked: &'static str,
     },
+    #[error(
+        "the network of cluster `{cluster}` has {kept} and cannot change to {asked} while the cluster exists"
+    )]
+    NetworkMoved {
+        cluster: String,
+        kept: String,
+        asked: String,
+    },
+    #[error(
+        "machine `{machine}` cannot have the MAC {mac}, which a machine of cluster `{other}` has"
+    )]
+    MacTaken {
+        machine: String,
+        mac: String,
+        other: String,
+    },
     #[error("`network.mode: namespace` does not work here: {why}")]
     NoNamespace { why: String },
     #[error("subnet {subnet} overlaps {taken}, which is in use on this host")]

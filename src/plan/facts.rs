@@ -1,7 +1,9 @@
 //! What a plan is made of besides the spec: the host, and what is already there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
@@ -55,6 +57,8 @@ pub struct Inventory {
     pub taken_networks: Vec<Ipv4Net>,
     /// Uids that other clusters' QEMUs run as.
     pub taken_uids: BTreeSet<u32>,
+    /// MACs of other clusters' machines, in lower case, and whose they are.
+    pub taken_macs: BTreeMap<String, String>,
     /// TCP ports that someone listens on or another cluster has.
     pub taken_ports: BTreeSet<u16>,
     /// What each machine's image turned out to be, by machine.
@@ -85,7 +89,7 @@ pub enum Known {
 }
 
 /// What an image is, as far as choices depend on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ImageFacts {
     pub kernel: Option<KernelRecord>,
     pub disk: Option<DiskRecord>,
@@ -95,6 +99,8 @@ pub struct ImageFacts {
     pub label: String,
     /// What `up` has to download first; the disk is then only known by name.
     pub download: Option<String>,
+    /// Copies of kernels, which stay as long as these are held.
+    pub held: Vec<Arc<File>>,
 }
 
 impl Inventory {

@@ -18,6 +18,9 @@ impl fmt::Display for Plan {
             mode_word(self.cluster.mode),
             self.cluster.subnet
         )?;
+        for what in &self.network {
+            writeln!(f, "  {:<9} network: {what} (while it runs)", "change")?;
+        }
         if let Some(group) = self.volume_group() {
             writeln!(f, "  disks are volumes of group {group}")?;
         }
@@ -44,6 +47,8 @@ pub struct PlanView {
     pub cluster: String,
     pub subnet: Ipv4Net,
     pub changes: bool,
+    /// What changes of what the machines are told of their network.
+    pub network: Vec<&'static str>,
     /// Where disks are logical volumes: their group.
     pub volume_group: Option<String>,
     pub machines: Vec<StepView>,
@@ -72,6 +77,7 @@ impl Plan {
             cluster: self.cluster.name.clone(),
             subnet: self.cluster.subnet,
             changes: !self.is_settled(),
+            network: self.network.clone(),
             volume_group: self.volume_group().map(str::to_owned),
             machines: self
                 .steps

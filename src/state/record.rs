@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::{DataFormat, DiskFormat, ROOT_SERIAL};
 use crate::image::BaseFacts;
 use crate::image::base::format_name;
+use crate::state::told::ToldRecord;
 
 /// The choices that hold for a whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +34,9 @@ pub struct ClusterRecord {
     pub subnet: Ipv4Net,
     /// The DNS domain below which the machines' names resolve.
     pub domain: String,
+    /// What else they are told of their network.
+    #[serde(default)]
+    pub told: ToldRecord,
     /// As root, the uid and gid that the cluster's QEMUs run as; else kiln's own.
     pub qemu_uid: Option<u32>,
     /// As root, the group beside that uid, where KVM asks for one; else the uid's own number.
@@ -72,6 +76,8 @@ pub enum WayOutRecord {
     },
     /// As root: a pair of links, of which this is the host's, and the host's own NAT.
     Host { link: String },
+    /// Not at all: the spec says so.
+    Nowhere,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,6 +122,9 @@ pub struct MachineRecord {
     pub ignition_transport: Option<TransportRecord>,
     pub mac: String,
     pub ip: Ipv4Addr,
+    /// Of its NIC, where it is not Ethernet's.
+    #[serde(default)]
+    pub mtu: Option<u16>,
     pub ports: Vec<PortRecord>,
     pub restart: RestartRecord,
     /// What the image is called in tables.
@@ -303,7 +312,7 @@ fn yes() -> bool {
     true
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PortRecord {
     pub bind: Ipv4Addr,
     pub host: u16,

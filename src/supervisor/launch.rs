@@ -159,6 +159,7 @@ pub fn supervised(
     });
     let nic = Nic {
         mac: parsed(record, "mac", &record.mac)?,
+        mtu: record.mtu,
         backend: match mode {
             ModeRecord::Fabric => NicBackend::Stream(handles.listener(files, Socket::Nic)),
             ModeRecord::Namespace => NicBackend::Tap(handles.add(Handle::Tap)),
@@ -183,7 +184,15 @@ pub fn supervised(
         .ignition
         .then(|| handles.source(Handle::Sealed(files.ignition())));
     let firmware = firmware(record, |firmware| Pflash {
-        code: handles.source(Handle::Read(firmware.code.clone())),
+        code: handles.source(match firmware.code_format {
+            DiskFormat::Raw => Handle::Read(firmware.code.clone()),
+            // A user may have written its descriptor; the header could lead anywhere.
+            DiskFormat::Qcow2 => Handle::Disk {
+                path: firmware.code.clone(),
+                format: DataFormat::Qcow2,
+                readonly: true,
+            },
+        }),
         code_format: flash_format(firmware.code_format),
         vars: handles.source(match firmware.vars_format {
             DiskFormat::Raw => Handle::ReadWrite(files.uefi_vars()),
@@ -231,6 +240,7 @@ pub fn alone(
     Ok(Machine {
         nics: vec![Nic {
             mac: parsed(record, "mac", &record.mac)?,
+            mtu: None,
             backend: NicBackend::User(user_net(cluster)?),
         }],
         kernel: record.kernel.as_ref().map(|kernel| Kernel {
