@@ -271,9 +271,8 @@ pub fn standing_on(roots: &Roots) -> (BTreeMap<PathBuf, Vec<String>>, Vec<String
             let name = format!("{cluster}/{machine}");
             match files::load::<MachineRecord>(&files.machine(&machine).record()) {
                 Ok(Some(record)) => {
-                    // A volume has all of its image.
-                    let disk = record.disk.filter(|disk| disk.volume.is_none());
-                    let base = disk.map(|disk| disk.base.path);
+                    // Also that of a volume, which has a copy of it: the next `up` looks at it.
+                    let base = record.disk.map(|disk| disk.base.path);
                     let kernel = record.kernel.map(|it| (it.kernel, it.initrd));
                     let (kernel, initrd) = kernel.unzip();
                     for path in base.into_iter().chain(kernel).chain(initrd.flatten()) {

@@ -21,3 +21,4 @@ mod run;
 mod three;
 mod user;
 mod versions;
+mod volumes;
