@@ -19,6 +19,7 @@ mod fake_run;
 mod fake_secrets;
 mod fake_support;
 mod fake_tpm;
+mod fuzzed;
 mod image;
 mod qemu_takes;
 mod support;
