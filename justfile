@@ -82,3 +82,9 @@ demo-down:
 bench *args:
     cargo build --release --locked --bin kiln --example bench
     target/release/examples/bench {{ args }}
+
+# What the networks carry, beside plain slirp and a hand-made bridge; as root, in a network namespace of its own.
+[group('run')]
+bench-network *args:
+    cargo build --release --locked --bin kiln --example bench
+    unshare --net target/release/examples/bench --only network {{ args }}

@@ -1,8 +1,7 @@
 //! The readers of what guests, servers and other users' files say, under libFuzzer.
 //!
 //! One program for all targets, since linking is what takes long: `KILN_FUZZ` names the target, and without one their
-//! names are printed. `fuzz/run` builds it, with LLVM's coverage by flags that the stable compiler takes. A target panics
-//! when the code under it does, and where what comes out is not what was promised.
+//! names are printed. `fuzz/run` builds it, with LLVM's coverage by flags that the stable compiler takes.
 
 #![no_main]
 
@@ -10,35 +9,9 @@ use std::sync::OnceLock;
 
 use libfuzzer_sys::fuzz_target;
 
-mod fabric;
-mod files;
-mod frames;
-mod guests;
-mod netlink;
-mod stack;
-mod switch;
+mod targets;
 
-type Target = fn(&[u8]);
-
-const TARGETS: [(&str, Target); 17] = [
-    ("ether", frames::ether),
-    ("dhcp", frames::dhcp),
-    ("dns", frames::dns),
-    ("lease", frames::lease),
-    ("switch", switch::switch),
-    ("uplink", switch::uplink),
-    ("fabric", fabric::fabric),
-    ("stack", stack::stack),
-    ("netlink", netlink::netlink),
-    ("qmp", guests::qmp),
-    ("report", guests::report),
-    ("journal", guests::journal),
-    ("console", guests::console),
-    ("qcow2", files::qcow2),
-    ("openpgp", files::openpgp),
-    ("metadata", files::metadata),
-    ("spec", files::spec),
-];
+use self::targets::{TARGETS, Target};
 
 static CHOSEN: OnceLock<Target> = OnceLock::new();
 

@@ -51,7 +51,7 @@ pub(crate) fn disks(world: &World, rounds: usize) -> Outcome<Vec<Row>> {
         fs::remove_file(path)?;
     }
 
-    let cluster = world.cluster_on("disks", MACHINES, Some(&image))?;
+    let cluster = world.cluster_on("disks", MACHINES, &image)?;
     cluster.kiln(&["up", "--wait", "running"])?;
     let overlays = cluster.machines().into_iter();
     let overlays = overlays.map(|name| used(&cluster.machine_folder(&name).join("disk.qcow2")));

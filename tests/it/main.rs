@@ -21,6 +21,7 @@ mod fake_secrets;
 mod fake_support;
 mod fake_tpm;
 mod fake_volumes;
+mod fuzzed;
 mod image;
 mod qemu_takes;
 mod support;

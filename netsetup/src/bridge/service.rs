@@ -208,10 +208,10 @@ impl Service {
         }
         if let Some(event) = lease::observe(&reply)
             && event.source == Source::Lease
-            && !self
+            && self
                 .leased
                 .get(&machine.name)
-                .is_some_and(|told| told.elapsed() < LEASE_PAUSE)
+                .is_none_or(|told| told.elapsed() >= LEASE_PAUSE)
         {
             self.leased.insert(machine.name.clone(), Instant::now());
             self.report(FabricEvent::Lease {

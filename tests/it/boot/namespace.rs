@@ -277,7 +277,7 @@ fn all_may_be_killed_at_any_moment(home: &Home, dice: &mut Dice) -> String {
         &["down", "--timeout", "0s"],
     ];
     if dice.roll(2) == 0 {
-        home.within(BOOT, &commands[0][..]).ok();
+        home.within(BOOT, commands[0]).ok();
         did.push("up".to_owned());
     }
     for _ in 0..=dice.roll(2) {

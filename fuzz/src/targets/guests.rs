@@ -11,8 +11,8 @@ use qapi::qmp::query_status;
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
-use crate::fabric::RUNTIME;
-use crate::switch::pieces;
+use super::fabric::RUNTIME;
+use super::switch::pieces;
 
 /// Fit for a terminal, and no longer than a line on it may be.
 fn check(line: &str) {
@@ -23,7 +23,7 @@ fn check(line: &str) {
     assert!(line.len() < 4096, "{} bytes", line.len());
 }
 
-pub fn qmp(bytes: &[u8]) {
+pub(crate) fn qmp(bytes: &[u8]) {
     RUNTIME.with(|runtime| {
         runtime.block_on(async {
             let (ours, mut theirs) = tokio::io::duplex(1 << 20);
@@ -58,14 +58,14 @@ pub fn qmp(bytes: &[u8]) {
     });
 }
 
-pub fn report(bytes: &[u8]) {
+pub(crate) fn report(bytes: &[u8]) {
     if let Some(report) = parse_report(bytes) {
         check(&report.boot_id);
         check(&report.hostname);
     }
 }
 
-pub fn journal(bytes: &[u8]) {
+pub(crate) fn journal(bytes: &[u8]) {
     let mut journal = Journal::default();
     for (_, piece) in pieces(bytes) {
         if let Some(line) = journal.feed(piece) {
@@ -74,7 +74,7 @@ pub fn journal(bytes: &[u8]) {
     }
 }
 
-pub fn console(bytes: &[u8]) {
+pub(crate) fn console(bytes: &[u8]) {
     let mut scanner = Scanner::new();
     for (choice, piece) in pieces(bytes) {
         for finding in scanner.feed(piece) {

@@ -5,11 +5,11 @@ use std::os::unix::net::UnixDatagram;
 use kiln_netsetup::netlink::nft::Rules;
 use kiln_netsetup::netlink::route::Route;
 
-use crate::switch::pieces;
+use super::switch::pieces;
 
 const DONE: u16 = 3;
 
-pub fn netlink(bytes: &[u8]) {
+pub(crate) fn netlink(bytes: &[u8]) {
     let Some((choice, bytes)) = bytes.split_first() else {
         return;
     };

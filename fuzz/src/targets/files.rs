@@ -10,9 +10,9 @@ use kiln::image::trust::{Check, Keyring, keyring::Vendor};
 use kiln::spec::{Context, Scale, load};
 use kiln_arch::Arch;
 
-use crate::switch::pieces;
+use super::switch::pieces;
 
-pub fn qcow2(bytes: &[u8]) {
+pub(crate) fn qcow2(bytes: &[u8]) {
     judge(bytes);
     // A header of version 2 or 3 with 64 KiB clusters and a gigabyte, and the input's where it says something.
     let mut header = vec![0; 4096];
@@ -43,7 +43,7 @@ fn judge(bytes: &[u8]) {
     }
 }
 
-pub fn openpgp(bytes: &[u8]) {
+pub(crate) fn openpgp(bytes: &[u8]) {
     static SHIPPED: LazyLock<Keyring> =
         LazyLock::new(|| Keyring::parse(Vendor::Flatcar.shipped()).unwrap());
     let own = Keyring::parse(bytes);
@@ -58,7 +58,7 @@ pub fn openpgp(bytes: &[u8]) {
     }
 }
 
-pub fn metadata(bytes: &[u8]) {
+pub(crate) fn metadata(bytes: &[u8]) {
     let _ = fedora::newest(bytes, Arch::X86_64);
     let _ = fedora::of_release(bytes, "42.20250101.3.0", Arch::X86_64);
     let _ = flatcar::version(bytes);
@@ -70,7 +70,7 @@ pub fn metadata(bytes: &[u8]) {
     }
 }
 
-pub fn spec(bytes: &[u8]) {
+pub(crate) fn spec(bytes: &[u8]) {
     static FILE: LazyLock<PathBuf> =
         LazyLock::new(|| format!("/dev/shm/kiln-fuzz-{}.yaml", std::process::id()).into());
     std::fs::write(&*FILE, bytes).unwrap();

@@ -12,8 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::fabric::{RUNTIME, config};
-use crate::frames::{gateway, machine, subnet};
+use super::fabric::{RUNTIME, config};
+use super::frames::{gateway, machine, subnet};
 
 const SYN: u8 = 2;
 const ACK: u8 = 16;
@@ -27,7 +27,7 @@ struct Connection {
     ours: u32,
 }
 
-pub fn stack(bytes: &[u8]) {
+pub(crate) fn stack(bytes: &[u8]) {
     RUNTIME.with(|runtime| {
         runtime.block_on(async {
             let (fabric, _events) = Fabric::start(config());

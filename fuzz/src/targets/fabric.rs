@@ -8,26 +8,25 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::frames::{gateway, machine, subnet};
-use crate::switch::pieces;
+use super::frames::{gateway, machine, settings, subnet};
+use super::switch::pieces;
 
 thread_local! {
-    pub static RUNTIME: LazyCell<Runtime> =
+    pub(crate) static RUNTIME: LazyCell<Runtime> =
         LazyCell::new(|| Builder::new_current_thread().enable_all().build().unwrap());
 }
 
-pub fn config() -> FabricConfig {
+pub(crate) fn config() -> FabricConfig {
     FabricConfig {
         subnet: subnet(),
         gateway_mac: gateway(),
-        domain: "demo.internal".to_owned(),
-        mtu: None,
+        settings: settings(),
         resolvers: Vec::new(),
         machines: (10..13).map(machine).collect(),
     }
 }
 
-pub fn fabric(bytes: &[u8]) {
+pub(crate) fn fabric(bytes: &[u8]) {
     RUNTIME.with(|runtime| {
         runtime.block_on(async {
             let (fabric, _events) = Fabric::start(config());

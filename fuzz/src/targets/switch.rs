@@ -8,22 +8,21 @@ use kiln_netsetup::ether::{ARP, Arp, ETHERNET_HEADER, Ethernet, IPV4, Ipv4};
 use kiln_netsetup::switch::{PortId, Switch, SwitchConfig, Verdict};
 use macaddr::MacAddr6;
 
-use crate::frames::{gateway, machine, subnet};
+use super::frames::{gateway, machine, settings, subnet};
 
 fn fresh(now: Instant) -> (Switch, Vec<Reservation>) {
     let machines: Vec<Reservation> = (10..13).map(machine).collect();
     let mut switch = Switch::new(SwitchConfig {
         subnet: subnet(),
         gateway_mac: gateway(),
-        domain: "demo.internal".to_owned(),
-        mtu: None,
+        settings: settings(),
     });
     switch.set_machines(now, &machines);
     (switch, machines)
 }
 
 /// Cuts the input into frames, each behind a byte of its choice and one of its length in units of four.
-pub fn pieces(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+pub(crate) fn pieces(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     std::iter::from_fn(move || {
         let [choice, length, rest @ ..] = bytes else {
             return None;
@@ -34,7 +33,7 @@ pub fn pieces(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     })
 }
 
-pub fn switch(bytes: &[u8]) {
+pub(crate) fn switch(bytes: &[u8]) {
     let start = Instant::now();
     let (mut switch, machines) = fresh(start);
     for (count, (choice, piece)) in (0..).zip(pieces(bytes)) {
@@ -99,7 +98,7 @@ pub fn switch(bytes: &[u8]) {
     }
 }
 
-pub fn uplink(bytes: &[u8]) {
+pub(crate) fn uplink(bytes: &[u8]) {
     let (switch, machines) = fresh(Instant::now());
     for (choice, piece) in pieces(bytes) {
         let mut frame = piece.to_vec();
@@ -120,7 +119,9 @@ pub fn uplink(bytes: &[u8]) {
                 assert_ne!(packet.source, subnet().gateway());
             }
             Verdict::Reply(reply) => assert!(Arp::parse(&reply[ETHERNET_HEADER..]).is_some()),
-            other => panic!("{other:?} for a frame of the uplink"),
+            other @ (Verdict::Flood | Verdict::Uplink | Verdict::Tcp | Verdict::Ask(_)) => {
+                panic!("{other:?} for a frame of the uplink")
+            }
         }
     }
 }

@@ -5,14 +5,15 @@ use std::net::Ipv4Addr;
 use kiln_netsetup::address::{Reservation, Subnet, gateway_mac};
 use kiln_netsetup::dns::{self, Code, Outcome, Zone};
 use kiln_netsetup::ether::{self, Arp, ETHERNET_HEADER, Ethernet, Ipv4, Path, Udp};
+use kiln_netsetup::settings::Settings;
 use kiln_netsetup::{dhcp, lease};
 use macaddr::MacAddr6;
 
-pub fn subnet() -> Subnet {
+pub(crate) fn subnet() -> Subnet {
     Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap()
 }
 
-pub fn machine(last: u8) -> Reservation {
+pub(crate) fn machine(last: u8) -> Reservation {
     Reservation {
         name: format!("node-{last}"),
         mac: MacAddr6::new(0xb2, 0x6b, 0, 0, 0, last),
@@ -20,11 +21,15 @@ pub fn machine(last: u8) -> Reservation {
     }
 }
 
-pub fn gateway() -> MacAddr6 {
+pub(crate) fn settings() -> Settings {
+    Settings::new("demo.internal")
+}
+
+pub(crate) fn gateway() -> MacAddr6 {
     gateway_mac("demo")
 }
 
-pub fn ether(bytes: &[u8]) {
+pub(crate) fn ether(bytes: &[u8]) {
     let Some(frame) = Ethernet::parse(bytes) else {
         return;
     };
@@ -72,7 +77,7 @@ fn message(bytes: &[u8]) -> Vec<u8> {
     message
 }
 
-pub fn dhcp(bytes: &[u8]) {
+pub(crate) fn dhcp(bytes: &[u8]) {
     answer(bytes);
     answer(&message(bytes));
 }
@@ -81,8 +86,10 @@ fn answer(bytes: &[u8]) {
     let server = dhcp::Server {
         subnet: subnet(),
         mac: gateway(),
-        domain: "demo.internal".to_owned(),
-        mtu: Some(1400),
+        settings: Settings {
+            mtu: Some(1400),
+            ..settings()
+        },
     };
     let machine = machine(10);
     let Some(frame) = server.answer(bytes, |_| Some(&machine)) else {
@@ -97,9 +104,9 @@ fn answer(bytes: &[u8]) {
     assert!(yours == machine.ip || yours.is_unspecified());
 }
 
-pub fn dns(bytes: &[u8]) {
+pub(crate) fn dns(bytes: &[u8]) {
     let machines: Vec<Reservation> = (10..13).map(machine).collect();
-    let zone = Zone::new("demo.internal", subnet(), &machines);
+    let zone = Zone::new(&settings(), subnet(), &machines);
     if let Outcome::Answer(answer) = zone.resolve(bytes) {
         assert!(answer.len() <= bytes.len() + 64, "an answer amplifies");
         assert_eq!(answer[..2], bytes[..2]);
@@ -115,7 +122,7 @@ pub fn dns(bytes: &[u8]) {
     assert!(!dns::is_answer_to(bytes, bytes) || bytes[2] & 0x80 != 0);
 }
 
-pub fn lease(bytes: &[u8]) {
+pub(crate) fn lease(bytes: &[u8]) {
     observe(bytes);
     let path = Path {
         source_mac: gateway(),
