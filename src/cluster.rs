@@ -6,6 +6,7 @@
 //! carry their unit, paths are absolute.
 
 pub mod remote;
+mod share;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +21,8 @@ use kiln_arch::machine::IgnitionTransport;
 use kiln_arch::machine::Sector;
 
 use crate::cluster::remote::RemoteImage;
+
+pub use self::share::{MountPoint, MountPointError, Share};
 
 /// The most machines that a group can have.
 pub const COUNT_LIMIT: u16 = 1000;
@@ -79,6 +82,8 @@ pub struct Machine {
     pub disk: Option<Size>,
     /// Beside the root disk, in the order in which the guest sees them; serials are unique.
     pub disks: Vec<DataDisk>,
+    /// Folders of the host; no two at one place of the guest.
+    pub shares: Vec<Share>,
     pub ignition: Option<IgnitionSource>,
     /// Template variables of the spec, as JSON values.
     pub vars: BTreeMap<String, serde_json::Value>,

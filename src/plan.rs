@@ -7,6 +7,7 @@
 mod choice;
 mod difference;
 mod disks;
+mod shares;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,8 @@ pub struct HostFacts {
     pub firmwares: Firmwares,
     /// The emulator of TPMs, where it is installed.
     pub swtpm: Option<PathBuf>,
+    /// The virtiofsd that works here, or why none does; absent where no machine can want it.
+    pub virtiofsd: Option<Result<PathBuf, String>>,
     /// Whose commands install what is missing.
     pub distribution: Distribution,
     /// Whether qemu-img is installed, which makes the machines' disks.
@@ -182,6 +185,13 @@ pub enum PlanError {
     #[error("machine `{machine}` asks for a TPM, and `swtpm`, which emulates it, is not installed")]
     NoTpm {
         machine: String,
+        install: Option<String>,
+    },
+    #[error("machine `{machine}` has its share `{to}` by virtiofs, and {why}")]
+    NoVirtiofsd {
+        machine: String,
+        to: String,
+        why: String,
         install: Option<String>,
     },
     #[error("machine `{machine}` asks for KVM, which does not work here: {why}")]
@@ -441,6 +451,7 @@ fn machine_record(
         kernel: image.kernel.clone(),
         disk: choice::disk(machine, image, old)?,
         data_disks: disks::choose(machine, inventory)?,
+        shares: shares::choose(machine, host, old)?,
         ignition: true,
         ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),

@@ -34,6 +34,8 @@ pub enum Unsupported {
     },
     #[error("disk serial `{serial}` is longer than the 20 bytes that a guest sees")]
     SerialTooLong { serial: String },
+    #[error("share tag `{tag}` is not 1 to 31 bytes long")]
+    ShareTag { tag: String },
     #[error("socket path `{}` is longer than the 107 bytes that the kernel takes", path.display())]
     SocketPathTooLong { path: PathBuf },
     #[error("image path `{}` is not UTF-8, which is all that QEMU takes for one", path.display())]

@@ -92,8 +92,12 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     }
     let (made, client, prepared) = made?;
     let view = show::view(&made, &client)?;
-    for note in view.notes().iter().chain(&view.why_emulated()) {
-        session.report.note(note);
+    let why = view
+        .why_emulated()
+        .into_iter()
+        .chain(view.why_slow_shares());
+    for note in view.notes().into_iter().chain(why) {
+        session.report.note(&note);
     }
     finish(session, args, begun, &made, &client, &prepared)
 }

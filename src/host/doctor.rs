@@ -98,6 +98,7 @@ pub fn examine(host: &mut Host) -> Vec<Check> {
         let shown = path.display().to_string();
         checks.push(folder(name, shown, folder::make_private(path)));
     }
+    checks.push(virtiofsd(host));
     checks.extend(network::examine(host));
     checks.push(open_files(host.open_files));
     checks
@@ -217,6 +218,25 @@ fn tool(name: &str, found: Option<String>, use_: &str, install: Option<String>) 
     }
 }
 
+fn virtiofsd(host: &Host) -> Check {
+    let (status, found) = match host.virtiofsd() {
+        Ok(program) => (Status::Ok, program.display().to_string()),
+        Err(why) => (
+            Status::Warn,
+            format!("{why}; `shares` go by 9p, which is slower"),
+        ),
+    };
+    Check {
+        name: "virtiofsd".to_owned(),
+        remedy: match host.tools.virtiofsd {
+            Some(_) => None,
+            None => host.installer().install(Piece::Virtiofsd),
+        },
+        status,
+        found,
+    }
+}
+
 fn folder(name: &str, path: String, made: Result<(), FolderError>) -> Check {
     let name = name.to_owned();
     match made {
@@ -313,7 +333,7 @@ mod tests {
         let checks = examine(&mut Host::at_home_in(home.path()));
         let mut names: Vec<&str> = checks.iter().map(|check| check.name.as_str()).collect();
         // Root needs no helper to get out.
-        let many = 20 + usize::from(!nix::unistd::geteuid().is_root());
+        let many = 21 + usize::from(!nix::unistd::geteuid().is_root());
         assert_eq!(names.len(), many);
         names.sort_unstable();
         names.dedup();

@@ -17,5 +17,6 @@ mod probe;
 pub mod qemu;
 mod tcg;
 pub mod timing;
+pub mod virtiofsd;
 
 pub use probe::{Host, HostError, Tools, native_arch};

@@ -14,6 +14,7 @@ use super::files::{self, Folders};
 use super::image::{self, PlacedImage};
 use super::load::Scale;
 use super::port::{self, PlacedPort};
+use super::share;
 use super::suggest;
 use super::warning::SpecWarning;
 use crate::cluster::{
@@ -24,15 +25,12 @@ use crate::cluster::{
 const KEYS: Keys = Keys {
     known: &[
         "count", "names", "image", "arch", "accel", "cpus", "memory", "disk", "disks", "ignition",
-        "template", "vars", "profile", "ports", "firmware", "graphics", "restart", "tpm",
+        "template", "vars", "profile", "ports", "firmware", "graphics", "restart", "tpm", "shares",
     ],
-    not_built: &[
-        (
-            "butane",
-            "translate it with `butane --strict FILE` and name the result in `ignition:`",
-        ),
-        ("shares", "leave it out; `ignition:` can carry small files"),
-    ],
+    not_built: &[(
+        "butane",
+        "translate it with `butane --strict FILE` and name the result in `ignition:`",
+    )],
 };
 
 /// Machines in one group at most; the cluster's subnet is the tighter limit.
@@ -154,6 +152,9 @@ pub(super) fn group(
     let disks = fields.take_as("disks", |node, key| {
         disks::disks(node, key, &owner, names.len(), folders)
     })?;
+    let shares = fields.take_as("shares", |node, key| {
+        share::shares(node, key, &owner, folders)
+    })?;
     let ignition = ignition(&mut fields, folders)?;
     let vars = vars(&mut fields, &group, ignition.as_ref(), warnings)?;
     let profile = fields.take_as("profile", |node, key| {
@@ -198,6 +199,7 @@ pub(super) fn group(
         image: image.clone(),
         disk,
         disks: disks.clone().unwrap_or_default(),
+        shares: shares.clone().unwrap_or_default(),
         ignition: ignition.clone(),
         vars: vars.clone(),
         profile: profile.unwrap_or(Profile::Basic),

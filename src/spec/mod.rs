@@ -21,6 +21,7 @@ mod image;
 mod init;
 mod load;
 mod port;
+mod share;
 mod suggest;
 mod warning;
 

@@ -142,6 +142,7 @@ machines:
     cpus: 2
     memory: 2GiB
     disk: 20GiB
+    shares: [{from: ./, to: //var/mnt/src/, readonly: true}, {from: ~/, to: '/var/my out'}]
     disks: [{size: 5GiB, serial: db, keep: true}, {size: 1GiB, sector: 4096}, {file: disk.iso, format: raw, readonly: true}]
     ignition: node.ign.j2
     vars: {role: worker, deep: [1, {a: yes}]}

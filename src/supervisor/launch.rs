@@ -30,9 +30,11 @@ use crate::image::data;
 use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
     AccelRecord, ClusterRecord, DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind,
-    FirmwareRecord, MachineRecord, ModeRecord, TransportRecord,
+    FirmwareRecord, MachineRecord, ModeRecord, ShareRecord, TransportRecord,
 };
 use crate::supervisor::network::helper;
+use crate::supervisor::process::Identity;
+use crate::supervisor::share::{self, Server, ShareError};
 
 /// One descriptor that a QEMU is handed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +57,8 @@ pub enum Handle {
     },
     /// An end of a pair of sockets, the other for whoever emulates the TPM.
     Tpm,
+    /// A folder that the guest mounts; or, where another program serves it, a socket to that one.
+    Share(ShareRecord),
     /// A tap in the cluster's namespace.
     Tap,
     /// A sealed memfd with the content of this file: no path, no secret in argv.
@@ -95,6 +99,12 @@ pub enum LaunchError {
     },
     #[error("it has no tap in the cluster's network")]
     NoTap,
+    #[error("its share `{to}` cannot be served")]
+    Share {
+        to: String,
+        #[source]
+        source: ShareError,
+    },
     #[error("cannot make sockets for the TPM")]
     Pair(#[source] io::Error),
     #[error("its disk cannot be used")]
@@ -210,6 +220,8 @@ pub fn supervised(
         vars_format: flash_format(firmware.vars_format),
     });
     let tpm = record.tpm.as_ref().map(|_| handles.add(Handle::Tpm));
+    let add = |share: &ShareRecord| handles.add(Handle::Share(share.clone()));
+    let shares = share::served(&record.shares, add);
     let machine = Machine {
         firmware,
         tpm,
@@ -220,6 +232,7 @@ pub fn supervised(
         kernel,
         drives,
         ignition: ignition(record, config),
+        shares,
         run: Run::Supervised,
         ..bare(cluster, record)?
     };
@@ -270,6 +283,7 @@ pub fn alone(
             record,
             record.ignition.then(|| Source::Path(config.to_owned())),
         ),
+        shares: share::alone(&record.shares),
         run: Run::Alone,
         // Not kiln's: the uuid by which kiln knows its own, and ends them, is not on it.
         uuid: None,
@@ -353,6 +367,7 @@ fn bare(cluster: &str, record: &MachineRecord) -> Result<Machine, LaunchError> {
         kernel: None,
         drives: Vec::new(),
         ignition: Ignition::None,
+        shares: Vec::new(),
         nics: Vec::new(),
         monitors: Vec::new(),
         console: Console {
@@ -463,12 +478,13 @@ pub fn node_name(record: &MachineRecord, serial: &str) -> Option<String> {
     Some(drive_node(index))
 }
 
-/// What QEMU is handed, and the other end of what is between it and its TPM.
+/// What QEMU is handed, the other end of what is between it and its TPM, and who serves its shares.
 #[derive(Debug)]
 pub struct Opened {
     /// Each with the number that it will have in QEMU.
     pub fds: Vec<(OwnedFd, RawFd)>,
     pub tpm: Option<OwnedFd>,
+    pub servers: Vec<Server>,
 }
 
 /// Opens the handles, in order, of which `plug` has those of the network. After them come what is only to be held, the
@@ -476,13 +492,19 @@ pub struct Opened {
 ///
 /// # Errors
 /// [`LaunchError::Open`] and [`LaunchError::Listen`] name the path.
-pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
+pub fn open(
+    handles: &[Handle],
+    plug: Plug,
+    files: &MachineFiles,
+    identity: Identity,
+) -> Result<Opened, LaunchError> {
     let Plug {
         mut tap,
         namespaces,
     } = plug;
     let mut fds = Vec::with_capacity(2 * handles.len());
     let mut tpm = None;
+    let mut servers = Vec::new();
     let number = |index| ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
     let mut names = Vec::new();
     let mut indices = 0u16..;
@@ -492,6 +514,15 @@ pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
                 let (ours, other) = UnixStream::pair().map_err(LaunchError::Pair)?;
                 tpm = Some(other.into());
                 ours.into()
+            }
+            Handle::Share(record) => {
+                let (fd, server) =
+                    share::open(record, files, identity).map_err(|source| LaunchError::Share {
+                        to: record.to.clone(),
+                        source,
+                    })?;
+                servers.extend(server);
+                fd
             }
             Handle::Tap => tap.take().ok_or(LaunchError::NoTap)?,
             Handle::Listener(path) => {
@@ -540,7 +571,7 @@ pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
     for (held, index) in namespaces.into_iter().chain(names).zip(indices) {
         fds.push((held, number(index)));
     }
-    Ok(Opened { fds, tpm })
+    Ok(Opened { fds, tpm, servers })
 }
 
 fn file(path: &Path, options: &mut OpenOptions) -> Result<OwnedFd, LaunchError> {

@@ -22,6 +22,7 @@ use crate::state::record::{
     ClusterRecord, MachineRecord, ProcessRecord, ReportRecord, RestartRecord, RunRecord,
     SeenRecord, StateRecord,
 };
+use crate::supervisor::beside::{self, Beside};
 use crate::supervisor::console::{self, ConsoleWatch};
 use crate::supervisor::diagnose::Finding;
 use crate::supervisor::dispatcher::phase_text;
@@ -31,11 +32,12 @@ use crate::supervisor::machine::{AGAIN, Machine, Restart};
 use crate::supervisor::message::{Message, News, Reply};
 use crate::supervisor::network::Network;
 use crate::supervisor::ports;
-use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn_both};
+use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn_all};
 use crate::supervisor::protocol::{Answer, MachineStatus};
 use crate::supervisor::qmp::Qmp;
 use crate::supervisor::regain;
-use crate::supervisor::tpm::{self, Tpm, TpmError};
+use crate::supervisor::share::{self, Server};
+use crate::supervisor::tpm::{self, TpmError};
 use crate::supervisor::watch::{self, Origin, Teller};
 
 /// How long QEMU may take to answer a command of ours.
@@ -278,21 +280,22 @@ impl Slot {
             ));
         }
         self.adopting = true;
-        // Its TPM, if it has one, is no child of ours; it ends with its QEMU.
-        self.attend(process, None, Origin::Found, inbox, network);
+        let others = beside::found(&process, &self.files);
+        self.attend(process, others, Origin::Found, inbox, network);
     }
 
     /// The logs of its programs, beside the machine's console. No machine's name has a slash.
-    fn logs(&self) -> [(String, PathBuf); 2] {
+    fn logs(&self) -> [(String, PathBuf); 3] {
         [
             (format!("{}/qemu", self.name), self.files.qemu_log()),
             (format!("{}/tpm", self.name), self.files.tpm_log()),
+            (format!("{}/shares", self.name), self.files.share_log()),
         ]
     }
 
     fn keep_logs_short(&self, consoles: &mut ConsoleWatch) {
         for (name, log) in self.logs() {
-            // Not every machine has a TPM.
+            // Not every machine has a TPM, or shares.
             if log.exists() {
                 consoles.keep_short(&name, &log);
             }
@@ -344,11 +347,18 @@ impl Slot {
         let command = kiln_arch::render(&machine).map_err(LaunchError::Unsupported)?;
         folder::make_private(&self.files.sockets)?;
         let plug = network.plug(&self.name)?;
-        let launch::Opened { fds, tpm } = launch::open(&handles, plug)?;
-        let companion = match (&record.tpm, tpm) {
-            (Some(program), Some(control)) => Some(tpm::companion(program, &self.files, control)?),
-            (None, _) | (_, None) => None,
-        };
+        share::clear_log(&self.files);
+        let launch::Opened { fds, tpm, servers } =
+            launch::open(&handles, plug, &self.files, identity)?;
+        let mut others = Vec::new();
+        if let (Some(program), Some(control)) = (&record.tpm, tpm) {
+            let companion = tpm::companion(program, &self.files, control)?;
+            others.push(("its TPM".to_owned(), self.files.tpm_log(), companion));
+        }
+        for Server { to, companion } in servers {
+            let what = format!("what serves its share `{to}`");
+            others.push((what, self.files.share_log(), companion));
+        }
         let log_path = self.files.qemu_log();
         let stderr = OpenOptions::new()
             .write(true)
@@ -370,7 +380,13 @@ impl Slot {
             stderr: stderr.into(),
             identity,
         };
-        let (process, companion) = match spawn_both(launch, companion) {
+        let mut companions = Vec::new();
+        let mut beside = Vec::new();
+        for (what, log, companion) in others {
+            companions.push(companion);
+            beside.push((what, log));
+        }
+        let (process, others) = match spawn_all(launch, companions) {
             Ok(spawned) => spawned,
             Err(error) => {
                 self.drop_tasks();
@@ -380,11 +396,9 @@ impl Slot {
         self.started_at = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         consoles.add_at_end(&self.name, &self.files.console_log());
         self.keep_logs_short(consoles);
-        let tpm = companion.map(|process| Tpm {
-            process,
-            log: self.files.tpm_log(),
-        });
-        self.attend(process, tpm, Origin::Started, inbox, network);
+        let others = beside.into_iter().zip(others);
+        let others = others.map(|((what, log), process)| Beside { what, process, log });
+        self.attend(process, others.collect(), Origin::Started, inbox, network);
         Ok(())
     }
 
@@ -401,7 +415,7 @@ impl Slot {
     fn attend(
         &mut self,
         process: Process,
-        tpm: Option<Tpm>,
+        others: Vec<Beside>,
         origin: Origin,
         inbox: &mpsc::Sender<Message>,
         network: &Arc<Network>,
@@ -427,7 +441,12 @@ impl Slot {
             self.files.socket(Socket::Journal),
         ));
         // Not in `tasks`: it has to outlive them, to reap the process.
-        drop(watch::process(teller, process, self.files.qemu_log(), tpm));
+        drop(watch::process(
+            teller,
+            process,
+            self.files.qemu_log(),
+            others,
+        ));
         self.plugged = 0;
         self.plug_in(network);
     }

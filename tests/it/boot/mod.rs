@@ -15,6 +15,7 @@ mod five;
 mod full;
 mod life;
 mod namespace;
+mod shares;
 mod three;
 mod user;
 mod versions;
