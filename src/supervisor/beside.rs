@@ -15,18 +15,44 @@ use tokio::time::timeout;
 
 use crate::state::layout::MachineFiles;
 use crate::supervisor::console::last_line;
-use crate::supervisor::process::{Exit, Process};
+use crate::supervisor::process::{Companion, Exit, Launch, Process, SpawnError, spawn_all};
 
 /// How long one of them may outlive QEMU, or QEMU one of them.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// A program that is to be started beside a QEMU.
+#[derive(Debug)]
+pub struct Wanted {
+    /// What it is to the machine: "its TPM".
+    pub(super) what: String,
+    /// Where its last words will stand.
+    pub(super) log: PathBuf,
+    pub(super) companion: Companion,
+}
+
 /// A program that was started beside a QEMU, or found there.
 #[derive(Debug)]
 pub(super) struct Beside {
-    /// What it is to the machine: "its TPM".
-    pub(super) what: String,
-    pub(super) process: Process,
-    pub(super) log: PathBuf,
+    what: String,
+    process: Process,
+    log: PathBuf,
+}
+
+/// Starts a QEMU and all that it wants beside it, or none of them.
+pub(super) fn spawn(
+    qemu: Launch,
+    wanted: Vec<Wanted>,
+) -> Result<(Process, Vec<Beside>), SpawnError> {
+    let mut companions = Vec::new();
+    let mut told = Vec::new();
+    for other in wanted {
+        companions.push(other.companion);
+        told.push((other.what, other.log));
+    }
+    let (qemu, others) = spawn_all(qemu, companions)?;
+    let others = told.into_iter().zip(others);
+    let beside = others.map(|((what, log), process)| Beside { what, process, log });
+    Ok((qemu, beside.collect()))
 }
 
 /// Those beside a QEMU that a former supervisor had started.

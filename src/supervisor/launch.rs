@@ -32,9 +32,10 @@ use crate::state::record::{
     AccelRecord, ClusterRecord, DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind,
     FirmwareRecord, MachineRecord, ModeRecord, ShareRecord, TransportRecord,
 };
+use crate::supervisor::beside::Wanted;
 use crate::supervisor::network::helper;
 use crate::supervisor::process::Identity;
-use crate::supervisor::share::{self, Server, ShareError};
+use crate::supervisor::share::{self, ShareError};
 
 /// One descriptor that a QEMU is handed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,12 +100,8 @@ pub enum LaunchError {
     },
     #[error("it has no tap in the cluster's network")]
     NoTap,
-    #[error("its share `{to}` cannot be served")]
-    Share {
-        to: String,
-        #[source]
-        source: ShareError,
-    },
+    #[error("a share cannot be served")]
+    Share(#[from] ShareError),
     #[error("cannot make sockets for the TPM")]
     Pair(#[source] io::Error),
     #[error("its disk cannot be used")]
@@ -484,7 +481,7 @@ pub struct Opened {
     /// Each with the number that it will have in QEMU.
     pub fds: Vec<(OwnedFd, RawFd)>,
     pub tpm: Option<OwnedFd>,
-    pub servers: Vec<Server>,
+    pub beside: Vec<Wanted>,
 }
 
 /// Opens the handles, in order, of which `plug` has those of the network. After them come what is only to be held, the
@@ -504,7 +501,7 @@ pub fn open(
     } = plug;
     let mut fds = Vec::with_capacity(2 * handles.len());
     let mut tpm = None;
-    let mut servers = Vec::new();
+    let mut beside = Vec::new();
     let number = |index| ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
     let mut names = Vec::new();
     let mut indices = 0u16..;
@@ -516,12 +513,8 @@ pub fn open(
                 ours.into()
             }
             Handle::Share(record) => {
-                let (fd, server) =
-                    share::open(record, files, identity).map_err(|source| LaunchError::Share {
-                        to: record.to.clone(),
-                        source,
-                    })?;
-                servers.extend(server);
+                let (fd, server) = share::open(record, files, identity)?;
+                beside.extend(server);
                 fd
             }
             Handle::Tap => tap.take().ok_or(LaunchError::NoTap)?,
@@ -571,7 +564,7 @@ pub fn open(
     for (held, index) in namespaces.into_iter().chain(names).zip(indices) {
         fds.push((held, number(index)));
     }
-    Ok(Opened { fds, tpm, servers })
+    Ok(Opened { fds, tpm, beside })
 }
 
 fn file(path: &Path, options: &mut OpenOptions) -> Result<OwnedFd, LaunchError> {

@@ -4,7 +4,7 @@
 //! to it over the control socket ([`protocol`]). If it dies the machines live, and
 //! the next command starts a new one, which adopts them.
 
-mod beside;
+pub mod beside;
 pub mod console;
 mod control;
 pub mod diagnose;

@@ -11,6 +11,7 @@
 
 mod child;
 mod proc;
+mod step;
 mod stranger;
 #[cfg(test)]
 mod tests;
@@ -31,8 +32,9 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-pub use self::child::{SpawnError, Step, confined};
+pub use self::child::confined;
 use self::proc::Carrier;
+pub use self::step::{SpawnError, Step};
 
 /// How to start a QEMU.
 #[derive(Debug)]

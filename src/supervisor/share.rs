@@ -22,6 +22,7 @@ use crate::detached::{self, User};
 use crate::host::virtiofsd;
 use crate::state::layout::MachineFiles;
 use crate::state::record::{ShareByRecord, ShareRecord};
+use crate::supervisor::beside::Wanted;
 use crate::supervisor::launch;
 use crate::supervisor::process::{Companion, Identity};
 
@@ -66,14 +67,6 @@ pub enum ShareError {
         #[source]
         source: io::Error,
     },
-}
-
-/// A program that serves a share beside QEMU.
-#[derive(Debug)]
-pub struct Server {
-    /// Where the guest mounts it.
-    pub(super) to: String,
-    pub(super) companion: Companion,
 }
 
 /// The shares as QEMU is told of them, each with the descriptor that `add` promises for it.
@@ -122,13 +115,17 @@ pub(super) fn open(
     share: &ShareRecord,
     files: &MachineFiles,
     identity: Identity,
-) -> Result<(OwnedFd, Option<Server>), ShareError> {
+) -> Result<(OwnedFd, Option<Wanted>), ShareError> {
     match &share.by {
         ShareByRecord::NineP => Ok((folder(share, identity)?, None)),
         ShareByRecord::Virtiofs { program } => {
             let (companion, socket) = companion(program, share, files, identity)?;
-            let to = share.to.clone();
-            Ok((socket, Some(Server { to, companion })))
+            let server = Wanted {
+                what: format!("what serves its share `{}`", share.to),
+                log: files.share_log(),
+                companion,
+            };
+            Ok((socket, Some(server)))
         }
     }
 }

@@ -32,11 +32,11 @@ use crate::supervisor::machine::{AGAIN, Machine, Restart};
 use crate::supervisor::message::{Message, News, Reply};
 use crate::supervisor::network::Network;
 use crate::supervisor::ports;
-use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn_all};
+use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError};
 use crate::supervisor::protocol::{Answer, MachineStatus};
 use crate::supervisor::qmp::Qmp;
 use crate::supervisor::regain;
-use crate::supervisor::share::{self, Server};
+use crate::supervisor::share;
 use crate::supervisor::tpm::{self, TpmError};
 use crate::supervisor::watch::{self, Origin, Teller};
 
@@ -280,8 +280,8 @@ impl Slot {
             ));
         }
         self.adopting = true;
-        let others = beside::found(&process, &self.files);
-        self.attend(process, others, Origin::Found, inbox, network);
+        let beside = beside::found(&process, &self.files);
+        self.attend(process, beside, Origin::Found, inbox, network);
     }
 
     /// The logs of its programs, beside the machine's console. No machine's name has a slash.
@@ -348,16 +348,13 @@ impl Slot {
         folder::make_private(&self.files.sockets)?;
         let plug = network.plug(&self.name)?;
         share::clear_log(&self.files);
-        let launch::Opened { fds, tpm, servers } =
-            launch::open(&handles, plug, &self.files, identity)?;
-        let mut others = Vec::new();
+        let launch::Opened {
+            fds,
+            tpm,
+            mut beside,
+        } = launch::open(&handles, plug, &self.files, identity)?;
         if let (Some(program), Some(control)) = (&record.tpm, tpm) {
-            let companion = tpm::companion(program, &self.files, control)?;
-            others.push(("its TPM".to_owned(), self.files.tpm_log(), companion));
-        }
-        for Server { to, companion } in servers {
-            let what = format!("what serves its share `{to}`");
-            others.push((what, self.files.share_log(), companion));
+            beside.push(tpm::wanted(program, &self.files, control)?);
         }
         let log_path = self.files.qemu_log();
         let stderr = OpenOptions::new()
@@ -380,13 +377,7 @@ impl Slot {
             stderr: stderr.into(),
             identity,
         };
-        let mut companions = Vec::new();
-        let mut beside = Vec::new();
-        for (what, log, companion) in others {
-            companions.push(companion);
-            beside.push((what, log));
-        }
-        let (process, others) = match spawn_all(launch, companions) {
+        let (process, beside) = match beside::spawn(launch, beside) {
             Ok(spawned) => spawned,
             Err(error) => {
                 self.drop_tasks();
@@ -396,9 +387,7 @@ impl Slot {
         self.started_at = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         consoles.add_at_end(&self.name, &self.files.console_log());
         self.keep_logs_short(consoles);
-        let others = beside.into_iter().zip(others);
-        let others = others.map(|((what, log), process)| Beside { what, process, log });
-        self.attend(process, others.collect(), Origin::Started, inbox, network);
+        self.attend(process, beside, Origin::Started, inbox, network);
         Ok(())
     }
 
@@ -415,7 +404,7 @@ impl Slot {
     fn attend(
         &mut self,
         process: Process,
-        others: Vec<Beside>,
+        beside: Vec<Beside>,
         origin: Origin,
         inbox: &mpsc::Sender<Message>,
         network: &Arc<Network>,
@@ -445,7 +434,7 @@ impl Slot {
             teller,
             process,
             self.files.qemu_log(),
-            others,
+            beside,
         ));
         self.plugged = 0;
         self.plug_in(network);

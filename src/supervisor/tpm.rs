@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use nix::libc;
 
 use crate::state::layout::MachineFiles;
+use crate::supervisor::beside::Wanted;
 use crate::supervisor::process::Companion;
 
 /// The numbers of swtpm's control channel and of its folder.
@@ -30,11 +31,11 @@ pub(super) struct TpmError {
 }
 
 /// The swtpm that is to run beside the QEMU at the other end of `control`.
-pub(super) fn companion(
+pub(super) fn wanted(
     program: &Path,
     files: &MachineFiles,
     control: OwnedFd,
-) -> Result<Companion, TpmError> {
+) -> Result<Wanted, TpmError> {
     let open = |path: PathBuf, options: &OpenOptions| {
         options
             .open(&path)
@@ -65,12 +66,17 @@ pub(super) fn companion(
         format!("dir=/proc/self/fd/{STATE},mode=0600"),
         "--terminate".to_owned(),
     ];
-    Ok(Companion {
+    let companion = Companion {
         program: program.to_owned(),
         args: args.into_iter().map(OsString::from).collect(),
         fds: vec![(control, CONTROL), (state.into(), STATE)],
         output: log.into(),
         umask: 0o077,
         mount: None,
+    };
+    Ok(Wanted {
+        what: "its TPM".to_owned(),
+        log: files.tpm_log(),
+        companion,
     })
 }

@@ -12,6 +12,7 @@ mod fake_firmware;
 mod fake_hung;
 mod fake_life;
 mod fake_secrets;
+mod fake_shares;
 mod fake_support;
 mod fake_tpm;
 mod image;
