@@ -187,13 +187,6 @@ pub enum PlanError {
         machine: String,
         install: Option<String>,
     },
-    #[error("machine `{machine}` has its share `{to}` by virtiofs, and {why}")]
-    NoVirtiofsd {
-        machine: String,
-        to: String,
-        why: String,
-        install: Option<String>,
-    },
     #[error("machine `{machine}` asks for KVM, which does not work here: {why}")]
     NoKvm { machine: String, why: String },
     #[error(
@@ -451,7 +444,7 @@ fn machine_record(
         kernel: image.kernel.clone(),
         disk: choice::disk(machine, image, old)?,
         data_disks: disks::choose(machine, inventory)?,
-        shares: shares::choose(machine, host, old)?,
+        shares: shares::choose(machine, host, old),
         ignition: true,
         ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),

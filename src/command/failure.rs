@@ -98,7 +98,6 @@ impl From<PlanError> for Error {
             | PlanError::NoQemuImg { .. }
             | PlanError::NoFirmware { .. }
             | PlanError::NoTpm { .. }
-            | PlanError::NoVirtiofsd { .. }
             | PlanError::NoKvm { .. }
             | PlanError::PortTaken { .. }
             | PlanError::NoPort { .. }
@@ -122,9 +121,7 @@ impl From<PlanError> for Error {
                     None => "`kiln doctor` says what else is missing here".to_owned(),
                 })
             }
-            PlanError::NoFirmware { install, .. }
-            | PlanError::NoTpm { install, .. }
-            | PlanError::NoVirtiofsd { install, .. } => {
+            PlanError::NoFirmware { install, .. } | PlanError::NoTpm { install, .. } => {
                 told.hint(match install {
                     Some(command) => format!("as root: {command}"),
                     None => "`kiln doctor` says what is missing here".to_owned(),

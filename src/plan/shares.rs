@@ -2,44 +2,32 @@
 
 use std::path::PathBuf;
 
-use super::{HostFacts, PlanError};
+use super::HostFacts;
 use crate::cluster::{Machine, Share};
-use crate::host::distribution::Piece;
 use crate::state::record::{MachineRecord, ShareByRecord, ShareRecord};
 
 /// The machine's shares: by virtiofs where that works, else by 9p.
 ///
-/// The guest's mount units are on its disk and say by which of the two, so a machine that has a disk
-/// keeps what it has.
+/// A machine keeps what it has: its mount units say by which of the two, and a host on which a
+/// virtiofsd comes or fails changes no machine that runs.
 pub(super) fn choose(
     machine: &Machine,
     host: &HostFacts,
     old: Option<&MachineRecord>,
-) -> Result<Vec<ShareRecord>, PlanError> {
-    let old = old.filter(|old| old.disk.is_some());
+) -> Vec<ShareRecord> {
+    let old = old.filter(|old| old.arch == machine.arch.to_string());
     let chosen = machine.shares.iter().map(|share| {
         let to = share.to.as_str();
         let kept = old.and_then(|old| old.shares.iter().find(|old| old.to == to));
-        let (by, reason) = match (
-            kept.map(|kept| (&kept.by, &kept.reason)),
-            best(machine, host),
-        ) {
-            (None, Ok(program)) => (ShareByRecord::Virtiofs { program }, String::new()),
-            (None, Err(why)) => (ShareByRecord::NineP, why),
-            (Some((ShareByRecord::NineP, why)), _) => (ShareByRecord::NineP, why.clone()),
-            (Some((ShareByRecord::Virtiofs { .. }, _)), Ok(program)) => {
-                (ShareByRecord::Virtiofs { program }, String::new())
+        let best = best(machine, host);
+        match (kept.map(|kept| (&kept.by, &kept.reason)), best) {
+            (None | Some((ShareByRecord::Virtiofs { .. }, _)), Ok(program)) => {
+                let by = ShareByRecord::Virtiofs { program };
+                record(share, by, String::new())
             }
-            (Some((ShareByRecord::Virtiofs { .. }, _)), Err(why)) => {
-                return Err(PlanError::NoVirtiofsd {
-                    machine: machine.name.to_string(),
-                    to: to.to_owned(),
-                    why,
-                    install: host.distribution.install(Piece::Virtiofsd),
-                });
-            }
-        };
-        Ok(record(share, by, reason))
+            (None, Err(why)) => record(share, ShareByRecord::NineP, why),
+            (Some((by, why)), _) => record(share, by.clone(), why.clone()),
+        }
     });
     chosen.collect()
 }
