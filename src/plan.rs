@@ -11,6 +11,7 @@ mod difference;
 mod disks;
 mod error;
 mod facts;
+mod shares;
 mod view;
 mod volumes;
 
@@ -209,6 +210,7 @@ fn machine_record(
         kernel: image.kernel.clone(),
         disk: choice::disk(machine, image, old, inventory, cluster, host)?,
         data_disks: disks::choose(machine, inventory, cluster, host)?,
+        shares: shares::choose(machine, host, old),
         ignition: true,
         ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),

@@ -329,6 +329,7 @@ fn prepare(
             mac: record.mac.parse().unwrap_or_default(),
             peers: &peers,
             authorized_keys: &authorized_keys,
+            shares: &record.shares,
             host_key,
         };
         make_machine(step, record, machine, &facts, &means, &own, &mut batch)?;

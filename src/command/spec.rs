@@ -136,6 +136,10 @@ pub(super) fn host_facts(
     if try_out && cluster.machines.iter().any(is_emulated) {
         session.host.time_tcg();
     }
+    let wants_virtiofs = cluster
+        .machines
+        .iter()
+        .any(|machine| !machine.shares.is_empty() && machine.arch.is_native_on(arch));
     let mut distribution = session.host.distribution;
     let mut qemu = BTreeMap::new();
     for machine in &cluster.machines {
@@ -166,6 +170,7 @@ pub(super) fn host_facts(
             false => Firmwares::default(),
         },
         swtpm: session.host.tools.swtpm.clone(),
+        virtiofsd: wants_virtiofs.then(|| session.host.virtiofsd()),
         distribution,
         has_qemu_img: session.host.tools.qemu_img.is_some(),
         namespace: namespace(session, cluster),
@@ -389,7 +394,10 @@ pub(super) fn rendered(
         .reservations
         .get(name.as_str())
         .ok_or_else(|| unknown(name))?;
+    let step = plan.steps.iter().find(|step| step.name == name.as_str());
+    let record = step.and_then(|step| step.record.as_ref());
     let facts = Facts {
+        shares: record.map_or(&[], |record| &record.shares),
         cluster: &cluster.name,
         domain: &plan.cluster.domain,
         ip: reserved.ip,

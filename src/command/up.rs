@@ -133,7 +133,12 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     let view = show::view(&done.made, &done.client)?;
     // What the machines are like is told when they begin, and in `ps`.
     if done.starts {
-        for note in view.weaker().iter().chain(&view.why_emulated()) {
+        for note in view
+            .weaker()
+            .iter()
+            .chain(&view.why_emulated())
+            .chain(&view.why_slow_shares())
+        {
             session.report.note(note);
         }
     }

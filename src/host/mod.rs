@@ -18,5 +18,6 @@ pub mod qemu;
 pub mod room;
 mod tcg;
 pub mod timing;
+pub mod virtiofsd;
 
 pub use probe::{Host, HostError, Tools, native_arch};

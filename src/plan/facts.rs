@@ -32,6 +32,8 @@ pub struct HostFacts {
     pub firmwares: Firmwares,
     /// The emulator of TPMs, where it is installed.
     pub swtpm: Option<PathBuf>,
+    /// The virtiofsd that works here, or why none does; absent where no machine can want it.
+    pub virtiofsd: Option<Result<PathBuf, String>>,
     /// Whose commands install what is missing.
     pub distribution: Distribution,
     /// Whether qemu-img is installed, which makes the machines' disks.

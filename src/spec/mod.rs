@@ -22,6 +22,7 @@ mod image;
 mod init;
 mod load;
 mod port;
+mod share;
 mod storage;
 mod stream;
 mod suggest;

@@ -31,9 +31,12 @@ use crate::lvm::node;
 use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
     AccelRecord, ClusterRecord, DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind,
-    FirmwareRecord, MachineRecord, ModeRecord, TransportRecord, VolumeRecord,
+    FirmwareRecord, MachineRecord, ModeRecord, ShareRecord, TransportRecord, VolumeRecord,
 };
+use crate::supervisor::beside::Wanted;
 use crate::supervisor::network::helper;
+use crate::supervisor::process::Identity;
+use crate::supervisor::share::{self, ShareError};
 
 /// One descriptor that a QEMU is handed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +61,8 @@ pub enum Handle {
     },
     /// An end of a pair of sockets, the other for whoever emulates the TPM.
     Tpm,
+    /// A folder that the guest mounts; or, where another program serves it, a socket to that one.
+    Share(ShareRecord),
     /// A tap in the cluster's namespace.
     Tap,
     /// A sealed memfd with the content of this file: no path, no secret in argv.
@@ -98,6 +103,8 @@ pub enum LaunchError {
     },
     #[error("it has no tap in the cluster's network")]
     NoTap,
+    #[error("a share cannot be served")]
+    Share(#[from] ShareError),
     #[error("cannot make sockets for the TPM")]
     Pair(#[source] io::Error),
     #[error("its disk cannot be used")]
@@ -206,6 +213,8 @@ pub fn supervised(
         vars_format: flash_format(firmware.vars_format),
     });
     let tpm = record.tpm.as_ref().map(|_| handles.add(Handle::Tpm));
+    let add = |share: &ShareRecord| handles.add(Handle::Share(share.clone()));
+    let shares = share::served(&record.shares, add);
     let machine = Machine {
         firmware,
         tpm,
@@ -216,6 +225,7 @@ pub fn supervised(
         kernel,
         drives,
         ignition: ignition(record, config),
+        shares,
         run: Run::Supervised,
         ..bare(cluster, record)?
     };
@@ -259,6 +269,7 @@ pub fn alone(
             record,
             record.ignition.then(|| Source::Path(config.to_owned())),
         ),
+        shares: share::alone(&record.shares),
         run: Run::Alone,
         // Not kiln's: the uuid by which kiln knows its own, and ends them, is not on it.
         uuid: None,
@@ -342,6 +353,7 @@ fn bare(cluster: &str, record: &MachineRecord) -> Result<Machine, LaunchError> {
         kernel: None,
         drives: Vec::new(),
         ignition: Ignition::None,
+        shares: Vec::new(),
         nics: Vec::new(),
         monitors: Vec::new(),
         console: Console {
@@ -419,7 +431,8 @@ fn by_path(handle: Handle) -> Source {
         | Handle::Append(path)
         | Handle::Sealed(path)
         | Handle::Disk { path, .. } => path,
-        Handle::Tpm | Handle::Tap => PathBuf::new(),
+        // `share::alone` has its own.
+        Handle::Tpm | Handle::Tap | Handle::Share(_) => PathBuf::new(),
     })
 }
 
@@ -521,12 +534,13 @@ pub fn node_name(record: &MachineRecord, serial: &str) -> Option<String> {
     Some(drive_node(index))
 }
 
-/// What QEMU is handed, and the other end of what is between it and its TPM.
+/// What QEMU is handed, the other end of what is between it and its TPM, and who serves its shares.
 #[derive(Debug)]
 pub struct Opened {
     /// Each with the number that it will have in QEMU.
     pub fds: Vec<(OwnedFd, RawFd)>,
     pub tpm: Option<OwnedFd>,
+    pub beside: Vec<Wanted>,
 }
 
 /// Opens the handles, in order, of which `plug` has those of the network. After them come what is only to be held, the
@@ -534,13 +548,19 @@ pub struct Opened {
 ///
 /// # Errors
 /// [`LaunchError::Open`] and [`LaunchError::Listen`] name the path.
-pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
+pub fn open(
+    handles: &[Handle],
+    plug: Plug,
+    files: &MachineFiles,
+    identity: Identity,
+) -> Result<Opened, LaunchError> {
     let Plug {
         mut tap,
         namespaces,
     } = plug;
     let mut fds = Vec::with_capacity(2 * handles.len());
     let mut tpm = None;
+    let mut beside = Vec::new();
     let number = |index| ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
     let mut names = Vec::new();
     let mut indices = 0u16..;
@@ -550,6 +570,11 @@ pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
                 let (ours, other) = UnixStream::pair().map_err(LaunchError::Pair)?;
                 tpm = Some(other.into());
                 ours.into()
+            }
+            Handle::Share(record) => {
+                let (fd, server) = share::open(record, files, identity)?;
+                beside.extend(server);
+                fd
             }
             Handle::Tap => tap.take().ok_or(LaunchError::NoTap)?,
             Handle::Listener(path) => {
@@ -599,7 +624,7 @@ pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
     for (held, index) in namespaces.into_iter().chain(names).zip(indices) {
         fds.push((held, number(index)));
     }
-    Ok(Opened { fds, tpm })
+    Ok(Opened { fds, tpm, beside })
 }
 
 fn open_volume(volume: &VolumeRecord) -> Result<File, LaunchError> {

@@ -18,6 +18,7 @@ mod fake_places;
 mod fake_roll;
 mod fake_run;
 mod fake_secrets;
+mod fake_shares;
 mod fake_support;
 mod fake_tpm;
 mod fake_volumes;
