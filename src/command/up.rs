@@ -8,7 +8,7 @@ use std::time::Instant;
 use self::undo::{never_started, take_back, take_back_after, undo_if_never_started};
 use crate::cli::args::{MachinesArgs, ReprovisionArgs, UpArgs};
 use crate::client::Client;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, ROOT_SERIAL};
 use crate::command::pulling::{self, Fresh};
 use crate::command::wait::until_well;
 use crate::command::{Made, Session, broken_off, down, power, rolling, show, spec};
@@ -284,7 +284,11 @@ fn decide(
     match task.disks {
         RootDisks::Kept => refuse_loss(&plan)?,
         RootDisks::Replaced => {}
-        RootDisks::Anew => plan.make_anew(),
+        RootDisks::Anew => {
+            // Who asks for another root disk asks for no other data disk.
+            refuse_gone(&plan, |disk| disk.serial != ROOT_SERIAL)?;
+            plan.make_anew();
+        }
     }
     plan.check_volumes(&inventory).map_err(PlanError::from)?;
     if !task.overcommit {
@@ -313,20 +317,7 @@ fn refuse_missing_images(plan: &Plan, inventory: &plan::Inventory) -> Result<(),
 
 /// A disk is made anew only when the user said so.
 fn refuse_loss(plan: &Plan) -> Result<(), Error> {
-    if let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next() {
-        return Err(Error::new(
-            Exit::Unsafe,
-            format!(
-                "disk `{}` of {} is gone: somebody removed `{}`",
-                gone.serial,
-                gone.machine,
-                gone.path.display()
-            ),
-        )
-        .hint(
-            "put the file back; `kiln up --replace` makes an empty disk in its place, what was on the old one is lost",
-        ));
-    }
+    refuse_gone(plan, |_| true)?;
     let lost: Vec<&plan::Step> = plan.recreated().collect();
     let Some(first) = lost.first() else {
         return Ok(());
@@ -341,6 +332,23 @@ fn refuse_loss(plan: &Plan) -> Result<(), Error> {
     }
     Err(error.hint(
         "Ignition runs once for each disk: `kiln up --replace` makes new disks, what is on the old ones is lost",
+    ))
+}
+
+/// A disk that somebody removed is not replaced without a word.
+fn refuse_gone(plan: &Plan, counts: impl Fn(&plan::GoneDisk) -> bool) -> Result<(), Error> {
+    let mut gone = plan.steps.iter().flat_map(|step| &step.gone);
+    let Some(gone) = gone.find(|disk| counts(disk)) else {
+        return Ok(());
+    };
+    let message = format!(
+        "disk `{}` of {} is gone: somebody removed `{}`",
+        gone.serial,
+        gone.machine,
+        gone.path.display()
+    );
+    Err(Error::new(Exit::Unsafe, message).hint(
+        "put the file back; `kiln up --replace` makes an empty disk in its place, what was on the old one is lost",
     ))
 }
 
