@@ -6,6 +6,8 @@
 //! carry their unit, paths are absolute.
 
 pub mod remote;
+mod share;
+pub mod told;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -21,6 +23,10 @@ use kiln_arch::machine::{DiskBus, Sector};
 use kiln_netsetup::address::Fixed;
 
 use crate::cluster::remote::RemoteImage;
+use crate::cluster::told::Told;
+use crate::lvm::name::GroupName;
+
+pub use self::share::{MountPoint, MountPointError, Share};
 
 /// The most machines that a group can have.
 pub const COUNT_LIMIT: u16 = 1000;
@@ -34,6 +40,8 @@ pub struct Cluster {
     /// The folder that relative paths in the spec were resolved against.
     pub folder: PathBuf,
     pub network: Network,
+    /// Where the disks are that kiln makes; absent: files in its state folder.
+    pub volume_group: Option<GroupName>,
     /// Public keys that may log in besides the cluster's own: one OpenSSH line each.
     pub authorized_keys: Vec<String>,
     /// The groups that `--scale` gave another count than the spec's.
@@ -41,6 +49,9 @@ pub struct Cluster {
     /// In the order of the spec; names are unique.
     pub machines: Vec<Machine>,
 }
+
+/// The domain of a network that names none; ICANN keeps it out of the public tree.
+pub const DOMAIN: &str = "internal";
 
 /// How the machines are joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +61,9 @@ pub struct Network {
     pub subnet: Option<Ipv4Net>,
     /// Whether a way leads out into the world.
     pub uplink: bool,
+    /// The domain that the cluster's own lies in: its names end in `.CLUSTER.DOMAIN`.
+    pub domain: String,
+    pub told: Told,
     /// The places that the spec names for machines, those that scaling left out included.
     pub fixed: BTreeMap<String, Fixed>,
 }
@@ -86,6 +100,8 @@ pub struct Machine {
     pub root_bus: DiskBus,
     /// Beside the root disk, in the order in which the guest sees them; serials are unique.
     pub disks: Vec<DataDisk>,
+    /// Folders of the host; no two at one place of the guest.
+    pub shares: Vec<Share>,
     pub ignition: Option<IgnitionSource>,
     /// Template variables of the spec, as JSON values.
     pub vars: BTreeMap<String, serde_json::Value>,

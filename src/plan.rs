@@ -4,13 +4,16 @@
 //! records in a [`Plan`] hold each address, port, path and accelerator, and the
 //! stages that follow only do. It reads nothing and asks nobody.
 
+mod admission;
 mod choice;
 mod cluster;
 mod difference;
 mod disks;
 mod error;
 mod facts;
+mod shares;
 mod view;
+mod volumes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -26,6 +29,7 @@ pub use difference::{Difference, Price};
 pub use error::PlanError;
 pub use facts::{HostFacts, ImageFacts, Inventory, Known};
 pub use view::{PlanView, StepView};
+pub use volumes::{GroupFacts, GroupRefusal, VolumeFault};
 
 /// All choices for one `up`.
 #[derive(Debug, Clone)]
@@ -33,6 +37,8 @@ pub struct Plan {
     pub cluster: ClusterRecord,
     /// Whether nothing of this cluster is there yet.
     pub is_new: bool,
+    /// What changes of what the machines are told of their network, while they run.
+    pub network: Vec<&'static str>,
     /// The places of machines as they were.
     places_before: BTreeMap<String, ReservationRecord>,
     pub steps: Vec<Step>,
@@ -117,9 +123,11 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
             steps.push(removal(name, known, inventory));
         }
     }
+    let network = cluster::changes(inventory.cluster.as_ref(), &cluster_record);
     Ok(Plan {
         cluster: cluster_record,
         is_new: inventory.cluster.is_none(),
+        network,
         places_before: inventory
             .cluster
             .as_ref()
@@ -200,12 +208,14 @@ fn machine_record(
         cpus: machine.cpus.get(),
         memory_mib: choice::mebibytes(machine.memory),
         kernel: image.kernel.clone(),
-        disk: choice::disk(machine, image, old)?,
-        data_disks: disks::choose(machine, inventory)?,
+        disk: choice::disk(machine, image, old, inventory, cluster, host)?,
+        data_disks: disks::choose(machine, inventory, cluster, host)?,
+        shares: shares::choose(machine, host, old),
         ignition: true,
         ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),
         ip: reservation.ip,
+        mtu: cluster.told.mtu,
         ports: ports.choose(machine, &host.files.uuid(&name), old)?,
         restart: choice::restart(machine.restart),
         image: image.label.clone(),
@@ -257,13 +267,16 @@ fn step(
                 (None | Some(Price::Nothing), StateRecord::Failed) => {
                     (Action::Restart, vec!["its guest has given up".to_owned()])
                 }
+                // A stop was broken off: nobody waits for its end, and it comes.
+                (None | Some(Price::Nothing), StateRecord::Stopping) => {
+                    (Action::Restart, vec!["it is stopping".to_owned()])
+                }
                 (
                     None | Some(Price::Nothing),
                     StateRecord::Starting
                     | StateRecord::Running
                     | StateRecord::Ready
                     | StateRecord::Paused
-                    | StateRecord::Stopping
                     | StateRecord::Unresponsive
                     | StateRecord::Damaged,
                 ) => (Action::Keep, why),
@@ -328,10 +341,19 @@ impl Plan {
     /// Whether doing it would change nothing.
     pub fn is_settled(&self) -> bool {
         !self.is_new
+            && self.network.is_empty()
             && self
                 .steps
                 .iter()
                 .all(|step| step.action == Action::Keep && step.why.is_empty())
+    }
+
+    /// Whether a machine is to be started.
+    pub fn starts(&self) -> bool {
+        self.steps.iter().any(|step| match step.action {
+            Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
+            Action::Keep | Action::Change | Action::Remove => false,
+        })
     }
 
     /// The machines whose disk would be lost.

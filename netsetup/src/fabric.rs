@@ -16,7 +16,7 @@
 //! QEMU or know its command line: sockets come in connected. A port may be attached again at any time.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use macaddr::MacAddr6;
@@ -51,8 +51,6 @@ pub struct FabricConfig {
     pub gateway_mac: MacAddr6,
     /// What the machines are told.
     pub settings: Settings,
-    /// Who is asked for names that are not the cluster's, in this order.
-    pub resolvers: Vec<SocketAddr>,
     /// The machines, attached or not.
     pub machines: Vec<Reservation>,
 }
@@ -120,7 +118,7 @@ impl Fabric {
             gateway_mac: config.gateway_mac,
             settings: config.settings,
         };
-        let driver = Driver::new(switch, config.resolvers, &config.machines, inbox, events);
+        let driver = Driver::new(switch, &config.machines, inbox, events);
         let driver = tokio::spawn(driver.run());
         (Fabric { commands, driver }, outbox)
     }
@@ -128,6 +126,11 @@ impl Fabric {
     /// Makes `machines` the cluster's machines. Ports of those that are gone, or moved, close without an event.
     pub fn set_machines(&self, machines: Vec<Reservation>) {
         self.send(Command::Machines(machines));
+    }
+
+    /// Tells the machines other things from now on.
+    pub fn set_settings(&self, settings: Settings) {
+        self.send(Command::Settings(Box::new(settings)));
     }
 
     /// Joins the NIC of the machine called `name` by a connected socket. One that was there before is closed.

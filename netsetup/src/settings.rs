@@ -1,5 +1,10 @@
 //! What a network's machines are told besides their addresses, the same in each mode. Pure.
 
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnet::Ipv4Net;
+
 /// What kiln's DHCP and DNS say of a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -10,6 +15,22 @@ pub struct Settings {
     pub mtu: Option<u16>,
     /// Whether the network has no way out: no default route is given, and no name is asked of anybody else.
     pub isolated: bool,
+    /// Names besides the machines', in lower case, which are known as they stand and below the domain. `*.NAME` is any
+    /// name below NAME.
+    pub hosts: BTreeMap<String, Vec<IpAddr>>,
+    /// Routes that machines are given besides the default one.
+    pub routes: Vec<Route>,
+    /// Who is asked for names that are not the network's, in this order.
+    pub resolvers: Vec<SocketAddr>,
+}
+
+/// A route by a host of the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Route {
+    /// Where to.
+    pub to: Ipv4Net,
+    /// By whom.
+    pub via: Ipv4Addr,
 }
 
 impl Settings {
@@ -19,6 +40,9 @@ impl Settings {
             domain: domain.into(),
             mtu: None,
             isolated: false,
+            hosts: BTreeMap::new(),
+            routes: Vec::new(),
+            resolvers: Vec::new(),
         }
     }
 }

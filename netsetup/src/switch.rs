@@ -178,6 +178,29 @@ impl Switch {
         gone
     }
 
+    /// Tells the machines other things from now on.
+    pub fn set_settings(&mut self, settings: Settings) {
+        let machines: Vec<Reservation> = self
+            .slots
+            .iter()
+            .flatten()
+            .map(|slot| slot.machine.clone())
+            .collect();
+        self.zone = Zone::new(&settings, self.config.subnet, &machines);
+        self.dhcp.settings = settings.clone();
+        self.config.settings = settings;
+    }
+
+    /// kiln's own address.
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.config.subnet.gateway()
+    }
+
+    /// What the machines are told.
+    pub fn settings(&self) -> &Settings {
+        &self.config.settings
+    }
+
     /// The port of the machine called `name`.
     pub fn port(&self, name: &str) -> Option<PortId> {
         let is_it =

@@ -136,6 +136,10 @@ pub(super) fn host_facts(
     if try_out && cluster.machines.iter().any(is_emulated) {
         session.host.time_tcg();
     }
+    let wants_virtiofs = cluster
+        .machines
+        .iter()
+        .any(|machine| !machine.shares.is_empty() && machine.arch.is_native_on(arch));
     let mut distribution = session.host.distribution;
     let mut qemu = BTreeMap::new();
     for machine in &cluster.machines {
@@ -166,6 +170,7 @@ pub(super) fn host_facts(
             false => Firmwares::default(),
         },
         swtpm: session.host.tools.swtpm.clone(),
+        virtiofsd: wants_virtiofs.then(|| session.host.virtiofsd()),
         distribution,
         has_qemu_img: session.host.tools.qemu_img.is_some(),
         namespace: namespace(session, cluster),
@@ -389,7 +394,10 @@ pub(super) fn rendered(
         .reservations
         .get(name.as_str())
         .ok_or_else(|| unknown(name))?;
+    let step = plan.steps.iter().find(|step| step.name == name.as_str());
+    let record = step.and_then(|step| step.record.as_ref());
     let facts = Facts {
+        shares: record.map_or(&[], |record| &record.shares),
         cluster: &cluster.name,
         domain: &plan.cluster.domain,
         ip: reserved.ip,
@@ -408,7 +416,10 @@ pub(super) fn rendered(
 
 /// The machine of that name in the spec.
 pub(super) fn machine<'a>(cluster: &'a Cluster, name: &MachineName) -> Result<&'a Machine, Error> {
-    crate::stage::machine_of(cluster, name).ok_or_else(|| unknown(name))
+    crate::stage::machine_of(cluster, name).ok_or_else(|| {
+        let names: Vec<&str> = cluster.machines.iter().map(|it| it.name.as_str()).collect();
+        unknown(name).hint(format!("it has: {}", names.join(", ")))
+    })
 }
 
 fn unknown(name: &MachineName) -> Error {
@@ -422,20 +433,23 @@ fn unknown(name: &MachineName) -> Error {
 pub(super) fn planned(
     session: &mut Session<'_>,
     scale: &[GroupCount],
-) -> Result<(Cluster, Plan), Error> {
+) -> Result<(Cluster, Plan, Inventory), Error> {
     let cluster = load(session, scale)?;
     let facts = host_facts(session, &cluster, false)?;
     let inventory = collect(session, &cluster, images(session, &cluster)?)?;
     refuse_other_folder(&cluster, &inventory)?;
     let plan = plan::plan(&cluster, &facts, &inventory)?;
-    Ok((cluster, plan))
+    Ok((cluster, plan, inventory))
 }
 
 /// `kiln plan`.
 pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Error> {
-    let (cluster, mut plan) = planned(session, &args.scale)?;
+    let (cluster, mut plan, inventory) = planned(session, &args.scale)?;
     plan.restrict(&names(&cluster, &args.machines.machines)?);
+    plan.check_volumes(&inventory)
+        .map_err(plan::PlanError::from)?;
     check_ignition(session, &cluster, &plan)?;
+    tell_room(session, &plan, &inventory);
     if !args.replace
         && let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next()
     {
@@ -452,6 +466,18 @@ pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Err
         ));
     }
     show_plan(session, &plan)
+}
+
+/// Says what this host may have no room for.
+pub(super) fn tell_room(session: &Session<'_>, plan: &Plan, inventory: &Inventory) {
+    if let Err(error) = plan.admit(inventory) {
+        session.report.note(&format!(
+            "{error}: `kiln up` refuses that, but for `--overcommit`"
+        ));
+    }
+    for doubt in plan.doubts(inventory) {
+        session.report.note(&doubt);
+    }
 }
 
 pub(super) fn show_plan(session: &Session<'_>, plan: &Plan) -> Result<(), Error> {

@@ -8,15 +8,15 @@ use std::time::Instant;
 use self::undo::{never_started, take_back, take_back_after, undo_if_never_started};
 use crate::cli::args::{MachinesArgs, ReprovisionArgs, UpArgs};
 use crate::client::Client;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, ROOT_SERIAL};
 use crate::command::pulling::{self, Fresh};
 use crate::command::wait::until_well;
-use crate::command::{Made, Session, down, power, rolling, show, spec};
+use crate::command::{Made, Session, broken_off, down, power, rolling, show, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
 use crate::inventory::Images;
-use crate::plan::{self, Action, HostFacts, Inventory, Plan};
-use crate::stage::{self, Undo};
+use crate::plan::{self, Action, HostFacts, Inventory, Plan, PlanError};
+use crate::stage::{self, StageError, Undo, volumes};
 use crate::state::layout::ClusterFiles;
 use crate::state::lock::Lock;
 use crate::supervisor::protocol::Request;
@@ -34,6 +34,8 @@ enum RootDisks {
 
 /// What an `up` is to do.
 struct Task<'a> {
+    /// Whether memory that the host may not have is given away.
+    overcommit: bool,
     disks: RootDisks,
     cluster: &'a Cluster,
     files: &'a ClusterFiles,
@@ -45,6 +47,8 @@ struct Done {
     client: Client,
     /// Whether there was nothing to do.
     is_settled: bool,
+    /// Whether a machine was started.
+    starts: bool,
     /// Whether its machines were waited for already.
     waited: bool,
     undo: Undo,
@@ -74,6 +78,7 @@ pub(super) fn reprovision(session: &mut Session<'_>, args: &ReprovisionArgs) -> 
         rolling: args.rolling.clone(),
         scale: Vec::new(),
         force_download: false,
+        overcommit: args.overcommit,
     };
     work(session, &args, RootDisks::Anew)
 }
@@ -82,8 +87,10 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     let cluster = spec::load(session, &args.scale)?;
     let names = spec::names(&cluster, &args.machines.machines)?;
     if args.dry_run {
-        let (_, mut plan) = spec::planned(session, &args.scale)?;
+        let (_, mut plan, inventory) = spec::planned(session, &args.scale)?;
         plan.restrict(&names);
+        plan.check_volumes(&inventory).map_err(PlanError::from)?;
+        spec::tell_room(session, &plan, &inventory);
         return spec::show_plan(session, &plan);
     }
     let fresh = if args.force_download {
@@ -104,7 +111,9 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     folder::make_private(&session.roots.clusters())
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     let lock = Lock::try_take(&files.lock(), "kiln up")?;
+    broken_off::tell(session, &files, "up");
     let task = Task {
+        overcommit: args.overcommit,
         disks,
         cluster: &cluster,
         files: &files,
@@ -122,7 +131,18 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     }
     let done = done?;
     let view = show::view(&done.made, &done.client)?;
-    for note in view.notes().iter().chain(&view.why_emulated()) {
+    // What the machines are like is told when they begin, and in `ps`.
+    if done.starts {
+        for note in view
+            .weaker()
+            .iter()
+            .chain(&view.why_emulated())
+            .chain(&view.why_slow_shares())
+        {
+            session.report.note(note);
+        }
+    }
+    for note in &view.troubles() {
         session.report.note(note);
     }
     finish(session, args, begun, &done, &names)
@@ -193,7 +213,10 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
     let facts = spec::host_facts(session, cluster, true)?;
     // What takes time is done before others have to wait for it: reading images, checking configs.
     let images = spec::images(session, cluster)?;
-    let draft = decide(session, task, names, &facts, &images)?.0;
+    let (draft, inventory) = decide(session, task, names, &facts, &images)?;
+    for doubt in draft.doubts(&inventory) {
+        session.report.note(&doubt);
+    }
     // A config that is wrong is found before anything is made.
     spec::check_ignition(session, cluster, &draft)?;
     // Held until the cluster is recorded, so that no other `up` takes the same subnet.
@@ -204,10 +227,16 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
         spec::check_ignition(session, cluster, &plan)?;
     }
     let running = inventory.alive();
-    let reserved = stage::reserve(plan, inventory.cluster, files, &session.roots)?;
+    let reserved = stage::reserve(
+        plan,
+        inventory.cluster,
+        files,
+        &session.roots,
+        session.host.lvm(),
+    )?;
     drop(reservations);
     let changed = stop_first(session, files, reserved.plan(), &running)
-        .and_then(|()| change(files, reserved.plan()));
+        .and_then(|()| change(session, files, reserved.plan()));
     if let Err(error) = changed {
         reserved.give_up();
         return Err(error);
@@ -225,6 +254,7 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
                 made: Made { files, record },
                 client,
                 is_settled: prepared.plan.is_settled(),
+                starts: prepared.plan.starts(),
                 waited: false,
                 undo: prepared.undo,
             })
@@ -254,7 +284,15 @@ fn decide(
     match task.disks {
         RootDisks::Kept => refuse_loss(&plan)?,
         RootDisks::Replaced => {}
-        RootDisks::Anew => plan.make_anew(),
+        RootDisks::Anew => {
+            // Who asks for another root disk asks for no other data disk.
+            refuse_gone(&plan, |disk| disk.serial != ROOT_SERIAL)?;
+            plan.make_anew();
+        }
+    }
+    plan.check_volumes(&inventory).map_err(PlanError::from)?;
+    if !task.overcommit {
+        plan.admit(&inventory)?;
     }
     Ok((plan, inventory))
 }
@@ -279,20 +317,7 @@ fn refuse_missing_images(plan: &Plan, inventory: &plan::Inventory) -> Result<(),
 
 /// A disk is made anew only when the user said so.
 fn refuse_loss(plan: &Plan) -> Result<(), Error> {
-    if let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next() {
-        return Err(Error::new(
-            Exit::Unsafe,
-            format!(
-                "disk `{}` of {} is gone: somebody removed `{}`",
-                gone.serial,
-                gone.machine,
-                gone.path.display()
-            ),
-        )
-        .hint(
-            "put the file back; `kiln up --replace` makes an empty disk in its place, what was on the old one is lost",
-        ));
-    }
+    refuse_gone(plan, |_| true)?;
     let lost: Vec<&plan::Step> = plan.recreated().collect();
     let Some(first) = lost.first() else {
         return Ok(());
@@ -307,6 +332,23 @@ fn refuse_loss(plan: &Plan) -> Result<(), Error> {
     }
     Err(error.hint(
         "Ignition runs once for each disk: `kiln up --replace` makes new disks, what is on the old ones is lost",
+    ))
+}
+
+/// A disk that somebody removed is not replaced without a word.
+fn refuse_gone(plan: &Plan, counts: impl Fn(&plan::GoneDisk) -> bool) -> Result<(), Error> {
+    let mut gone = plan.steps.iter().flat_map(|step| &step.gone);
+    let Some(gone) = gone.find(|disk| counts(disk)) else {
+        return Ok(());
+    };
+    let message = format!(
+        "disk `{}` of {} is gone: somebody removed `{}`",
+        gone.serial,
+        gone.machine,
+        gone.path.display()
+    );
+    Err(Error::new(Exit::Unsafe, message).hint(
+        "put the file back; `kiln up --replace` makes an empty disk in its place, what was on the old one is lost",
     ))
 }
 
@@ -344,13 +386,13 @@ fn stop_first(
         machines: removed.clone(),
     })?;
     for name in &removed {
-        stage::remove_machine(&files.machine(name));
+        stage::remove_machine(files, name, &session.host.lvm());
     }
     Ok(())
 }
 
 /// Changes what can be changed while the machines run: their disks grow.
-fn change(files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
+fn change(session: &Session<'_>, files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
     let mut changing = plan.steps.iter().filter(|it| it.action == Action::Change);
     let Some(first) = changing.next() else {
         return Ok(());
@@ -358,6 +400,10 @@ fn change(files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
     let client = Client::reach(files)?;
     for step in std::iter::once(first).chain(changing) {
         for disk in &step.grown {
+            if let Some(record) = &step.record {
+                volumes::grow(record, &disk.serial, disk.size, &session.host.lvm())
+                    .map_err(StageError::from)?;
+            }
             client.ask(&Request::Grow {
                 machine: step.name.clone(),
                 serial: disk.serial.clone(),

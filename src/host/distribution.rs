@@ -25,6 +25,8 @@ pub enum Piece {
     /// UEFI for guests of the architecture.
     Uefi(Arch),
     Swtpm,
+    Lvm,
+    Virtiofsd,
     Pasta,
     QemuImg,
     Ssh,
@@ -56,6 +58,12 @@ impl Distribution {
     /// The command that installs the piece, to be run as root; `None` where no package is known.
     pub fn install(self, piece: Piece) -> Option<String> {
         let (command, package) = match self {
+            // It has an old one within its old QEMU, and none beside a backported one.
+            Distribution::Bookworm | Distribution::BookwormBackports
+                if piece == Piece::Virtiofsd =>
+            {
+                return None;
+            }
             Distribution::Bookworm if piece == Piece::Qemu(Arch::S390x) => {
                 ("apt-get install", "qemu-system-misc")
             }
@@ -81,6 +89,8 @@ fn debian(piece: Piece) -> &'static str {
         Piece::Uefi(Arch::Aarch64) => "qemu-efi-aarch64",
         Piece::Uefi(_) => "ovmf",
         Piece::Swtpm => "swtpm",
+        Piece::Lvm => "lvm2",
+        Piece::Virtiofsd => "virtiofsd",
         Piece::Pasta => "passt",
         Piece::QemuImg => "qemu-utils",
         Piece::Ssh => "openssh-client",
@@ -98,6 +108,8 @@ fn fedora(piece: Piece) -> &'static str {
         Piece::Uefi(Arch::Aarch64) => "edk2-aarch64",
         Piece::Uefi(_) => "edk2-ovmf",
         Piece::Swtpm => "swtpm",
+        Piece::Lvm => "lvm2",
+        Piece::Virtiofsd => "virtiofsd",
         Piece::Pasta => "passt",
         Piece::QemuImg => "qemu-img",
         Piece::Ssh => "openssh-clients",

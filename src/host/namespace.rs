@@ -38,7 +38,6 @@ pub fn try_out(uid: u32, gid: u32) -> Result<(), Refusal> {
         subnet,
         gateway_mac: gateway_mac("trial"),
         settings: Settings::new("trial.internal"),
-        resolvers: Vec::new(),
         machines: Vec::new(),
         masquerade: true,
     };

@@ -16,6 +16,7 @@ mod error;
 mod fragment;
 mod identity;
 mod lint;
+mod mounts;
 mod render;
 mod template;
 pub mod validator;

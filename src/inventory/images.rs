@@ -113,6 +113,7 @@ impl Looking<'_> {
             size: disk.base.virtual_size,
             bus: BusRecord::default(),
             base: disk.base,
+            volume: None,
         });
         Ok(ImageFacts {
             identity: known.unwrap_or_else(|| image_identity(kernel.as_ref(), disk.as_ref())),

@@ -6,11 +6,15 @@ use std::path::PathBuf;
 use kiln_arch::machine::IgnitionTransport;
 use sha2::{Digest, Sha256};
 
-use crate::cluster::{AccelWish, FirmwareWish, Machine, NetworkMode, Profile, RestartPolicy, Size};
+use crate::cluster::{
+    AccelWish, Cluster, FirmwareWish, Machine, NetworkMode, Profile, ROOT_SERIAL, RestartPolicy,
+    Size,
+};
 use crate::host::distribution::Piece;
 use crate::host::firmware::{Firmware, Uefi};
 use crate::host::kvm::KvmState;
 use crate::host::qemu::Qemu;
+use crate::plan::volumes::{self, Owner};
 use crate::plan::{Action, HostFacts, ImageFacts, Inventory, Known, PlanError, Step};
 use crate::report::view::mode_word;
 use crate::state::record::{
@@ -171,31 +175,43 @@ pub(super) fn mebibytes(size: Size) -> u32 {
     u32::try_from(size.bytes() >> 20).unwrap_or(u32::MAX)
 }
 
-/// The overlay: as large as asked, else as it was, else as its base; it grows and never shrinks.
+/// The root disk: as large as asked, else as it was, else as its base; it grows and never shrinks.
 pub(super) fn disk(
     machine: &Machine,
     image: &ImageFacts,
     old: Option<&MachineRecord>,
+    inventory: &Inventory,
+    cluster: &ClusterRecord,
+    host: &HostFacts,
 ) -> Result<Option<DiskRecord>, PlanError> {
     let Some(base) = &image.disk else {
         return Ok(None);
     };
+    let group = volumes::group(inventory)?;
+    let uuid = host.files.uuid(machine.name.as_str());
+    let owner = Owner::new(cluster, &uuid, machine, ROOT_SERIAL);
+    let volume = group
+        .map(|group| volumes::root(group, inventory, &owner))
+        .transpose()?;
+    let rounded = |size| group.map_or(size, |group| group.rounded(size));
     let was = old
         .and_then(|old| old.disk.as_ref())
         .filter(|disk| disk.base == base.base)
         .map_or(base.size, |disk| disk.size);
-    if let Some(want) = machine.disk
-        && want.bytes() < was
+    let want = machine.disk.map(|want| rounded(want.bytes()));
+    if let (Some(asked), Some(want)) = (machine.disk, want)
+        && want < was
     {
         return Err(PlanError::DiskShrinks {
             machine: machine.name.to_string(),
             line: machine.line,
-            want,
+            want: asked,
             least: Size::from_bytes(was),
         });
     }
     Ok(Some(DiskRecord {
-        size: machine.disk.map_or(was, Size::bytes),
+        size: want.unwrap_or_else(|| rounded(was)),
+        volume,
         bus: machine.root_bus.into(),
         ..base.clone()
     }))
@@ -251,6 +267,19 @@ pub(super) fn mode(
             format!("`namespace` does not work here ({why})"),
         )),
         (None, None) => Ok((ModeRecord::Fabric, "`namespace` was not tried".to_owned())),
+    }
+}
+
+/// The cluster's domain: kept for its life, for it stands in configs and keys.
+pub(super) fn domain(cluster: &Cluster, kept: Option<&ClusterRecord>) -> Result<String, PlanError> {
+    let asked = format!("{}.{}", cluster.name, cluster.network.domain);
+    match kept {
+        Some(record) if record.domain != asked => Err(PlanError::NetworkMoved {
+            cluster: record.name.clone(),
+            kept: format!("the domain `{}`", record.domain),
+            asked: format!("`{asked}`"),
+        }),
+        Some(_) | None => Ok(asked),
     }
 }
 

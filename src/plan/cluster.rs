@@ -9,6 +9,7 @@ use super::{HostFacts, Inventory, PlanError, choice};
 use crate::cluster::Cluster;
 use crate::state::files::SCHEMA;
 use crate::state::record::{ClusterRecord, ReservationRecord};
+use crate::state::told::ToldRecord;
 
 pub(super) fn record(
     cluster: &Cluster,
@@ -54,7 +55,8 @@ pub(super) fn record(
         mode_reason,
         way_out: choice::way_out(cluster.network.uplink, mode, kept, host)?,
         subnet: subnet.net(),
-        domain: format!("{name}.internal"),
+        domain: choice::domain(cluster, kept)?,
+        told: ToldRecord::from(&cluster.network.told),
         qemu_uid: match kept {
             Some(record) => record.qemu_uid,
             None if host.is_root => Some(choice::uid(name, &inventory.taken_uids)?),
@@ -74,6 +76,11 @@ pub(super) fn record(
         ports: BTreeSet::new(),
         reservations,
     })
+}
+
+/// What changes of what the machines are told, in the spec's words.
+pub(super) fn changes(old: Option<&ClusterRecord>, new: &ClusterRecord) -> Vec<&'static str> {
+    old.map_or_else(Vec::new, |old| old.told.differences(&new.told))
 }
 
 /// The kept subnet, or the asked one, or a free one; in this order.

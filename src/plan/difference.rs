@@ -6,7 +6,7 @@ use super::Grown;
 use crate::cluster::{ROOT_SERIAL, Size};
 use crate::state::record::{
     BusRecord, DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind, FirmwareRecord,
-    KernelRecord, MachineRecord, SectorRecord, TransportRecord,
+    KernelRecord, MachineRecord, SectorRecord, ShareRecord, TransportRecord,
 };
 
 /// One thing that changed.
@@ -51,10 +51,12 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         kernel,
         disk,
         data_disks,
+        shares,
         ignition: _,
         ignition_transport,
         mac,
         ip,
+        mtu,
         ports,
         restart,
         image,
@@ -93,7 +95,9 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         &new.disk.as_ref().map_or(String::new(), disk_text),
         // Where only the size differs the disk grows.
         match (disk, &new.disk) {
-            (Some(disk), Some(new)) if disk.base == new.base => growth(disk.bus),
+            (Some(disk), Some(new)) if disk.base == new.base && group_of(disk) == group_of(new) => {
+                growth(disk.bus)
+            }
             (None | Some(_), None | Some(_)) => Price::Disk,
         },
     );
@@ -102,6 +106,7 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         found.add(what, old.bus.name(), new.bus.name(), Price::Restart);
     }
     found.data_disks(data_disks, &new.data_disks);
+    found.shares(shares, &new.shares, has_disk && *reports);
     found.add(
         "kernel",
         &kernel.as_ref().map_or(String::new(), kernel_text),
@@ -140,12 +145,14 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         &new.ip.to_string(),
         Price::Restart,
     );
+    let mtu_text = |mtu: Option<u16>| mtu.map_or_else(String::new, |mtu| mtu.to_string());
+    found.add("MTU", &mtu_text(*mtu), &mtu_text(new.mtu), Price::Restart);
     found.add("image", image, &new.image, disk_price);
     found.add(
         "ports",
         &ports_text(ports),
         &ports_text(&new.ports),
-        Price::Restart,
+        Price::Live,
     );
     found.add(
         "restart policy",
@@ -235,6 +242,36 @@ impl Found {
         );
     }
 
+    /// Shares are compared by where they are mounted. Mount units come by Ignition, so what it wrote
+    /// to a disk stays until there is a new one.
+    fn shares(&mut self, old: &[ShareRecord], new: &[ShareRecord], has_units: bool) {
+        for share in old {
+            let to = &share.to;
+            let new = new.iter().find(|new| new.to == *to);
+            let now = new.map_or(String::new(), share_text);
+            self.add(
+                &format!("share `{to}`"),
+                &share_text(share),
+                &now,
+                Price::Restart,
+            );
+        }
+        for share in new {
+            if !old.iter().any(|old| old.to == share.to) {
+                let mut text = share_text(share);
+                if has_units {
+                    let by_hand = format!(
+                        ", to be mounted by hand (`mount -t {} {}`) until there is a new disk: it",
+                        share.word(),
+                        share.tag
+                    );
+                    text.push_str(&by_hand);
+                }
+                self.add(&format!("share `{}`", share.to), "", &text, Price::Restart);
+            }
+        }
+    }
+
     fn data_disk(&mut self, what: &str, old: &DataDiskRecord, new: &DataDiskRecord) {
         let keeps = match (&old.source, &new.source) {
             (
@@ -288,7 +325,16 @@ fn growth(bus: BusRecord) -> Price {
 
 fn disk_text(disk: &DiskRecord) -> String {
     let size = Size::from_bytes(disk.size);
-    format!("{size} on {}", disk.base.path.display())
+    let base = disk.base.path.display();
+    match &disk.volume {
+        None => format!("{size} on {base}"),
+        Some(volume) => format!("{size} of {base} in volume group {}", volume.group),
+    }
+}
+
+/// What counts of where a root disk is.
+fn group_of(disk: &DiskRecord) -> Option<&str> {
+    Some(disk.volume.as_ref()?.group_uuid.as_str())
 }
 
 fn sector_text(sector: SectorRecord) -> &'static str {
@@ -311,6 +357,11 @@ fn source_text(disk: &DataDiskRecord) -> String {
             format!("{} ({}{readonly})", path.display(), format.word())
         }
     }
+}
+
+fn share_text(share: &ShareRecord) -> String {
+    let readonly = if share.readonly { ", read-only" } else { "" };
+    format!("{} ({}{readonly})", share.from.display(), share.word())
 }
 
 fn firmware_text(firmware: &FirmwareRecord) -> String {

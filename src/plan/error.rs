@@ -6,6 +6,7 @@ use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_netsetup::address::AddressError;
 
+use super::volumes::VolumeFault;
 use crate::cluster::Size;
 use crate::host::firmware::Uefi;
 
@@ -116,6 +117,16 @@ pub enum PlanError {
         serial: String,
         want: Size,
         least: Size,
+    },
+    #[error(transparent)]
+    Volume(#[from] VolumeFault),
+    #[error(
+        "the machines that would run have {wanted} of memory, of which they use {held} now, and this host has {left} left"
+    )]
+    NoMemory {
+        wanted: Size,
+        held: Size,
+        left: Size,
     },
     #[error("nothing is known of the image of machine `{machine}`")]
     NoImage { machine: String },

@@ -73,6 +73,8 @@ pub struct MachineView {
     pub image: Option<String>,
     /// In the order in which the guest sees them; the root disk is the first.
     pub disks: Vec<DiskView>,
+    /// In the order in which the guest sees them.
+    pub shares: Vec<ShareView>,
     /// RFC 3339.
     pub started_at: Option<String>,
     /// What does not work of it while it runs, a sentence each.
@@ -93,6 +95,21 @@ pub struct DiskView {
     pub readonly: bool,
     /// Whether it outlives `down`.
     pub keep: bool,
+}
+
+/// A folder of the host that a machine mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ShareView {
+    pub from: PathBuf,
+    /// Where the guest mounts it.
+    pub to: String,
+    pub readonly: bool,
+    /// `virtiofs` or `9p`.
+    pub by: &'static str,
+    /// Why not by virtiofs; empty where it is.
+    pub reason: String,
+    /// By what the guest mounts it.
+    pub tag: String,
 }
 
 /// A data disk that kiln made and that no machine has now.
@@ -163,15 +180,22 @@ impl DiskView {
         let root = record.disk.iter().map(|disk| DiskView {
             serial: ROOT_SERIAL.to_owned(),
             size: disk.size,
-            path: files.disk(),
+            path: match &disk.volume {
+                Some(volume) => volume.path(),
+                None => files.disk(),
+            },
             bus: disk.bus,
             readonly: false,
             keep: false,
         });
         let data = record.data_disks.iter().map(|disk| {
             let (path, readonly, keep) = match &disk.source {
-                DataSourceRecord::Made { keep, .. } => {
-                    (files.data_disk(&disk.serial), false, *keep)
+                DataSourceRecord::Made { keep, volume, .. } => {
+                    let path = match volume {
+                        Some(volume) => volume.path(),
+                        None => files.data_disk(&disk.serial),
+                    };
+                    (path, false, *keep)
                 }
                 DataSourceRecord::File { path, readonly, .. } => (path.clone(), *readonly, true),
             };
@@ -188,6 +212,20 @@ impl DiskView {
     }
 }
 
+impl ShareView {
+    pub fn all(record: &MachineRecord) -> Vec<ShareView> {
+        let shares = record.shares.iter().map(|share| ShareView {
+            from: share.from.clone(),
+            to: share.to.clone(),
+            readonly: share.readonly,
+            by: share.word(),
+            reason: share.reason.clone(),
+            tag: share.tag.clone(),
+        });
+        shares.collect()
+    }
+}
+
 impl KeptDiskView {
     /// All of the list.
     pub fn all(record: &DisksRecord, files: &DisksFiles) -> Vec<KeptDiskView> {
@@ -195,7 +233,10 @@ impl KeptDiskView {
             machine: disk.machine.clone(),
             serial: disk.serial.clone(),
             size: disk.size,
-            path: files.disk(&disk.machine, &disk.serial),
+            path: match &disk.volume {
+                Some(volume) => volume.path(),
+                None => files.disk(&disk.machine, &disk.serial),
+            },
             keep: disk.keep,
         });
         disks.collect()
@@ -233,6 +274,7 @@ impl MachineView {
             ports: record.map_or_else(Vec::new, |record| record.ports.clone()),
             image: record.map(|record| record.image.clone()),
             disks: record.map_or_else(Vec::new, |record| DiskView::all(record, files)),
+            shares: record.map_or_else(Vec::new, ShareView::all),
             started_at: status.started_at.clone(),
             notes: status.notes.clone(),
             ssh: record.is_some_and(|record| record.reports),
@@ -342,13 +384,20 @@ impl ClusterView {
         table(style, ["NAME", "ADDRESS", "RESERVED"], &rows)
     }
 
-    /// What is weaker or worse than a user would think: each is told in `up` and `ps`.
+    /// What is weaker or worse than a user would think, for `ps`.
     pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.weaker();
+        notes.extend(self.troubles());
+        notes
+    }
+
+    /// What is weaker than a user would think, as long as the machines are what they are: told by
+    /// the `up` that starts any.
+    pub fn weaker(&self) -> Vec<String> {
         let mut notes = Vec::new();
         let NetworkView {
             mode,
             reason,
-            uplink,
             isolated,
             ..
         } = &self.network;
@@ -359,13 +408,6 @@ impl ClusterView {
         if *isolated {
             notes.push("the network has no uplink: the machines reach each other only".to_owned());
         }
-        if !uplink.is_empty() {
-            notes.push(format!("the way out to the world is not open: {uplink}"));
-        }
-        for machine in &self.machines {
-            let of = |note| format!("{}: {note}", machine.name);
-            notes.extend(machine.notes.iter().map(of));
-        }
         // What the spec asks for in so many words is told too: few know what emulation weakens.
         let emulated: Vec<&str> = self.emulated().map(|(name, _)| name).collect();
         if !emulated.is_empty() {
@@ -373,6 +415,20 @@ impl ClusterView {
                 "{} emulated (tcg): slow, and outside QEMU's security promise",
                 these_are(&emulated)
             ));
+        }
+        notes
+    }
+
+    /// What does not work now.
+    pub fn troubles(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let uplink = &self.network.uplink;
+        if !uplink.is_empty() {
+            notes.push(format!("the way out to the world is not open: {uplink}"));
+        }
+        for machine in &self.machines {
+            let of = |note| format!("{}: {note}", machine.name);
+            notes.extend(machine.notes.iter().map(of));
         }
         for disk in &self.kept_disks {
             let how = if disk.keep { " --remove-disks" } else { "" };
@@ -395,6 +451,24 @@ impl ClusterView {
         let told = |(why, names): (&str, Vec<&str>)| {
             format!("{} not run by KVM: {why}", these_are(&names))
         };
+        groups.into_iter().map(told).collect()
+    }
+
+    /// Why shares go by 9p: told in `up`.
+    pub fn why_slow_shares(&self) -> Vec<String> {
+        let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+        for machine in &self.machines {
+            let mut reasons = machine.shares.iter().map(|share| share.reason.as_str());
+            let Some(why) = reasons.find(|why| !why.is_empty()) else {
+                continue;
+            };
+            match groups.iter_mut().find(|(known, _)| *known == why) {
+                Some((_, names)) => names.push(&machine.name),
+                None => groups.push((why, vec![&machine.name])),
+            }
+        }
+        let told =
+            |(why, names): (&str, Vec<&str>)| format!("{}: shares by 9p: {why}", names.join(", "));
         groups.into_iter().map(told).collect()
     }
 

@@ -15,6 +15,7 @@ use super::fixed::{self, PlacedFixed};
 use super::image::{self, PlacedImage};
 use super::load::Scale;
 use super::port::{self, PlacedPort};
+use super::share;
 use super::stream;
 use super::suggest;
 use super::warning::SpecWarning;
@@ -27,15 +28,12 @@ const KEYS: Keys = Keys {
     known: &[
         "count", "names", "image", "arch", "accel", "cpus", "memory", "disk", "disks", "ignition",
         "template", "vars", "profile", "ports", "firmware", "graphics", "restart", "tpm",
-        "address", "mac",
+        "address", "mac", "shares",
     ],
-    not_built: &[
-        (
-            "butane",
-            "translate it with `butane --strict FILE` and name the result in `ignition:`",
-        ),
-        ("shares", "leave it out; `ignition:` can carry small files"),
-    ],
+    not_built: &[(
+        "butane",
+        "translate it with `butane --strict FILE` and name the result in `ignition:`",
+    )],
 };
 
 /// Machines in one group at most; the cluster's subnet is the tighter limit.
@@ -162,6 +160,9 @@ pub(super) fn group(
     let disks = fields.take_as("disks", |node, key| {
         disks::disks(node, key, &owner, arch, names.len(), folders)
     })?;
+    let shares = fields.take_as("shares", |node, key| {
+        share::shares(node, key, &owner, folders)
+    })?;
     let ignition = ignition(&mut fields, folders)?;
     let vars = vars(&mut fields, &group, ignition.as_ref(), warnings)?;
     let profile = fields.take_as("profile", |node, key| {
@@ -207,6 +208,7 @@ pub(super) fn group(
         disk: root.size,
         root_bus: root.bus,
         disks: disks.clone().unwrap_or_default(),
+        shares: shares.clone().unwrap_or_default(),
         ignition: ignition.clone(),
         vars: vars.clone(),
         profile: profile.unwrap_or(Profile::Basic),

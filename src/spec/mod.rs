@@ -22,8 +22,11 @@ mod image;
 mod init;
 mod load;
 mod port;
+mod share;
+mod storage;
 mod stream;
 mod suggest;
+mod told;
 mod warning;
 
 #[cfg(test)]

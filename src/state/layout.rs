@@ -216,6 +216,11 @@ impl DisksFiles {
         data_disk(&self.machine(machine), serial)
     }
 
+    /// Says which logical volume a disk is.
+    pub fn volume(&self, machine: &str, serial: &str) -> PathBuf {
+        self.machine(machine).join(format!("{serial}.volume"))
+    }
+
     /// Where a disk lies while qemu-img makes it.
     pub fn incoming(&self, machine: &str, serial: &str) -> PathBuf {
         self.disk(machine, serial).with_extension("new")
@@ -260,6 +265,16 @@ impl MachineFiles {
     /// A folder of the TPM emulator's own, which belongs to the user that it runs as.
     pub fn tpm(&self) -> PathBuf {
         self.folder.join("tpm")
+    }
+
+    /// What those say that serve its shares.
+    pub fn share_log(&self) -> PathBuf {
+        self.folder.join("virtiofsd.log")
+    }
+
+    /// By which a virtiofsd and its QEMU are joined; gone when they are.
+    pub fn share_socket(&self) -> PathBuf {
+        self.sockets.join("share.sock")
     }
 
     pub fn tpm_log(&self) -> PathBuf {

@@ -4,6 +4,7 @@
 //! to it over the control socket ([`protocol`]). If it dies the machines live, and
 //! the next command starts a new one, which adopts them.
 
+pub mod beside;
 pub mod console;
 mod control;
 pub mod diagnose;
@@ -19,6 +20,7 @@ pub mod process;
 pub mod protocol;
 pub mod qmp;
 mod regain;
+mod share;
 mod slot;
 mod tpm;
 mod uplink;

@@ -8,6 +8,7 @@
 //!
 //! What the networks carry needs root, and a network namespace for the benchmark alone: `just bench-network`.
 
+mod disks;
 mod guests;
 mod memory;
 mod network;
@@ -34,8 +35,8 @@ usage: bench [--guest FOLDER] [--kiln PROGRAM] [--rounds N] [--only WORD] [--jso
   --guest FOLDER   holds `kernel`, `initrd` and `cmdline`; built by tests/guest/build when absent
   --kiln PROGRAM   the kiln to measure; the one beside this program when absent
   --rounds N       pairs of each kind (default 20; fewer where one takes long)
-  --only WORD      start, up, ten, plan, memory, pull, switch, taps or guests; the last two as root, in a
-                   network namespace of their own
+  --only WORD      start, up, ten, plan, memory, disks, pull, switch, taps or guests; the last two as root, in a
+                    network namespace of their own
 ";
 
 /// What was said on the command line.
@@ -103,12 +104,13 @@ fn bench(asked: &Asked) -> Outcome<()> {
     let rounds = asked.rounds;
     let few = rounds.div_ceil(4);
     type Measure = fn(&World, usize) -> Outcome<Vec<Row>>;
-    let measures: [(&str, Measure, usize); 9] = [
+    let measures: [(&str, Measure, usize); 10] = [
         ("start", start, rounds),
         ("up", up, rounds),
         ("ten", ten, few),
         ("plan", plan, rounds),
         ("memory", memory, 1),
+        ("disks", disks::disks, rounds),
         ("pull", pull::pull, rounds.div_ceil(10)),
         ("switch", network::switch, rounds),
         ("taps", network::taps, rounds),

@@ -124,7 +124,6 @@ fn through_the_fabric(data: usize) -> Outcome<f64> {
         subnet: subnet()?,
         gateway_mac: gateway_mac("bench"),
         settings: Settings::new("bench.internal"),
-        resolvers: Vec::new(),
         machines: vec![machine(100), machine(101)],
     };
     runtime()?.block_on(async {
@@ -211,7 +210,6 @@ fn cluster(count: u8) -> Outcome<(Bridge, Vec<OwnedFd>)> {
         subnet: subnet()?,
         gateway_mac: gateway_mac("bench"),
         settings: Settings::new("bench.internal"),
-        resolvers: Vec::new(),
         machines: machines.clone(),
         masquerade: false,
     };

@@ -53,11 +53,26 @@ impl World {
     }
 
     pub(crate) fn cluster(&self, name: &str, count: usize) -> Outcome<Cluster<'_>> {
-        self.cluster_in("fabric", name, count)
+        self.cluster_of("fabric", name, count, None)
+    }
+
+    /// A cluster whose machines have their disks over this image.
+    pub(crate) fn cluster_on(&self, name: &str, count: usize, base: &Path) -> Outcome<Cluster<'_>> {
+        self.cluster_of("fabric", name, count, Some(base))
     }
 
     /// A cluster whose machines are joined in this mode.
     pub(crate) fn cluster_in(&self, mode: &str, name: &str, count: usize) -> Outcome<Cluster<'_>> {
+        self.cluster_of(mode, name, count, None)
+    }
+
+    fn cluster_of(
+        &self,
+        mode: &str,
+        name: &str,
+        count: usize,
+        base: Option<&Path>,
+    ) -> Outcome<Cluster<'_>> {
         let cluster = Cluster {
             world: self,
             name: name.to_owned(),
@@ -66,12 +81,13 @@ impl World {
         let guest = |file: &str| self.guest.join(file);
         let spec = format!(
             "cluster: {name}\n\
-             image: {{kernel: {:?}, initrd: {:?}, cmdline: {:?}}}\n\
+             image: {{kernel: {:?}, initrd: {:?}, cmdline: {:?}{}}}\n\
              network: {{mode: {mode}, subnet: 10.{}.0.0/16}}\n\
              machines:\n  node: {{count: {count}, accel: tcg, memory: 256MiB}}\n",
             guest("kernel"),
             guest("initrd"),
             std::fs::read_to_string(guest("cmdline"))?.trim_end(),
+            base.map_or_else(String::new, |base| format!(", disk: {base:?}")),
             // Apart from each other: two clusters may be there at once.
             200 + name.len(),
         );

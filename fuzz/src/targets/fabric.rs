@@ -21,7 +21,6 @@ pub(crate) fn config() -> FabricConfig {
         subnet: subnet(),
         gateway_mac: gateway(),
         settings: settings(),
-        resolvers: Vec::new(),
         machines: (10..13).map(machine).collect(),
     }
 }

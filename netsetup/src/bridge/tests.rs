@@ -38,7 +38,6 @@ fn config() -> BridgeConfig {
         subnet: Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap(),
         gateway_mac: gateway_mac("demo"),
         settings: Settings::new("demo.internal"),
-        resolvers: Vec::new(),
         machines: vec![machine("a", 10), machine("b", 11), machine("c", 12)],
         masquerade: true,
     }

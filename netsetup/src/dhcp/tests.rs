@@ -12,10 +12,7 @@ fn server() -> Server {
     Server {
         subnet: Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap(),
         mac: MacAddr6::new(0xb2, 0x6b, 0, 0, 0, 1),
-        settings: Settings {
-            mtu: None,
-            ..Settings::new("demo.internal")
-        },
+        settings: Settings::new("demo.internal"),
     }
 }
 
@@ -176,6 +173,26 @@ fn who_has_no_way_out_is_told_of_no_router() {
     server.settings.isolated = true;
     let told = read(&ask(&server, &message(1, Ipv4Addr::UNSPECIFIED, &[])).unwrap());
     assert!(told.contains("router=None dns=Some"), "{told}");
+}
+
+#[test]
+fn routes_are_told_with_the_default_one_among_them() {
+    let mut server = server();
+    server.settings.routes = [("10.1.0.0/16", 20), ("192.0.2.128/25", 21)]
+        .map(|(to, via)| Route {
+            to: to.parse().unwrap(),
+            via: Ipv4Addr::new(10, 80, 1, via),
+        })
+        .into();
+    let hex = |server: &Server| {
+        let bytes = server.routes();
+        let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        hex.join(" ")
+    };
+    let own = "10 0a 01 0a 50 01 14 19 c0 00 02 80 0a 50 01 15";
+    assert_eq!(hex(&server), format!("{own} 00 0a 50 01 01"));
+    server.settings.isolated = true;
+    assert_eq!(hex(&server), own);
 }
 
 proptest! {

@@ -1,5 +1,6 @@
 //! The fabric over real socket pairs, with peers that speak the frame protocol as QEMU does.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -32,10 +33,9 @@ fn start(resolvers: Vec<SocketAddr>) -> (Fabric, mpsc::UnboundedReceiver<FabricE
         subnet: subnet(),
         gateway_mac: gateway_mac("demo"),
         settings: Settings {
-            mtu: None,
+            resolvers,
             ..Settings::new("demo.internal")
         },
-        resolvers,
         machines: (10..14).map(machine).collect(),
     })
 }

@@ -22,10 +22,7 @@ fn switch() -> Switch {
     let mut switch = Switch::new(SwitchConfig {
         subnet: Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap(),
         gateway_mac: GATEWAY,
-        settings: Settings {
-            mtu: None,
-            ..Settings::new("demo.internal")
-        },
+        settings: Settings::new("demo.internal"),
     });
     switch.set_machines(Instant::now(), &[machine(10), machine(11), machine(12)]);
     switch

@@ -96,13 +96,41 @@ fn what_is_not_built_is_said() {
         &[
             "butane: node.bu",
             "ignition: node.bu",
-            "shares: []",
             "profile: etcd",
             "graphics: vnc",
             "ports: [\"53:53/udp\"]",
             "ports: [\"[::1]:80:80\"]",
         ],
         &expect_file!["../golden/what_is_not_built_is_said.txt"],
+    );
+}
+
+#[test]
+fn shares_are_refused_with_their_reasons() {
+    let many: Vec<String> = (0..9)
+        .map(|index| format!("{{from: ., to: /mnt/{index}}}"))
+        .collect();
+    let many = format!("shares: [{}]", many.join(", "));
+    refused(
+        with_group,
+        &[
+            "shares: ./src",
+            "shares: [./src]",
+            "shares: [{}]",
+            "shares: [{from: .}]",
+            "shares: [{from: missing, to: /mnt}]",
+            "shares: [{from: node.ign, to: /mnt}]",
+            "shares: [{from: '', to: /mnt}]",
+            "shares: [{from: ., to: mnt}]",
+            "shares: [{from: ., to: /}]",
+            "shares: [{from: ., to: /var/../etc}]",
+            "shares: [{from: ., to: \"/a\\nb\"}]",
+            "shares: [{from: ., to: /mnt, readonly: sure}]",
+            "shares: [{from: ., to: /mnt, readonyl: true}]",
+            "shares: [{from: ., to: /mnt}, {from: ., to: //mnt/}]",
+            &many,
+        ],
+        &expect_file!["../golden/shares_are_refused_with_their_reasons.txt"],
     );
 }
 
@@ -290,7 +318,9 @@ fn the_outline() {
             "cluster: demo\nmachines: {node: }",
             "cluster: 7\nmachines: {node: }",
             "cluster: De_mo\nmachines: {node: }",
-            "cluster: demo\nstorage: {vg: vg0}\nmachines: {node: }",
+            "cluster: demo\nstorage: {}\nmachines: {node: }",
+            "cluster: demo\nstorage: {vg: -a}\nmachines: {node: }",
+            "cluster: demo\nstorage: {vg: vg0, thin: pool}\nmachines: {node: }",
             "cluster: demo\nimage: disk.qcow2\nmachines: {Node: }",
             "cluster: demo\nimage: disk.qcow2\nmachines: {node: 3}",
             "cluster: demo\nimagee: disk.qcow2\nmachines: {node: }",
@@ -399,5 +429,38 @@ fn places_are_refused_with_their_reasons() {
         with_group,
         &["address: 10.80.1.9"],
         &expect_file!["../golden/an_address_needs_a_subnet.txt"],
+    );
+}
+
+#[test]
+fn what_machines_cannot_be_told_is_refused_with_its_reasons() {
+    refused(
+        |text| {
+            format!("cluster: demo\nimage: disk.qcow2\nnetwork: {text}\nmachines: {{node: {{}}}}\n")
+        },
+        &[
+            "{domian: x}",
+            "{domain: a..b}",
+            "{domain: -a}",
+            "{mtu: 1279}",
+            "{mtu: 9001}",
+            "{dns: nameserver}",
+            "{dns: [0.0.0.0]}",
+            "{dns: 10.0.0.1, uplink: false}",
+            "{hosts: [a]}",
+            "{hosts: {node: 10.0.0.1}}",
+            "{hosts: {node.demo.internal: 10.0.0.1}}",
+            "{hosts: {a b: 10.0.0.1}}",
+            "{hosts: {a: somewhere}}",
+            "{hosts: {a: []}}",
+            "{hosts: {A: 10.0.0.1, a: 10.0.0.1}}",
+            "{routes: {to: 10.0.0.0/8}}",
+            "{routes: [{to: 10.0.0.0/8}]}",
+            "{routes: [{to: 10.0.0.0/8, via: 10.80.1.9}]}",
+            "{subnet: 10.80.1.0/24, routes: [{to: 10.0.0.0/8, via: 10.80.2.9}]}",
+            "{subnet: 10.80.1.0/24, routes: [{to: 10.0.0.1/8, via: 10.80.1.9}]}",
+            "{subnet: 10.80.1.0/24, routes: [{to: 0.0.0.0/0, via: 10.80.1.9}]}",
+        ],
+        &expect_file!["../golden/what_machines_cannot_be_told.txt"],
     );
 }

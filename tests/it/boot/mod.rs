@@ -18,6 +18,8 @@ mod life;
 mod namespace;
 mod nets;
 mod run;
+mod shares;
 mod three;
 mod user;
 mod versions;
+mod volumes;
