@@ -154,12 +154,12 @@ impl World {
     }
 }
 
-/// What the kernel tells of this thread's namespace in files: IPv4's addresses and routes, and all settings that are no
-/// counts of what is open just now.
+/// What the kernel tells of this thread's namespace in files: IPv4's addresses and routes, and all settings of IP. Those
+/// of the packet filter are left out: they come and stay with the first rule that anybody has on this host.
 fn kernel() -> BTreeMap<PathBuf, String> {
     let tables = ["fib_trie", "route"].map(|file| Path::new("/proc/thread-self/net").join(file));
     let mut files = tables.to_vec();
-    let mut folders = ["ipv4", "ipv6", "bridge", "netfilter"]
+    let mut folders = ["ipv4", "ipv6"]
         .map(|folder| Path::new("/proc/sys/net").join(folder))
         .to_vec();
     while let Some(folder) = folders.pop() {
@@ -170,7 +170,6 @@ fn kernel() -> BTreeMap<PathBuf, String> {
             }
         }
     }
-    files.retain(|file| !file.ends_with("nf_conntrack_count"));
     let read = |file: PathBuf| {
         // Some can only be written to.
         let text = fs::read_to_string(&file).ok()?;
