@@ -16,6 +16,7 @@ use super::group::{self, Defaults};
 use super::image;
 use super::port;
 use super::suggest;
+use super::vars::{self, Vars};
 use super::warning::SpecWarning;
 use crate::cluster::{Cluster, ClusterName, MachineName, Network, NetworkMode, Size};
 use crate::keys;
@@ -28,7 +29,15 @@ const KEY_FILE_LIMIT: Size = Size::from_mib(1);
 const PREFIX_LENGTHS: std::ops::RangeInclusive<u8> = 8..=29;
 
 const KEYS: Keys = Keys {
-    known: &["cluster", "image", "network", "ssh", "machines"],
+    known: &[
+        "cluster",
+        "image",
+        "network",
+        "ssh",
+        "vars",
+        "vars_files",
+        "machines",
+    ],
     not_built: &[(
         "storage",
         "leave it out; disks are files in kiln's state folder",
@@ -52,6 +61,8 @@ pub struct Context<'a> {
     pub home: Option<&'a Path>,
     /// Counts that replace those of the spec's groups.
     pub scale: Scale<'a>,
+    /// What `--set` said, now and before, by paths with dots.
+    pub set: &'a Vars,
 }
 
 /// Counts that replace those of the spec's groups.
@@ -171,6 +182,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
         Some(node) => public_keys(node, folders)?,
         None => Vec::new(),
     };
+    let (vars, _) = vars::take(&mut fields, folders)?;
     let groups = match fields.take("machines") {
         None => return Err(fields.missing("machines")),
         Some(node) => {
@@ -195,6 +207,8 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
         arch: context.host_arch,
         folders,
         scale: context.scale,
+        vars: &vars,
+        set: context.set,
     };
     let mut machines = Vec::new();
     let mut scale = BTreeMap::new();
@@ -214,6 +228,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
             network,
             authorized_keys,
             scale,
+            set: context.set.clone(),
             machines: machines.into_iter().map(|placed| placed.machine).collect(),
         },
         warnings,

@@ -22,6 +22,7 @@ mod init;
 mod load;
 mod port;
 mod suggest;
+mod vars;
 mod warning;
 
 #[cfg(test)]
@@ -31,4 +32,5 @@ pub use self::error::{Place, Problem, SpecError};
 pub use self::find::{FindError, SPEC_FILE_NAME, find};
 pub use self::init::init_template;
 pub use self::load::{Context, Loaded, Scale, cluster_name, load};
+pub use self::vars::{Vars, value};
 pub use self::warning::SpecWarning;

@@ -17,6 +17,7 @@ mod fake_run;
 mod fake_secrets;
 mod fake_support;
 mod fake_tpm;
+mod fake_vars;
 mod image;
 mod qemu_takes;
 mod support;
