@@ -5,6 +5,7 @@
 
 mod gone;
 pub mod images;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use crate::plan::{ImageFacts, Inventory, Known};
 use crate::state::disks;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{ClusterFiles, Roots};
+use crate::state::ledger;
 use crate::state::record::{
     ClusterRecord, DataSourceRecord, MachineRecord, ProcessRecord, RunRecord, StateRecord,
 };
@@ -120,6 +122,9 @@ pub fn collect(
         inventory.taken_networks.push(record.subnet);
         inventory.taken_ports.extend(record.ports);
         inventory.taken_uids.extend(record.qemu_uid);
+        let macs = record.reservations.into_values().map(|place| place.mac);
+        let theirs = macs.map(|mac| (mac, other.clone()));
+        inventory.taken_macs.extend(theirs);
     }
     if let Some(record) = &record {
         // Also those that an `up` had struck off the record when it was killed, and not yet ended.
@@ -138,8 +143,16 @@ pub fn collect(
         cluster: name.to_owned(),
         source,
     })?;
+    inventory.group = volumes::look(cluster, host);
     inventory.gone = gone::disks(&ours, &inventory);
     inventory.data_files = data_files(cluster, &inventory)?;
+    if inventory.group.is_some() {
+        inventory.root_volumes =
+            ledger::volumes(&ours.ledger()).map_err(|source| InventoryError::Cluster {
+                cluster: name.to_owned(),
+                source,
+            })?;
+    }
     Ok(inventory)
 }
 
@@ -248,7 +261,7 @@ pub fn known(
     })
 }
 
-/// The images that machines of any cluster stand on, and the machines whose records cannot be read.
+/// The images and kernels that machines of any cluster stand on, and the machines whose records cannot be read.
 pub fn standing_on(roots: &Roots) -> (BTreeMap<PathBuf, Vec<String>>, Vec<String>) {
     let mut users: BTreeMap<_, Vec<String>> = BTreeMap::new();
     let mut damaged = Vec::new();
@@ -258,8 +271,12 @@ pub fn standing_on(roots: &Roots) -> (BTreeMap<PathBuf, Vec<String>>, Vec<String
             let name = format!("{cluster}/{machine}");
             match files::load::<MachineRecord>(&files.machine(&machine).record()) {
                 Ok(Some(record)) => {
-                    if let Some(disk) = record.disk {
-                        users.entry(disk.base.path).or_default().push(name);
+                    // Also that of a volume, which has a copy of it: the next `up` looks at it.
+                    let base = record.disk.map(|disk| disk.base.path);
+                    let kernel = record.kernel.map(|it| (it.kernel, it.initrd));
+                    let (kernel, initrd) = kernel.unzip();
+                    for path in base.into_iter().chain(kernel).chain(initrd.flatten()) {
+                        users.entry(path).or_default().push(name.clone());
                     }
                 }
                 // Begun and not finished: whoever makes it holds its image.

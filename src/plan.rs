@@ -12,18 +12,23 @@ mod disks;
 mod error;
 mod facts;
 mod view;
+mod volumes;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::cluster::{Cluster, Machine};
 use crate::host::distribution::Piece;
 use crate::state::files::SCHEMA;
-use crate::state::record::{ClusterRecord, DisksRecord, MachineRecord, StateRecord};
+use crate::state::record::{
+    ClusterRecord, DisksRecord, MachineRecord, ReservationRecord, StateRecord,
+};
 
 pub use difference::{Difference, Price};
 pub use error::PlanError;
 pub use facts::{HostFacts, ImageFacts, Inventory, Known};
 pub use view::{PlanView, StepView};
+pub use volumes::{GroupFacts, GroupRefusal, VolumeFault};
 
 /// All choices for one `up`.
 #[derive(Debug, Clone)]
@@ -31,6 +36,10 @@ pub struct Plan {
     pub cluster: ClusterRecord,
     /// Whether nothing of this cluster is there yet.
     pub is_new: bool,
+    /// What changes of what the machines are told of their network, while they run.
+    pub network: Vec<&'static str>,
+    /// The places of machines as they were.
+    places_before: BTreeMap<String, ReservationRecord>,
     pub steps: Vec<Step>,
     /// The list of data disks as it was found.
     pub disks_before: Option<DisksRecord>,
@@ -113,9 +122,15 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
             steps.push(removal(name, known, inventory));
         }
     }
+    let network = cluster::changes(inventory.cluster.as_ref(), &cluster_record);
     Ok(Plan {
         cluster: cluster_record,
         is_new: inventory.cluster.is_none(),
+        network,
+        places_before: inventory
+            .cluster
+            .as_ref()
+            .map_or_else(BTreeMap::new, |record| record.reservations.clone()),
         steps,
         disks_before: inventory.disks.clone(),
     })
@@ -192,12 +207,13 @@ fn machine_record(
         cpus: machine.cpus.get(),
         memory_mib: choice::mebibytes(machine.memory),
         kernel: image.kernel.clone(),
-        disk: choice::disk(machine, image, old)?,
-        data_disks: disks::choose(machine, inventory)?,
+        disk: choice::disk(machine, image, old, inventory, cluster, host)?,
+        data_disks: disks::choose(machine, inventory, cluster, host)?,
         ignition: true,
         ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),
         ip: reservation.ip,
+        mtu: cluster.told.mtu,
         ports: ports.choose(machine, &host.files.uuid(&name), old)?,
         restart: choice::restart(machine.restart),
         image: image.label.clone(),
@@ -293,6 +309,11 @@ impl Plan {
             if names.contains(&step.name) {
                 continue;
             }
+            // One that runs on has its place until its turn comes.
+            if let Some(place) = self.places_before.get(&step.name) {
+                let places = &mut self.cluster.reservations;
+                places.insert(step.name.clone(), place.clone());
+            }
             if step.action == Action::Create {
                 self.cluster.machines.retain(|name| *name != step.name);
             } else if step.action == Action::Remove {
@@ -318,6 +339,7 @@ impl Plan {
     /// Whether doing it would change nothing.
     pub fn is_settled(&self) -> bool {
         !self.is_new
+            && self.network.is_empty()
             && self
                 .steps
                 .iter()

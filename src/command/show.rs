@@ -125,8 +125,14 @@ fn kept_disks(files: &ClusterFiles) -> Vec<KeptDiskView> {
             })
         })
     };
+    let mut record = record;
+    // One that an `up` was killed before it made it is no disk.
+    record.disks.retain(|disk| match &disk.volume {
+        Some(volume) => volume.made.is_some(),
+        None => disks.disk(&disk.machine, &disk.serial).exists(),
+    });
     let mut kept = KeptDiskView::all(&record, &disks);
-    kept.retain(|disk| disk.path.exists() && !has(disk));
+    kept.retain(|disk| !has(disk));
     kept
 }
 

@@ -468,6 +468,8 @@ pub(super) fn planned(
 pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Error> {
     let (cluster, mut plan, inventory) = planned(session, &args.scale, &args.vars)?;
     plan.restrict(&names(&cluster, &args.machines.machines)?);
+    plan.check_volumes(&inventory)
+        .map_err(plan::PlanError::from)?;
     check_ignition(session, &cluster, &plan)?;
     tell_room(session, &plan, &inventory);
     if !args.replace

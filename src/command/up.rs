@@ -15,8 +15,8 @@ use crate::command::{Made, Session, broken_off, down, power, rolling, show, spec
 use crate::error::{Error, Exit};
 use crate::folder;
 use crate::inventory::Images;
-use crate::plan::{self, Action, HostFacts, Inventory, Plan};
-use crate::stage::{self, Undo};
+use crate::plan::{self, Action, HostFacts, Inventory, Plan, PlanError};
+use crate::stage::{self, StageError, Undo, volumes};
 use crate::state::layout::ClusterFiles;
 use crate::state::lock::Lock;
 use crate::supervisor::protocol::Request;
@@ -90,6 +90,7 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     if args.dry_run {
         let (_, mut plan, inventory) = spec::planned(session, &args.scale, &args.vars)?;
         plan.restrict(&names);
+        plan.check_volumes(&inventory).map_err(PlanError::from)?;
         spec::tell_room(session, &plan, &inventory);
         return spec::show_plan(session, &plan);
     }
@@ -222,10 +223,16 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
         spec::check_ignition(session, cluster, &plan)?;
     }
     let running = inventory.alive();
-    let reserved = stage::reserve(plan, inventory.cluster, files, &session.roots)?;
+    let reserved = stage::reserve(
+        plan,
+        inventory.cluster,
+        files,
+        &session.roots,
+        session.host.lvm(),
+    )?;
     drop(reservations);
     let changed = stop_first(session, files, reserved.plan(), &running)
-        .and_then(|()| change(files, reserved.plan()));
+        .and_then(|()| change(session, files, reserved.plan()));
     if let Err(error) = changed {
         reserved.give_up();
         return Err(error);
@@ -275,6 +282,7 @@ fn decide(
         RootDisks::Replaced => {}
         RootDisks::Anew => plan.make_anew(),
     }
+    plan.check_volumes(&inventory).map_err(PlanError::from)?;
     if !task.overcommit {
         plan.admit(&inventory)?;
     }
@@ -366,13 +374,13 @@ fn stop_first(
         machines: removed.clone(),
     })?;
     for name in &removed {
-        stage::remove_machine(&files.machine(name));
+        stage::remove_machine(files, name, &session.host.lvm());
     }
     Ok(())
 }
 
 /// Changes what can be changed while the machines run: their disks grow.
-fn change(files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
+fn change(session: &Session<'_>, files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
     let mut changing = plan.steps.iter().filter(|it| it.action == Action::Change);
     let Some(first) = changing.next() else {
         return Ok(());
@@ -380,6 +388,10 @@ fn change(files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
     let client = Client::reach(files)?;
     for step in std::iter::once(first).chain(changing) {
         for disk in &step.grown {
+            if let Some(record) = &step.record {
+                volumes::grow(record, &disk.serial, disk.size, &session.host.lvm())
+                    .map_err(StageError::from)?;
+            }
             client.ask(&Request::Grow {
                 machine: step.name.clone(),
                 serial: disk.serial.clone(),

@@ -4,15 +4,23 @@
 use crate::cluster::ROOT_SERIAL;
 use crate::plan::{GoneDisk, Inventory, Known};
 use crate::state::layout::ClusterFiles;
+use crate::state::record::VolumeRecord;
 
 /// The disks of the cluster that were there once and are not.
 pub(super) fn disks(files: &ClusterFiles, inventory: &Inventory) -> Vec<GoneDisk> {
     let data = files.disks();
     let listed = inventory.disks.iter().flat_map(|record| &record.disks);
-    let made = listed.filter(|disk| disk.is_made).map(|disk| GoneDisk {
-        machine: disk.machine.clone(),
-        serial: disk.serial.clone(),
-        path: data.disk(&disk.machine, &disk.serial),
+    let made = listed.filter(|disk| disk.is_made).map(|disk| {
+        let volume = disk.volume.as_ref();
+        let gone = GoneDisk {
+            machine: disk.machine.clone(),
+            serial: disk.serial.clone(),
+            path: volume.map_or_else(
+                || data.disk(&disk.machine, &disk.serial),
+                VolumeRecord::path,
+            ),
+        };
+        (gone, volume)
     });
     let machines = inventory.machines.iter();
     let roots = machines.filter_map(|(name, known)| {
@@ -22,13 +30,23 @@ pub(super) fn disks(files: &ClusterFiles, inventory: &Inventory) -> Vec<GoneDisk
         let own = files.machine(name);
         // One that is made anew loses its key before its disk: that `up` was killed.
         let is_whole = own.host_key().exists();
-        (record.disk.is_some() && is_whole).then(|| GoneDisk {
+        let disk = record.disk.as_ref().filter(|_| is_whole)?;
+        let volume = disk.volume.as_ref();
+        let gone = GoneDisk {
             machine: name.clone(),
             serial: ROOT_SERIAL.to_owned(),
-            path: own.disk(),
-        })
+            path: volume.map_or_else(|| own.disk(), VolumeRecord::path),
+        };
+        Some((gone, volume))
     });
     // One that cannot be looked at is not known to be gone.
-    let is_gone = |disk: &GoneDisk| disk.path.try_exists().is_ok_and(|is_there| !is_there);
-    made.chain(roots).filter(is_gone).collect()
+    let is_gone = |(disk, volume): &(GoneDisk, Option<&VolumeRecord>)| match volume {
+        None => disk.path.try_exists().is_ok_and(|is_there| !is_there),
+        Some(volume) => match &inventory.group {
+            Some(Ok(facts)) if facts.group.uuid == volume.group_uuid => !facts.has(volume),
+            Some(_) | None => false,
+        },
+    };
+    let gone = made.chain(roots).filter(is_gone);
+    gone.map(|(disk, _)| disk).collect()
 }

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::{Action, GoneDisk, Inventory, Plan, PlanError};
+use super::volumes::{self, Owner, VolumeFault};
+use super::{Action, GoneDisk, HostFacts, Inventory, Plan, PlanError};
 use crate::cluster::{DataSource, Machine, ROOT_SERIAL, Size};
 use crate::state::files::SCHEMA;
 use crate::state::record::{
-    DataDiskRecord, DataSourceRecord, DisksRecord, MachineRecord, MadeDiskRecord,
+    ClusterRecord, DataDiskRecord, DataSourceRecord, DisksRecord, MachineRecord, MadeDiskRecord,
+    VolumeRecord,
 };
 
 /// The machine's data disks. One that was made before, for a machine of this name, is the same
@@ -14,8 +16,11 @@ use crate::state::record::{
 pub(super) fn choose(
     machine: &Machine,
     inventory: &Inventory,
+    cluster: &ClusterRecord,
+    host: &HostFacts,
 ) -> Result<Vec<DataDiskRecord>, PlanError> {
     let name = machine.name.as_str();
+    let uuid = host.files.uuid(name);
     let mut chosen = Vec::new();
     for disk in &machine.disks {
         let serial = disk.serial.as_str();
@@ -25,8 +30,10 @@ pub(super) fn choose(
                     .disks
                     .as_ref()
                     .and_then(|made| made.find(name, serial));
+                let owner = Owner::new(cluster, &uuid, machine, serial);
+                let (want, volume) = place(*size, made, inventory, &owner)?;
                 if let Some(made) = made
-                    && size.bytes() < made.size
+                    && want < made.size
                 {
                     return Err(PlanError::DataDiskShrinks {
                         machine: name.to_owned(),
@@ -37,8 +44,9 @@ pub(super) fn choose(
                     });
                 }
                 DataSourceRecord::Made {
-                    size: size.bytes(),
+                    size: want,
                     keep: *keep,
+                    volume: volume.map(Box::new),
                 }
             }
             DataSource::File {
@@ -60,6 +68,45 @@ pub(super) fn choose(
         });
     }
     Ok(chosen)
+}
+
+/// How large the disk has to be, in bytes, and the volume that it is, if it is one. A disk stays
+/// where it was made, whatever the spec says of new ones.
+fn place(
+    size: Size,
+    made: Option<&MadeDiskRecord>,
+    inventory: &Inventory,
+    owner: &Owner<'_>,
+) -> Result<(u64, Option<VolumeRecord>), PlanError> {
+    let asked = size.bytes();
+    let volume = match made {
+        None => match volumes::group(inventory)? {
+            None => return Ok((asked, None)),
+            Some(group) => {
+                let volume = volumes::new(group, owner)?;
+                return Ok((group.rounded(asked), Some(volume)));
+            }
+        },
+        Some(made) => match &made.volume {
+            None => return Ok((asked, None)),
+            Some(volume) => volume,
+        },
+    };
+    let made = made.map_or(0, |made| made.size);
+    match volumes::group(inventory)? {
+        Some(group) if group.group.uuid == volume.group_uuid => {
+            Ok((group.rounded(asked), Some(volume.clone())))
+        }
+        // Only its group says what it may have been rounded to.
+        Some(_) | None if asked <= made => Ok((made, Some(volume.clone()))),
+        Some(_) | None => Err(VolumeFault::Elsewhere {
+            group: volume.group.clone(),
+            machine: owner.machine.to_owned(),
+            serial: owner.serial.to_owned(),
+            size: Size::from_bytes(made),
+        }
+        .into()),
+    }
 }
 
 /// Whether a disk has to be made for the machine.
@@ -208,12 +255,13 @@ impl Plan {
             record
                 .data_disks
                 .iter()
-                .filter_map(|disk| match disk.source {
-                    DataSourceRecord::Made { size, keep } => Some(MadeDiskRecord {
+                .filter_map(|disk| match &disk.source {
+                    DataSourceRecord::Made { size, keep, volume } => Some(MadeDiskRecord {
                         machine: record.name.clone(),
                         serial: disk.serial.clone(),
-                        size,
-                        keep,
+                        size: *size,
+                        keep: *keep,
+                        volume: volume.as_deref().cloned(),
                         is_made: false,
                     }),
                     DataSourceRecord::File { .. } => None,

@@ -6,6 +6,7 @@ use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_netsetup::address::AddressError;
 
+use super::volumes::VolumeFault;
 use crate::cluster::Size;
 use crate::host::firmware::Uefi;
 
@@ -68,6 +69,22 @@ pub enum PlanError {
         kept: &'static str,
         asked: &'static str,
     },
+    #[error(
+        "the network of cluster `{cluster}` has {kept} and cannot change to {asked} while the cluster exists"
+    )]
+    NetworkMoved {
+        cluster: String,
+        kept: String,
+        asked: String,
+    },
+    #[error(
+        "machine `{machine}` cannot have the MAC {mac}, which a machine of cluster `{other}` has"
+    )]
+    MacTaken {
+        machine: String,
+        mac: String,
+        other: String,
+    },
     #[error("`network.mode: namespace` does not work here: {why}")]
     NoNamespace { why: String },
     #[error("subnet {subnet} overlaps {taken}, which is in use on this host")]
@@ -101,6 +118,8 @@ pub enum PlanError {
         want: Size,
         least: Size,
     },
+    #[error(transparent)]
+    Volume(#[from] VolumeFault),
     #[error(
         "the machines that would run have {wanted} of memory, of which they use {held} now, and this host has {left} left"
     )]

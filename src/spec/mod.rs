@@ -16,12 +16,16 @@ mod error;
 mod fields;
 mod files;
 mod find;
+mod fixed;
 mod group;
 mod image;
 mod init;
 mod load;
 mod port;
+mod storage;
+mod stream;
 mod suggest;
+mod told;
 mod vars;
 mod warning;
 

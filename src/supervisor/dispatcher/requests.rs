@@ -117,6 +117,7 @@ impl Dispatcher {
         let record = load_cluster(&self.files).map_err(|error| in_one_line(&error))?;
         self.network
             .set_machines(reservations(&record))
+            .and_then(|()| self.network.tell(&record, &self.resolvers))
             .map_err(|error| in_one_line(&error))?;
         self.record = record;
         let carriers = Carriers::default();

@@ -36,7 +36,8 @@ impl Slot {
         self.generation = generation;
         self.seen.clear();
         let record = self.record.as_ref().ok_or(StartError::Damaged)?;
-        if let Some(disk) = &record.disk {
+        // A volume has all of its base.
+        if let Some(disk) = record.disk.as_ref().filter(|disk| disk.volume.is_none()) {
             disk.base.unchanged().map_err(LaunchError::BaseChanged)?;
         }
         let (machine, handles) =
