@@ -16,10 +16,10 @@ use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser,
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::args::{
-    CompletionsArgs, ConsoleArgs, CopyArgs, DownArgs, EventsArgs, ExecArgs, ExplainArgs, ImageArgs,
-    InitArgs, InspectArgs, InventoryArgs, IpArgs, LogsArgs, MachinesArgs, ManArgs, PlanArgs,
-    ProxyArgs, RenderArgs, ReprovisionArgs, RestartArgs, RunArgs, SshArgs, StartArgs, StopArgs,
-    SuperviseArgs, UpArgs, WaitArgs,
+    AutostartArgs, CompletionsArgs, ConsoleArgs, CopyArgs, DownArgs, EventsArgs, ExecArgs,
+    ExplainArgs, ImageArgs, InitArgs, InspectArgs, InventoryArgs, IpArgs, LogsArgs, MachinesArgs,
+    ManArgs, PlanArgs, ProxyArgs, RenderArgs, ReprovisionArgs, RestartArgs, RunArgs, SshArgs,
+    StartArgs, StopArgs, SuperviseArgs, UpArgs, WaitArgs,
 };
 use crate::cluster::ClusterName;
 
@@ -159,6 +159,8 @@ pub enum Verb {
     Render(RenderArgs),
     /// Print a machine's QEMU command line, with a reason for each argument
     Explain(ExplainArgs),
+    /// Have the cluster start with the host, by a unit of systemd's
+    Autostart(AutostartArgs),
     /// Say what this host can do, and what it lacks
     Doctor,
     /// Remove what dead clusters and broken-off commands left behind

@@ -46,6 +46,8 @@ pub struct Cluster {
     pub authorized_keys: Vec<String>,
     /// The groups that `--scale` gave another count than the spec's.
     pub scale: BTreeMap<MachineName, u16>,
+    /// The template variables that `--set` said, by paths with dots.
+    pub set: BTreeMap<String, serde_json::Value>,
     /// In the order of the spec; names are unique.
     pub machines: Vec<Machine>,
 }

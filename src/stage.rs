@@ -325,6 +325,7 @@ fn prepare(
         let facts = Facts {
             cluster: &cluster.name,
             domain: &plan.cluster.domain,
+            subnet: plan.cluster.subnet,
             ip: record.ip,
             mac: record.mac.parse().unwrap_or_default(),
             peers: &peers,

@@ -74,6 +74,17 @@ pub struct Rolling {
     pub rolling: Option<NonZeroU16>,
 }
 
+/// Template variables.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+pub struct VarArgs {
+    /// A template variable for all machines, whatever the spec says; a value of YAML, a name or a path such as `db.host`; it is remembered
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable, conflicts_with = "machines")]
+    pub set: Vec<Variable>,
+    /// Forget what an earlier `--set` said of a variable
+    #[arg(long, value_name = "NAME", conflicts_with = "machines")]
+    pub unset: Vec<String>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct InitArgs {
     /// Where to write it; a file that exists is left alone [default: kiln.yaml]
@@ -91,6 +102,8 @@ pub struct PlanArgs {
     /// Plan as `up --scale GROUP=N` would
     #[arg(long, value_name = "GROUP=N", value_parser = group_count)]
     pub scale: Vec<GroupCount>,
+    #[command(flatten)]
+    pub vars: VarArgs,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -118,6 +131,8 @@ pub struct UpArgs {
     /// How many machines a group has, whatever the spec's `count` says; it is remembered
     #[arg(long, value_name = "GROUP=N", value_parser = group_count, conflicts_with = "machines")]
     pub scale: Vec<GroupCount>,
+    #[command(flatten)]
+    pub vars: VarArgs,
     /// Download images anew, also those that are in the cache
     #[arg(long)]
     pub force_download: bool,
@@ -299,6 +314,27 @@ pub struct RestartArgs {
     pub rolling: Rolling,
 }
 
+/// What is to become of the unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AutostartVerb {
+    /// Print it and change nothing
+    Show,
+    /// Write it, and have it start with the host
+    Enable,
+    /// Remove it
+    Disable,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct AutostartArgs {
+    /// What to do with the unit
+    #[arg(value_name = "WHAT", default_value = "show")]
+    pub verb: AutostartVerb,
+    /// A unit of the user's, also for root
+    #[arg(long)]
+    pub user: bool,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct InspectArgs {
     /// Only this machine; the whole cluster when none is named
@@ -471,6 +507,28 @@ pub struct ProxyArgs {
     pub machine: MachineName,
     #[arg(value_name = "PORT")]
     pub port: NonZeroU16,
+}
+
+/// A template variable, by its path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Variable {
+    pub path: String,
+    pub value: serde_json::Value,
+}
+
+/// `role=db`, `db.port=5432`.
+fn variable(text: &str) -> Result<Variable, String> {
+    let is_name = |name: &str| {
+        let mut bytes = name.bytes();
+        !name.is_empty() && bytes.all(|it| it.is_ascii_alphanumeric() || b"_-".contains(&it))
+    };
+    match text.split_once('=') {
+        Some((path, value)) if path.split('.').all(is_name) => Ok(Variable {
+            path: path.to_owned(),
+            value: crate::spec::value(value)?,
+        }),
+        Some(_) | None => Err("write a name and a value, such as `role=db`".to_owned()),
+    }
 }
 
 /// A group, and how many machines it is to have.

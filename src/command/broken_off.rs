@@ -22,6 +22,10 @@ const EXIT: i32 = 130;
 
 /// From here on Ctrl-C ends this process with an account; `verb` is what does the rest.
 pub(super) fn tell(session: &Session<'_>, files: &ClusterFiles, verb: &'static str) {
+    // A throw-away cluster goes when its `kiln run` does, which hears Ctrl-C itself.
+    if session.global.alias.is_some() {
+        return;
+    }
     let files = files.clone();
     let note = session.report.noter();
     // It lives as long as the process, and nobody waits for it.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::cli::args::DownArgs;
 use crate::client::Client;
-use crate::command::{Made, Session, power};
+use crate::command::{Made, Session, autostart, power};
 use crate::error::{Error, Exit};
 use crate::report::view::KeptDiskView;
 use crate::state::disks;
@@ -65,6 +65,7 @@ pub(super) fn run(session: &Session<'_>, args: &DownArgs) -> Result<(), Error> {
     {
         refuse_unlisted(&files.disks(), &error)?;
     }
+    autostart::forget(session, &files);
     let mut kept = Vec::new();
     take_down(session, &files, args.timeout, || {
         kept = take_disks(session, &files, fate)?;

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::cli::args::ExplainArgs;
+use crate::cli::args::{ExplainArgs, VarArgs};
 use crate::command::{Session, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
@@ -74,7 +74,7 @@ fn known(
         let record = made.machine(name)?;
         return Ok((made.files, made.record, record));
     }
-    let (cluster, plan, _) = spec::planned(session, &[])?;
+    let (cluster, plan, _) = spec::planned(session, &[], &VarArgs::default())?;
     let files = session.roots.cluster(cluster.name.as_str());
     let record = plan
         .steps

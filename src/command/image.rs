@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use crate::cli::args::{ImageVerb, PullArgs, SomeImagesArgs};
+use crate::cli::args::{ImageVerb, PullArgs, SomeImagesArgs, VarArgs};
 use crate::cluster::DiskFormat;
 use crate::cluster::remote::{Address, RemoteImage, Source};
 use crate::command::pulling::{self, Fresh, Pulled};
@@ -53,7 +53,7 @@ struct PulledViews {
 
 fn pull(session: &Session<'_>, args: &PullArgs) -> Result<(), Error> {
     let pulled = if args.images.is_empty() {
-        let cluster = spec::load(session, &[])?;
+        let cluster = spec::load(session, &[], &VarArgs::default())?;
         let fresh = if args.force_download {
             Fresh::Download
         } else {
@@ -128,7 +128,7 @@ fn said(text: &str, args: &PullArgs) -> Result<RemoteImage, Error> {
 }
 
 fn update(session: &Session<'_>) -> Result<(), Error> {
-    let cluster = spec::load(session, &[])?;
+    let cluster = spec::load(session, &[], &VarArgs::default())?;
     let pulled = pulling::of_spec(session, &cluster, &[], Fresh::Release, None)?;
     show(
         session,

@@ -1,5 +1,6 @@
 //! One file for each verb, a straight line each. This one finds what they all need.
 
+mod autostart;
 mod broken_off;
 mod console;
 mod doctor;
@@ -97,6 +98,7 @@ pub fn run(cli: &Cli, report: &Report) -> Result<ExitCode, Error> {
         Verb::Image(args) => image::run(&session()?, &args.verb),
         Verb::Render(args) => render::run(&mut session()?, args),
         Verb::Explain(args) => explain::run(&mut session()?, args),
+        Verb::Autostart(args) => autostart::run(&session()?, args),
         Verb::Doctor => doctor::run(&mut session()?),
         Verb::Gc => gc::run(&session()?),
         Verb::Supervise(args) => supervise::run(&session()?, args),

@@ -19,7 +19,7 @@ use sha2::{Digest, Sha256};
 
 use self::child::{Ended, Manners, Signals};
 use crate::cli::Global;
-use crate::cli::args::RunArgs;
+use crate::cli::args::{RunArgs, VarArgs};
 use crate::cluster::{Cluster, ClusterName, DataSource, Machine, Profile};
 use crate::command::login::Login;
 use crate::command::{Made, Session, down, spec, tools};
@@ -36,7 +36,7 @@ const NAME_KEPT: usize = 40 - "-run-01234567".len();
 pub(super) fn run(global: &Global, report: &Report, args: &RunArgs) -> Result<ExitCode, Error> {
     let global = alias(global, report, args)?;
     let session = Session::open(&global, report)?;
-    let cluster = spec::read(&session, &[])?.cluster;
+    let cluster = spec::read(&session, &[], &VarArgs::default())?.cluster;
     // A machine that cannot be run in is refused before anything is made.
     let machine = match args.here {
         true => None,

@@ -9,7 +9,7 @@ use kiln_arch::Arch;
 use macaddr::MacAddr6;
 use serde::Serialize;
 
-use crate::cli::args::{GroupCount, PlanArgs};
+use crate::cli::args::{GroupCount, PlanArgs, VarArgs};
 use crate::cluster::{AccelWish, Cluster, Machine, MachineName, NetworkMode};
 use crate::command::Session;
 use crate::error::{Error, Exit};
@@ -42,29 +42,45 @@ pub(super) fn find(session: &Session<'_>) -> Result<PathBuf, Error> {
     })
 }
 
-/// Reads the spec; its warnings are told. `scale` is what `--scale` says now.
-pub(super) fn load(session: &Session<'_>, scale: &[GroupCount]) -> Result<Cluster, Error> {
-    let loaded = read(session, scale)?;
+/// Reads the spec; its warnings are told. `scale` and `vars` are what is said now.
+pub(super) fn load(
+    session: &Session<'_>,
+    scale: &[GroupCount],
+    vars: &VarArgs,
+) -> Result<Cluster, Error> {
+    let loaded = read(session, scale, vars)?;
     for warning in &loaded.warnings {
         session.report.note(&warning.to_string());
     }
     Ok(loaded.cluster)
 }
 
-/// As [`load`], and nothing is told.
-pub(super) fn read(session: &Session<'_>, scale: &[GroupCount]) -> Result<Loaded, Error> {
+/// As [`load`], and nothing of its warnings is told.
+pub(super) fn read(
+    session: &Session<'_>,
+    scale: &[GroupCount],
+    vars: &VarArgs,
+) -> Result<Loaded, Error> {
     let path = find(session)?;
     let said = scale
         .iter()
         .map(|scale| (scale.group.clone(), scale.count))
         .collect();
+    let remembered = remembered(session, &path)?;
+    let set = match &remembered {
+        Some(record) => set(session, &record.set, vars)?,
+        None => set(session, &spec::Vars::new(), vars)?,
+    };
+    let counts = remembered.iter().flat_map(|record| &record.scale);
+    let counts = counts.filter_map(|(group, count)| Some((group.parse().ok()?, *count)));
     let context = Context {
         host_arch: host_arch(session)?,
         home: session.host.home.as_deref(),
         scale: Scale {
             said: &said,
-            remembered: &remembered_scale(session, &path)?,
+            remembered: &counts.collect(),
         },
+        set: &set,
     };
     let mut loaded = spec::load(&path, context)?;
     if let Some(name) = &session.global.alias {
@@ -73,28 +89,40 @@ pub(super) fn read(session: &Session<'_>, scale: &[GroupCount]) -> Result<Loaded
     Ok(loaded)
 }
 
-/// What an earlier `up --scale` of this spec's cluster said.
-fn remembered_scale(
-    session: &Session<'_>,
-    path: &Path,
-) -> Result<BTreeMap<MachineName, u16>, Error> {
+/// The record of this spec's cluster, for what an earlier `up` said.
+fn remembered(session: &Session<'_>, path: &Path) -> Result<Option<ClusterRecord>, Error> {
     let name = match &session.global.alias {
         Some(name) => name.clone(),
         None => spec::cluster_name(path)?,
     };
     let files = session.roots.cluster(name.as_str());
     // A record that cannot be read, or is another spec's, is told of where it is needed.
-    let Ok(Some(record)) = files::load::<ClusterRecord>(&files.record()) else {
-        return Ok(BTreeMap::new());
-    };
-    if std::fs::canonicalize(path).ok().as_ref() != Some(&record.spec) {
-        return Ok(BTreeMap::new());
+    let record = files::load::<ClusterRecord>(&files.record()).ok().flatten();
+    let spec = std::fs::canonicalize(path).ok();
+    Ok(record.filter(|record| spec.as_ref() == Some(&record.spec)))
+}
+
+/// The variables that hold: those of earlier `--set`s, but for what is said now. What is remembered
+/// is told by its name alone: it may be a secret.
+fn set(session: &Session<'_>, remembered: &spec::Vars, now: &VarArgs) -> Result<spec::Vars, Error> {
+    let mut set = remembered.clone();
+    for name in &now.unset {
+        if set.remove(name).is_none() {
+            let message = format!("no earlier `--set` said anything of `{name}`");
+            return Err(Error::new(Exit::Usage, message));
+        }
     }
-    Ok(record
-        .scale
-        .iter()
-        .filter_map(|(group, count)| Some((group.parse().ok()?, *count)))
-        .collect())
+    let mut earlier = set.clone();
+    for variable in &now.set {
+        earlier.remove(&variable.path);
+        set.insert(variable.path.clone(), variable.value.clone());
+    }
+    for path in earlier.keys() {
+        session.report.note(&format!(
+            "`vars.{path}` is what an earlier `--set` said; `kiln up --unset {path}` goes back"
+        ));
+    }
+    Ok(set)
 }
 
 /// The cluster's name by the spec alone, for verbs that work on what was made.
@@ -263,7 +291,7 @@ struct Valid {
 
 /// `kiln validate`: the spec, the files that it names, and each machine's Ignition config.
 pub(super) fn validate(session: &mut Session<'_>) -> Result<(), Error> {
-    let cluster = load(session, &[])?;
+    let cluster = load(session, &[], &VarArgs::default())?;
     let inventory = collect(session, &cluster, images(session, &cluster)?)?;
     let facts = host_facts(session, &cluster, false)?;
     let plan = plan::plan(
@@ -400,6 +428,7 @@ pub(super) fn rendered(
         shares: record.map_or(&[], |record| &record.shares),
         cluster: &cluster.name,
         domain: &plan.cluster.domain,
+        subnet: plan.cluster.subnet,
         ip: reserved.ip,
         mac: reserved.mac.parse::<MacAddr6>().unwrap_or_default(),
         peers,
@@ -433,8 +462,9 @@ fn unknown(name: &MachineName) -> Error {
 pub(super) fn planned(
     session: &mut Session<'_>,
     scale: &[GroupCount],
+    vars: &VarArgs,
 ) -> Result<(Cluster, Plan, Inventory), Error> {
-    let cluster = load(session, scale)?;
+    let cluster = load(session, scale, vars)?;
     let facts = host_facts(session, &cluster, false)?;
     let inventory = collect(session, &cluster, images(session, &cluster)?)?;
     refuse_other_folder(&cluster, &inventory)?;
@@ -444,7 +474,7 @@ pub(super) fn planned(
 
 /// `kiln plan`.
 pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Error> {
-    let (cluster, mut plan, inventory) = planned(session, &args.scale)?;
+    let (cluster, mut plan, inventory) = planned(session, &args.scale, &args.vars)?;
     plan.restrict(&names(&cluster, &args.machines.machines)?);
     plan.check_volumes(&inventory)
         .map_err(plan::PlanError::from)?;

@@ -6,7 +6,7 @@ use std::num::NonZeroU16;
 use std::time::Instant;
 
 use self::undo::{never_started, take_back, take_back_after, undo_if_never_started};
-use crate::cli::args::{MachinesArgs, ReprovisionArgs, UpArgs};
+use crate::cli::args::{MachinesArgs, ReprovisionArgs, UpArgs, VarArgs};
 use crate::client::Client;
 use crate::cluster::{Cluster, ROOT_SERIAL};
 use crate::command::pulling::{self, Fresh};
@@ -77,6 +77,7 @@ pub(super) fn reprovision(session: &mut Session<'_>, args: &ReprovisionArgs) -> 
         replace: true,
         rolling: args.rolling.clone(),
         scale: Vec::new(),
+        vars: VarArgs::default(),
         force_download: false,
         overcommit: args.overcommit,
     };
@@ -84,10 +85,10 @@ pub(super) fn reprovision(session: &mut Session<'_>, args: &ReprovisionArgs) -> 
 }
 
 fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<(), Error> {
-    let cluster = spec::load(session, &args.scale)?;
+    let cluster = spec::load(session, &args.scale, &args.vars)?;
     let names = spec::names(&cluster, &args.machines.machines)?;
     if args.dry_run {
-        let (_, mut plan, inventory) = spec::planned(session, &args.scale)?;
+        let (_, mut plan, inventory) = spec::planned(session, &args.scale, &args.vars)?;
         plan.restrict(&names);
         plan.check_volumes(&inventory).map_err(PlanError::from)?;
         spec::tell_room(session, &plan, &inventory);

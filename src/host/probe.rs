@@ -35,6 +35,8 @@ pub struct Host {
     pub home: Option<PathBuf>,
     /// `KILN_HOME`, absolute, where it was set.
     pub kiln_home: Option<PathBuf>,
+    /// Where the user's units of systemd lie.
+    pub user_units: Option<PathBuf>,
     pub folders: Folders,
     /// `None` on a host whose own architecture kiln runs no guests of.
     pub arch: Option<Arch>,
@@ -182,6 +184,10 @@ impl Host {
             // `HTTPS_PROXY` and its like, in both spellings, and `NO_PROXY`.
             proxy: ureq::Proxy::try_from_env(),
             path: environment.path,
+            user_units: environment
+                .config_home
+                .or_else(|| Some(environment.home.as_ref()?.join(".config")))
+                .map(|folder| folder.join("systemd/user")),
             home: environment.home,
             kiln_home: environment
                 .kiln_home
@@ -349,6 +355,7 @@ impl Host {
             gid: 1000,
             home: Some(PathBuf::from("/home/user")),
             kiln_home: None,
+            user_units: None,
             folders: Folders {
                 state: PathBuf::from("/home/user/.local/state/kiln"),
                 cache: PathBuf::from("/home/user/.cache/kiln"),

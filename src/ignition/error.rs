@@ -111,7 +111,7 @@ impl IgnitionError {
                 Some("write it anew as spec 3.x; nothing translates that version".to_owned())
             }
             IgnitionProblem::Undefined { .. } => Some(
-                "a template knows `cluster`, `machine`, `index`, `peers` and `vars`".to_owned(),
+                "a template knows `cluster`, `machine`, `index`, `peers`, `groups` and `vars`".to_owned(),
             ),
             IgnitionProblem::NotJson { .. }
                 if self.rendered_for.is_none() && (self.line, self.column) == (Some(1), Some(1)) =>

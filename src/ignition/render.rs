@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use macaddr::MacAddr6;
 
@@ -22,6 +23,7 @@ pub struct Facts<'a> {
     pub cluster: &'a ClusterName,
     /// The DNS domain that the cluster's names are in, without dots at its ends.
     pub domain: &'a str,
+    pub subnet: Ipv4Net,
     pub ip: Ipv4Addr,
     pub mac: MacAddr6,
     /// All machines of the cluster in the spec's order, this one too.

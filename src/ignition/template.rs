@@ -4,11 +4,13 @@
 //! `urlencode` and `b64encode` are there to be used), and a template can neither
 //! read files nor run for ever.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use kiln_netsetup::address::Subnet;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
 
@@ -56,22 +58,28 @@ pub(super) fn render(
 
 /// What a template can name.
 fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
-    let peers: Vec<Value> = facts
-        .peers
-        .iter()
-        .map(|peer| {
-            context! {
-                name => peer.name.as_str(),
-                ip => peer.ip.to_string(),
-                group => peer.group.as_str(),
-                index => peer.index,
-            }
-        })
-        .collect();
+    let gateway = Subnet::new(facts.subnet).ok().map(|it| it.gateway());
+    let mut peers = Vec::new();
+    let mut groups: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
+    for peer in facts.peers {
+        let told = context! {
+            name => peer.name.as_str(),
+            ip => peer.ip.to_string(),
+            group => peer.group.as_str(),
+            index => peer.index,
+        };
+        groups
+            .entry(peer.group.as_str())
+            .or_default()
+            .push(told.clone());
+        peers.push(told);
+    }
     context! {
         cluster => context! {
             name => facts.cluster.as_str(),
             domain => facts.domain,
+            subnet => facts.subnet.to_string(),
+            gateway => gateway.map(|ip| ip.to_string()),
         },
         machine => context! {
             name => machine.name.as_str(),
@@ -85,6 +93,7 @@ fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
         },
         index => machine.index,
         peers => peers,
+        groups => groups,
         vars => Value::from(Serde(&machine.vars)),
     }
 }

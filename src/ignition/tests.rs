@@ -89,6 +89,7 @@ fn rendered(machine: &Machine) -> Result<Rendered, IgnitionError> {
             shares: &[],
             cluster: &cluster,
             domain: "demo.kiln.internal",
+            subnet: "10.80.1.0/24".parse().unwrap(),
             ip: Ipv4Addr::new(10, 80, 1, 10),
             mac: MacAddr6::new(0x52, 0x54, 0, 0xAB, 0, 1),
             peers: &peers(),
@@ -166,7 +167,7 @@ fn profile_none_is_the_users_config_alone() {
 #[test]
 fn a_template_sees_its_machine_and_its_peers() {
     let text = r#"{"ignition": {"version": "3.3.0"}, "storage": {"files": [{"path": "/x",
-"contents": {"source": "{{ cluster.name }} {{ cluster.domain }} {{ machine.name }} {{ machine.ip }}
+"contents": {"source": "{{ cluster.name }} {{ cluster.domain }} {{ cluster.subnet }} {{ cluster.gateway }} {{ groups.node | map(attribute='ip') | join(',') }} {{ machine.name }} {{ machine.ip }}
 {{ machine.mac }} {{ machine.group }} {{ machine.arch }} {{ machine.memory_mib }} {{ index }}
 {% for peer in peers %}{{ peer.name }}={{ peer.ip }}/{{ peer.group }}/{{ peer.index }} {% endfor %}
 {{ vars.role }} {{ vars.list[1] }} <&> {{ 'a b/ä' | urlencode }} {{ 'abc' | b64encode }}"}}]},
@@ -175,7 +176,7 @@ fn a_template_sees_its_machine_and_its_peers() {
     machine.profile = Profile::None;
     let config = rendered(&machine).unwrap();
     let value: Value = serde_json::from_str(&config.config).unwrap();
-    expect![[r#"demo demo.kiln.internal node-1 10.80.1.10 52:54:00:ab:00:01 node x86_64 256 1 node-1=10.80.1.10/node/1 node-2=10.80.1.11/node/2  worker zwei <&> a%20b%2F%C3%A4 YWJj"#]]
+    expect!["demo demo.kiln.internal 10.80.1.0/24 10.80.1.1 10.80.1.10,10.80.1.11 node-1 10.80.1.10 52:54:00:ab:00:01 node x86_64 256 1 node-1=10.80.1.10/node/1 node-2=10.80.1.11/node/2  worker zwei <&> a%20b%2F%C3%A4 YWJj"]
         .assert_eq(
             value["storage"]["files"][0]["contents"]["source"]
                 .as_str()
@@ -213,13 +214,13 @@ fn templates_that_fail_say_where() {
         ],
         &expect![[r#"
             node.ign.j2:2: the template fails: `vars.rol` is undefined [ignition-template]
-              a template knows `cluster`, `machine`, `index`, `peers` and `vars`
+              a template knows `cluster`, `machine`, `index`, `peers`, `groups` and `vars`
             node.ign.j2:3: the template fails: `rule` is undefined [ignition-template]
-              a template knows `cluster`, `machine`, `index`, `peers` and `vars`
+              a template knows `cluster`, `machine`, `index`, `peers`, `groups` and `vars`
             node.ign.j2:1: the template fails: `machine.disk` is undefined [ignition-template]
-              a template knows `cluster`, `machine`, `index`, `peers` and `vars`
+              a template knows `cluster`, `machine`, `index`, `peers`, `groups` and `vars`
             node.ign.j2:1: the template fails: `vars.absent` is undefined [ignition-template]
-              a template knows `cluster`, `machine`, `index`, `peers` and `vars`
+              a template knows `cluster`, `machine`, `index`, `peers`, `groups` and `vars`
             node.ign.j2 (rendered for `node-1`):1:1: this is not JSON: expected value [ignition-syntax]
               `kiln render node-1` shows what the template gives
             node.ign.j2:1: the template fails: syntax error: unexpected string, expected end of variable block [ignition-template]

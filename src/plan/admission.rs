@@ -56,14 +56,19 @@ impl Plan {
                 ));
             }
             if matches!(step.action, Action::Create | Action::Recreate) {
-                disks += record.disk.as_ref().map_or(0, |disk| disk.size);
+                let in_a_file = record.disk.as_ref().filter(|disk| disk.volume.is_none());
+                disks += in_a_file.map_or(0, |disk| disk.size);
             }
         }
         for (machine, serial) in self.new_disks() {
             let of = |step: &&super::Step| step.name == machine;
             let record = self.steps.iter().find(of).and_then(|it| it.record.as_ref());
             let disk = record.and_then(|it| it.data_disks.iter().find(|it| it.serial == serial));
-            if let Some(DataSourceRecord::Made { size, .. }) = disk.map(|disk| &disk.source) {
+            // Of a volume group it is known exactly, and a plan that wants more is refused.
+            if let Some(DataSourceRecord::Made {
+                size, volume: None, ..
+            }) = disk.map(|disk| &disk.source)
+            {
                 disks += size;
             }
         }

@@ -68,6 +68,7 @@ pub(super) fn record(
             .iter()
             .map(|machine| machine.name.to_string())
             .collect(),
+        set: cluster.set.clone(),
         scale: cluster
             .scale
             .iter()

@@ -69,6 +69,8 @@ pub enum Problem {
     },
     #[error("`{key}`: {problem}")]
     File { key: String, problem: FileError },
+    #[error("`--set {path}`: `vars.{at}` is no map")]
+    NoSuchVar { path: String, at: String },
     #[error("there is no group `{group}` to scale")]
     UnknownGroup { group: String },
 }
@@ -166,6 +168,7 @@ impl SpecError {
             Problem::PortClash { .. } => "port-clash",
             Problem::File { .. } => "bad-file",
             Problem::UnknownGroup { .. } => "unknown-group",
+            Problem::NoSuchVar { .. } => "no-such-var",
         }
     }
 }
@@ -194,6 +197,7 @@ impl Error for SpecError {
             | Problem::NotBuilt { .. }
             | Problem::DuplicateMachine { .. }
             | Problem::PortClash { .. }
+            | Problem::NoSuchVar { .. }
             | Problem::UnknownGroup { .. } => None,
         }
     }

@@ -18,6 +18,7 @@ use super::port::{self, PlacedPort};
 use super::share;
 use super::stream;
 use super::suggest;
+use super::vars::{self, Vars};
 use super::warning::SpecWarning;
 use crate::cluster::{
     AccelWish, COUNT_LIMIT, FirmwareWish, IgnitionSource, Machine, MachineName, Profile,
@@ -26,9 +27,28 @@ use crate::cluster::{
 
 const KEYS: Keys = Keys {
     known: &[
-        "count", "names", "image", "arch", "accel", "cpus", "memory", "disk", "disks", "ignition",
-        "template", "vars", "profile", "ports", "firmware", "graphics", "restart", "tpm",
-        "address", "mac", "shares",
+        "count",
+        "names",
+        "image",
+        "arch",
+        "accel",
+        "cpus",
+        "memory",
+        "disk",
+        "disks",
+        "ignition",
+        "template",
+        "vars",
+        "vars_files",
+        "profile",
+        "ports",
+        "firmware",
+        "graphics",
+        "restart",
+        "tpm",
+        "address",
+        "mac",
+        "shares",
     ],
     not_built: &[(
         "butane",
@@ -55,6 +75,8 @@ pub(super) struct Defaults<'a> {
     pub(super) arch: Arch,
     pub(super) folders: Folders<'a>,
     pub(super) scale: Scale<'a>,
+    pub(super) vars: &'a Vars,
+    pub(super) set: &'a Vars,
 }
 
 /// What a group comes to.
@@ -164,7 +186,7 @@ pub(super) fn group(
         share::shares(node, key, &owner, folders)
     })?;
     let ignition = ignition(&mut fields, folders)?;
-    let vars = vars(&mut fields, &group, ignition.as_ref(), warnings)?;
+    let vars = variables(&mut fields, &group, ignition.as_ref(), defaults, warnings)?;
     let profile = fields.take_as("profile", |node, key| {
         let words = [("basic", Profile::Basic), ("none", Profile::None)];
         fields::choice(node, key, &words, &["etcd"])
@@ -451,25 +473,31 @@ fn ignition(fields: &mut Fields, folders: Folders<'_>) -> Result<Option<Ignition
     }))
 }
 
-fn vars(
+/// What the group's template can name. Where there is none, the cluster's word and `--set` are of no
+/// use, and the machine's disk does not depend on them.
+fn variables(
     fields: &mut Fields,
     group: &MachineName,
     ignition: Option<&IgnitionSource>,
+    defaults: Defaults<'_>,
     warnings: &mut Vec<SpecWarning>,
-) -> Result<BTreeMap<String, serde_json::Value>, Fault> {
-    let Some(node) = fields.take("vars") else {
-        return Ok(BTreeMap::new());
-    };
+) -> Result<Vars, Fault> {
+    let (own, place) = vars::take(fields, defaults.folders)?;
     if !ignition.is_some_and(|source| source.template) {
-        warnings.push(SpecWarning::UnusedVars {
-            place: node.place,
-            group: group.to_string(),
-        });
+        if let Some(place) = place {
+            warnings.push(SpecWarning::UnusedVars {
+                place,
+                group: group.to_string(),
+            });
+        }
+        return Ok(own);
     }
-    Ok(fields::map(node, "vars")?
-        .into_iter()
-        .map(|(key, node)| (key.text, node.into()))
-        .collect())
+    let mut vars = defaults.vars.clone();
+    vars.extend(own);
+    for (path, value) in defaults.set {
+        vars::set(&mut vars, path, value)?;
+    }
+    Ok(vars)
 }
 
 /// Refuses two machines of one name, in whatever groups they are.

@@ -19,6 +19,7 @@ use super::port;
 use super::storage;
 use super::suggest;
 use super::told;
+use super::vars::{self, Vars};
 use super::warning::SpecWarning;
 use crate::cluster::told::Told;
 use crate::cluster::{Cluster, ClusterName, DOMAIN, MachineName, Network, NetworkMode, Size};
@@ -32,7 +33,16 @@ const KEY_FILE_LIMIT: Size = Size::from_mib(1);
 const PREFIX_LENGTHS: std::ops::RangeInclusive<u8> = 8..=29;
 
 const KEYS: Keys = Keys {
-    known: &["cluster", "image", "network", "storage", "ssh", "machines"],
+    known: &[
+        "cluster",
+        "image",
+        "network",
+        "storage",
+        "ssh",
+        "vars",
+        "vars_files",
+        "machines",
+    ],
     not_built: &[],
 };
 const NETWORK_KEYS: Keys = Keys {
@@ -55,6 +65,8 @@ pub struct Context<'a> {
     pub home: Option<&'a Path>,
     /// Counts that replace those of the spec's groups.
     pub scale: Scale<'a>,
+    /// What `--set` said, now and before, by paths with dots.
+    pub set: &'a Vars,
 }
 
 /// Counts that replace those of the spec's groups.
@@ -183,6 +195,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
         Some(node) => public_keys(node, folders)?,
         None => Vec::new(),
     };
+    let (vars, _) = vars::take(&mut fields, folders)?;
     let groups = match fields.take("machines") {
         None => return Err(fields.missing("machines")),
         Some(node) => {
@@ -207,6 +220,8 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
         arch: context.host_arch,
         folders,
         scale: context.scale,
+        vars: &vars,
+        set: context.set,
     };
     let mut machines = Vec::new();
     let mut scale = BTreeMap::new();
@@ -231,6 +246,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
             volume_group,
             authorized_keys,
             scale,
+            set: context.set.clone(),
             machines: machines.into_iter().map(|placed| placed.machine).collect(),
         },
         warnings,

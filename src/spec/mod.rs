@@ -27,6 +27,7 @@ mod storage;
 mod stream;
 mod suggest;
 mod told;
+mod vars;
 mod warning;
 
 #[cfg(test)]
@@ -36,4 +37,5 @@ pub use self::error::{Place, Problem, SpecError};
 pub use self::find::{FindError, SPEC_FILE_NAME, find};
 pub use self::init::init_template;
 pub use self::load::{Context, Loaded, Scale, cluster_name, load};
+pub use self::vars::{Vars, value};
 pub use self::warning::SpecWarning;

@@ -78,6 +78,7 @@ impl Folder {
                     said: &counts(said),
                     remembered: &counts(remembered),
                 },
+                set: &super::Vars::new(),
             },
         )
     }
@@ -396,6 +397,7 @@ fn the_example_loads() {
         host_arch: Arch::X86_64,
         home: None,
         scale: Scale::NONE,
+        set: &super::Vars::new(),
     };
     let loaded = load(&example.join("kiln.yaml"), context).unwrap();
     assert_eq!(loaded.warnings, []);
@@ -426,6 +428,7 @@ fn files_that_are_no_specs() {
         host_arch: Arch::X86_64,
         home: None,
         scale: Scale::NONE,
+        set: &super::Vars::new(),
     };
     let mut lines = Vec::new();
     for path in [

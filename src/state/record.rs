@@ -47,6 +47,9 @@ pub struct ClusterRecord {
     /// The groups that `up --scale` gave another count than the spec's.
     #[serde(default)]
     pub scale: BTreeMap<String, u16>,
+    /// The template variables that `--set` said, by paths with dots.
+    #[serde(default)]
+    pub set: BTreeMap<String, serde_json::Value>,
     /// The host ports of all machines: recorded with the cluster, before there is any machine, so
     /// that no other cluster takes them.
     #[serde(default)]

@@ -294,11 +294,11 @@ fn a_template_that_names_nothing_is_refused_with_its_place() {
         &["up"],
         3,
         &expect![[r#"
-        error: cannot make the Ignition config of machine `node`
-          caused by: TMP/spec/node.ign.j2:2: the template fails: `vars.role` is undefined
+            error: cannot make the Ignition config of machine `node`
+              caused by: TMP/spec/node.ign.j2:2: the template fails: `vars.role` is undefined
 
-        hint: a template knows `cluster`, `machine`, `index`, `peers` and `vars`
-    "#]],
+            hint: a template knows `cluster`, `machine`, `index`, `peers`, `groups` and `vars`
+        "#]],
     );
 }
 

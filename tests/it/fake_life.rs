@@ -684,3 +684,71 @@ fn more_memory_than_there_is_is_refused_unless_told_otherwise() {
     world.ok(&["down"]);
     world.assert_clean();
 }
+
+#[test]
+fn a_cluster_starts_with_the_host_by_a_unit_that_systemd_takes() {
+    let world = World::new();
+    world.nodes(1, "");
+    assert_eq!(world.kiln(&["autostart"]).code, Some(7));
+    world.ok(&["up"]);
+    let unit = world.ok(&["autostart", "--user"]);
+    let kiln = env!("CARGO_BIN_EXE_kiln");
+    let plain = unit.replace(kiln, "KILN");
+    expect![[r#"
+        # Made by `kiln autostart` for TMP/home/state/clusters/demo.
+        [Unit]
+        Description=kiln cluster demo
+
+        [Service]
+        Type=oneshot
+        RemainAfterExit=yes
+        Environment="PATH=TMP/bin"
+        Environment="KILN_HOME=TMP/home"
+        ExecStart="KILN" -c demo start --wait running
+        ExecStop="KILN" -c demo stop
+        # Emulated guests take their time.
+        TimeoutStartSec=15min
+        TimeoutStopSec=10min
+
+        [Install]
+        WantedBy=default.target
+    "#]]
+    .assert_eq(&plain);
+    let enabled = world.kiln(&["autostart", "enable", "--user"]);
+    assert_eq!(enabled.code, Some(0), "{}", enabled.stderr);
+    let units = world.path(".config/systemd/user");
+    let path = units.join("kiln-demo.service");
+    let written = |path: &std::path::Path| world.plain(&fs::read_to_string(path).unwrap());
+    assert_eq!(written(&path), unit);
+    let link = units.join("default.target.wants/kiln-demo.service");
+    assert_eq!(written(&link), unit);
+    // What systemd itself says of it.
+    let verified = std::process::Command::new("systemd-analyze")
+        .args(["verify", "--user"])
+        .arg(&path)
+        .env("XDG_RUNTIME_DIR", world.path("spec"))
+        .output()
+        .expect("`systemd-analyze` is not installed");
+    let said = String::from_utf8_lossy(&verified.stderr).into_owned();
+    assert!(
+        verified.status.success() && !said.contains("kiln-demo"),
+        "{said}"
+    );
+
+    // What it does after the host was booted.
+    world.ok(&["stop"]);
+    world.ok(&["-c", "demo", "start", "--wait", "running"]);
+    world.ok(&["autostart", "disable", "--user"]);
+    assert!(!path.exists() && link.symlink_metadata().is_err());
+
+    // `down` takes it along, and a unit of others is left alone.
+    world.ok(&["autostart", "enable", "--user"]);
+    world.ok(&["down"]);
+    assert!(!path.exists());
+    world.ok(&["up"]);
+    fs::write(&path, "[Unit]\n").unwrap();
+    assert_eq!(world.kiln(&["autostart", "enable", "--user"]).code, Some(9));
+    world.ok(&["down"]);
+    assert!(path.exists());
+    world.assert_clean();
+}

@@ -21,6 +21,7 @@ mod fake_secrets;
 mod fake_shares;
 mod fake_support;
 mod fake_tpm;
+mod fake_vars;
 mod fake_volumes;
 mod fuzzed;
 mod image;

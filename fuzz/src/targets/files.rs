@@ -1,5 +1,6 @@
 //! Files that others wrote: images, signatures, keys, metadata, specs.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::LazyLock;
 use std::time::SystemTime;
@@ -78,6 +79,7 @@ pub(crate) fn spec(bytes: &[u8]) {
         host_arch: Arch::X86_64,
         home: None,
         scale: Scale::NONE,
+        set: &BTreeMap::new(),
     };
     if let Err(error) = load(&FILE, context) {
         let _ = error.to_string();
