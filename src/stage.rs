@@ -304,6 +304,7 @@ fn prepare(
             cluster: &cluster.name,
             domain: &plan.cluster.domain,
             ip: record.ip,
+            ip6: plan.cluster.ip6(&record.mac),
             mac: record.mac.parse().unwrap_or_default(),
             peers: &peers,
             authorized_keys: &authorized_keys,
@@ -359,6 +360,7 @@ pub fn peers(plan: &Plan, cluster: &Cluster) -> Vec<Peer> {
             Some(Peer {
                 name: machine.name.clone(),
                 ip: reserved.ip,
+                ip6: plan.cluster.ip6(&reserved.mac),
                 group: machine.group.clone(),
                 index: machine.index,
             })

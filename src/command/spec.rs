@@ -393,6 +393,7 @@ pub(super) fn rendered(
         cluster: &cluster.name,
         domain: &plan.cluster.domain,
         ip: reserved.ip,
+        ip6: plan.cluster.ip6(&reserved.mac),
         mac: reserved.mac.parse::<MacAddr6>().unwrap_or_default(),
         peers,
         authorized_keys,

@@ -5,6 +5,7 @@
 
 #![expect(unsafe_code, reason = "readiness of a raw descriptor")]
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use nix::unistd::{Gid, Uid, read, write};
@@ -13,9 +14,12 @@ use tokio::io::unix::AsyncFd;
 
 use super::*;
 use crate::address::gateway_mac;
+use crate::address6::Subnet6;
 use crate::dhcp::{CLIENT_PORT, SERVER_PORT};
 use crate::ether::{self, ARP, Arp, ETHERNET_HEADER, Ethernet, Ipv4, Path, Udp};
 use crate::namespace::Maker;
+
+mod ipv6;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For what must not come.
@@ -31,11 +35,18 @@ fn machine(name: &str, last: u8) -> Reservation {
     }
 }
 
+fn six() -> Subnet6 {
+    Subnet6::new("fd00:1:2::/64".parse().unwrap()).unwrap()
+}
+
 fn config() -> BridgeConfig {
     BridgeConfig {
         subnet: Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap(),
         gateway_mac: gateway_mac("demo"),
-        settings: Settings::new("demo.internal"),
+        settings: Settings {
+            subnet6: Some(six()),
+            ..Settings::new("demo.internal")
+        },
         machines: vec![machine("a", 10), machine("b", 11), machine("c", 12)],
         masquerade: true,
     }
@@ -180,7 +191,7 @@ async fn a_machine_gets_its_address_its_names_and_its_neighbors() {
     assert!(!b.hears(&request).await);
     assert!(matches!(
         events.recv().await,
-        Some(FabricEvent::Lease { machine, ip, .. }) if machine == "a" && ip == a.machine.ip
+        Some(FabricEvent::Lease { machine, ip, .. }) if machine == "a" && ip == IpAddr::V4(a.machine.ip)
     ));
 
     // ARP: the gateway's by the kernel, a neighbor's by itself.
@@ -188,7 +199,7 @@ async fn a_machine_gets_its_address_its_names_and_its_neighbors() {
     assert_eq!(a.finds(gateway).await, Some(bridge.config.gateway_mac));
     assert!(matches!(
         events.recv().await,
-        Some(FabricEvent::Seen { machine, ip }) if machine == "a" && ip == a.machine.ip
+        Some(FabricEvent::Seen { machine, ip }) if machine == "a" && ip == IpAddr::V4(a.machine.ip)
     ));
 
     // DNS.
