@@ -16,7 +16,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use kiln_arch::Arch;
 use kiln_arch::machine::IgnitionTransport;
 use kiln_arch::machine::{DiskBus, Sector};
@@ -61,6 +61,7 @@ pub struct Network {
     pub mode: NetworkMode,
     /// Chosen and kept when absent.
     pub subnet: Option<Ipv4Net>,
+    pub ipv6: Ipv6Wish,
     /// Whether a way leads out into the world.
     pub uplink: bool,
     /// The domain that the cluster's own lies in: its names end in `.CLUSTER.DOMAIN`.
@@ -68,6 +69,16 @@ pub struct Network {
     pub told: Told,
     /// The places that the spec names for machines, those that scaling left out included.
     pub fixed: BTreeMap<String, Fixed>,
+}
+
+/// What the user said about IPv6; the plan decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ipv6Wish {
+    /// A network that kiln chooses.
+    Chosen,
+    Off,
+    /// This one, a /64 of unique local addresses.
+    Fixed(Ipv6Net),
 }
 
 /// The network modes that this kiln has built; the spec refuses the others with words.

@@ -102,6 +102,7 @@ pub fn collect(
     let mut inventory = Inventory {
         taken_networks: host.routes.clone(),
         room: Room::look(&roots.clusters()),
+        taken_networks6: host.routes6.clone(),
         // Only who wants a port asks: the kernel looks through all its connections for it.
         taken_ports: if cluster.machines.iter().any(|it| !it.ports.is_empty()) {
             listening_ports()
@@ -120,6 +121,7 @@ pub fn collect(
             continue;
         };
         inventory.taken_networks.push(record.subnet);
+        inventory.taken_networks6.extend(record.subnet6);
         inventory.taken_ports.extend(record.ports);
         inventory.taken_uids.extend(record.qemu_uid);
         let macs = record.reservations.into_values().map(|place| place.mac);

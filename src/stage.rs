@@ -327,6 +327,7 @@ fn prepare(
             domain: &plan.cluster.domain,
             subnet: plan.cluster.subnet,
             ip: record.ip,
+            ip6: plan.cluster.ip6(&record.mac),
             mac: record.mac.parse().unwrap_or_default(),
             peers: &peers,
             authorized_keys: &authorized_keys,
@@ -383,6 +384,7 @@ pub fn peers(plan: &Plan, cluster: &Cluster) -> Vec<Peer> {
             Some(Peer {
                 name: machine.name.clone(),
                 ip: reserved.ip,
+                ip6: plan.cluster.ip6(&reserved.mac),
                 group: machine.group.clone(),
                 index: machine.index,
             })

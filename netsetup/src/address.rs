@@ -168,6 +168,12 @@ pub enum AddressError {
         /// As given.
         net: Ipv4Net,
     },
+    /// Not what IPv6 is done in.
+    #[error("`{net}` is not a /64 of unique local addresses, such as fd12:3456:789a::/64")]
+    Prefix6 {
+        /// As given.
+        net: ipnet::Ipv6Net,
+    },
     /// More machines than addresses.
     #[error("subnet `{subnet}` has {capacity} addresses for machines, and all are reserved")]
     Full {

@@ -19,7 +19,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use macaddr::MacAddr6;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::mpsc;
@@ -32,6 +32,7 @@ use crate::link::{self, Port, Present, Step, Wanted};
 use crate::name::{IfName, IfNameError};
 use crate::namespace::{Inside, Maker, Namespace, NamespaceError};
 use crate::nat;
+use crate::nd::Router;
 use crate::netlink::NetlinkError;
 use crate::netlink::nft::Rules;
 use crate::netlink::route::{Route, Way};
@@ -400,6 +401,7 @@ impl State {
         let tables = nat::inside(
             TABLE,
             config.subnet,
+            config.settings.router(config.gateway_mac),
             &self.machines,
             &bridge,
             &uplink,
@@ -455,9 +457,18 @@ fn wanted(
         bridge: name(BRIDGE)?,
         mac: config.gateway_mac,
         address: Ipv4Net::new_assert(gateway, config.subnet.net().prefix_len()),
+        six: config
+            .settings
+            .router(config.gateway_mac)
+            .map(|router| six_of(&router)),
         ports: machines.iter().map(port).collect(),
         mtu,
     })
+}
+
+/// kiln's own addresses: the one that machines know, and the one that it speaks to them from.
+fn six_of(router: &Router) -> [Ipv6Net; 2] {
+    [router.subnet.gateway(), router.own()].map(|ip| Ipv6Net::new_assert(ip, 64))
 }
 
 /// Finds out whether this mode works here, by doing it: a namespace with a bridge, its rules and a tap, which is gone

@@ -7,9 +7,10 @@
 //! name leaks. In a network without a way out no other name exists either. Queries are hostile input: this module must not panic, follow no compression pointer, and answer at
 //! most once.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::address::{Reservation, Subnet};
+use crate::address6::Subnet6;
 use crate::ether::u16_at;
 use crate::settings::Settings;
 use table::Table;
@@ -69,6 +70,7 @@ pub enum Code {
 #[derive(Debug, Clone)]
 pub struct Zone {
     subnet: Subnet,
+    subnet6: Option<Subnet6>,
     isolated: bool,
     table: Table,
 }
@@ -78,6 +80,7 @@ impl Zone {
     pub fn new(settings: &Settings, subnet: Subnet, machines: &[Reservation]) -> Zone {
         Zone {
             subnet,
+            subnet6: settings.subnet6,
             isolated: settings.isolated,
             table: Table::new(settings, machines),
         }
@@ -124,9 +127,13 @@ impl Zone {
         let Some(ip) = reversed(name) else {
             return Found::Foreign;
         };
-        match self.table.name(ip.into()) {
+        let ours = match ip {
+            IpAddr::V4(ip) => self.subnet.contains(ip),
+            IpAddr::V6(ip) => self.subnet6.is_some_and(|subnet| subnet.contains(ip)),
+        };
+        match self.table.name(ip) {
             Some(name) => Found::Name(name),
-            None if self.subnet.contains(ip) => Found::Nothing,
+            None if ours => Found::Nothing,
             None => Found::Foreign,
         }
     }
@@ -293,12 +300,23 @@ fn bare(query: &[u8], code: Code) -> Vec<u8> {
     answer
 }
 
-/// The address in a name like `7.1.80.10.in-addr.arpa`.
-fn reversed(name: &str) -> Option<Ipv4Addr> {
+/// The address in a name like `7.1.80.10.in-addr.arpa`, or the 32 digits of one of IPv6 below `ip6.arpa` (RFC 3596).
+fn reversed(name: &str) -> Option<IpAddr> {
+    if let Some(digits) = name.strip_suffix(".ip6.arpa") {
+        let digits: Vec<&str> = digits.split('.').collect();
+        let is_digit = |it: &&str| it.len() == 1 && it.as_bytes()[0].is_ascii_hexdigit();
+        if digits.len() != 32 || !digits.iter().all(is_digit) {
+            return None;
+        }
+        let text: String = digits.into_iter().rev().collect();
+        let bits = u128::from_str_radix(&text, 16).ok()?;
+        return Some(Ipv6Addr::from_bits(bits).into());
+    }
     let mut octets = name.strip_suffix(".in-addr.arpa")?.split('.');
     let mut next = || octets.next()?.parse::<u8>().ok();
     let (d, c, b, a) = (next()?, next()?, next()?, next()?);
-    octets.next().is_none().then(|| Ipv4Addr::new(a, b, c, d))
+    let ip = Ipv4Addr::new(a, b, c, d);
+    octets.next().is_none().then_some(ip.into())
 }
 
 fn wire_name(name: &str) -> Vec<u8> {

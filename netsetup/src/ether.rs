@@ -262,10 +262,10 @@ pub fn checksum(bytes: &[u8]) -> u16 {
 
 /// A running Internet checksum over pieces, each but the last of even length.
 #[derive(Debug, Default)]
-struct Checksum(u64);
+pub(crate) struct Checksum(u64);
 
 impl Checksum {
-    fn add(&mut self, bytes: &[u8]) {
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         let (pairs, rest) = bytes.as_chunks::<2>();
         for pair in pairs {
             self.0 += u64::from(u16::from_be_bytes(*pair));
@@ -275,7 +275,7 @@ impl Checksum {
         }
     }
 
-    fn finish(&self) -> u16 {
+    pub(crate) fn finish(&self) -> u16 {
         let mut sum = self.0;
         while sum > 0xffff {
             sum = (sum & 0xffff) + (sum >> 16);

@@ -16,7 +16,7 @@
 //! QEMU or know its command line: sockets come in connected. A port may be attached again at any time.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use macaddr::MacAddr6;
@@ -63,16 +63,16 @@ pub enum FabricEvent {
         /// The machine's name.
         machine: String,
         /// The address.
-        ip: Ipv4Addr,
+        ip: IpAddr,
         /// The MAC of its NIC.
         mac: MacAddr6,
     },
-    /// The first frame since the attach in which a machine used its address.
+    /// The first frame since the attach in which a machine used its address, of IPv4 or of IPv6.
     Seen {
         /// The machine's name.
         machine: String,
         /// The address.
-        ip: Ipv4Addr,
+        ip: IpAddr,
     },
     /// A machine's socket ended, or was given for a machine that is not of this cluster.
     ///

@@ -3,7 +3,7 @@
 //! A cluster's bridge learns nothing from traffic. Each port has its machine's MAC written into the forwarding table
 //! and gets no frame for another, so a machine that lies about its MAC can at most be silent itself.
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use macaddr::MacAddr6;
 
 use crate::name::IfName;
@@ -51,6 +51,8 @@ pub struct Wanted {
     pub mac: MacAddr6,
     /// Its address, and the subnet's length.
     pub address: Ipv4Net,
+    /// Its IPv6 addresses, where it has some.
+    pub six: Option<[Ipv6Net; 2]>,
     /// Its ports, those that are not there yet included.
     pub ports: Vec<Port>,
     /// The MTU of the bridge and its ports, where it is not Ethernet's.
@@ -84,6 +86,13 @@ pub enum Step {
         name: IfName,
         /// The address, and its subnet's length.
         address: Ipv4Net,
+    },
+    /// Give it this one as well, at once: nobody else can have it.
+    Address6 {
+        /// The link.
+        name: IfName,
+        /// The address, and its network's length.
+        address: Ipv6Net,
     },
     /// Make it a port that learns nothing and is flooded with nothing.
     Join {
@@ -141,8 +150,13 @@ pub fn steps(wanted: &Wanted, present: &[Present]) -> Vec<Step> {
                 name: wanted.bridge.clone(),
                 address: wanted.address,
             },
-            Step::Up(wanted.bridge.clone()),
         ]);
+        let six = wanted.six.iter().flatten().map(|address| Step::Address6 {
+            name: wanted.bridge.clone(),
+            address: *address,
+        });
+        steps.extend(six);
+        steps.push(Step::Up(wanted.bridge.clone()));
     }
     for Port { tap, mac } in &wanted.ports {
         let Some(link) = find(tap) else { continue };
@@ -177,6 +191,7 @@ mod tests {
             mac: MacAddr6::new(2, 0, 0, 0, 0, 1),
             address: "10.80.1.1/24".parse().unwrap(),
             mtu: None,
+            six: None,
             ports: ["t-a", "t-b"]
                 .into_iter()
                 .zip(10..)

@@ -4,6 +4,8 @@
 //! MAC and its own address alone, is no DHCP server, floods nobody, and reaches nothing that is not its business. What
 //! no rule lets through is dropped, so a port is shut until its machine is known.
 
+mod six;
+
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -12,6 +14,7 @@ use crate::address::{Reservation, Subnet};
 use crate::dhcp;
 use crate::ether::{ARP, IPV4, UDP};
 use crate::name::IfName;
+use crate::nd::Router;
 use crate::netlink::nft::{Chain, Expression, Family, Header, Hook, Table};
 
 /// Broadcasts that a machine may send in a second, and at once after a silence; as in the fabric.
@@ -28,17 +31,19 @@ const FORBIDDEN: [Ipv4Net; 3] = [
 
 /// The rules inside the cluster's namespace.
 ///
-/// `uplink` is the link to the world, on which packets leave under its own address when `masquerade` is so.
+/// `router` is that of IPv6, without which none passes. `uplink` is the link to the world, on which packets leave under its own address when `masquerade` is so.
 pub fn inside(
     name: &str,
     subnet: Subnet,
+    router: Option<Router>,
     machines: &[Reservation],
     bridge: &IfName,
     uplink: &IfName,
     masquerade: bool,
 ) -> Vec<Table> {
     let mut chains = common();
-    chains.extend(machines.iter().map(port));
+    chains.extend(router.iter().flat_map(|_| six::common()));
+    chains.extend(machines.iter().map(|machine| port(machine, router)));
     chains.push(Chain {
         name: "arriving".to_owned(),
         hook: Some(Hook::Arriving),
@@ -54,12 +59,15 @@ pub fn inside(
     chains.push(Chain {
         name: "passing".to_owned(),
         hook: Some(Hook::Passing),
-        rules: vec![vec![
-            ethertype(IPV4),
-            Expression::Protocol(UDP),
-            port_is(2, dhcp::SERVER_PORT),
-            Expression::Drop,
-        ]],
+        rules: vec![
+            vec![
+                ethertype(IPV4),
+                Expression::Protocol(UDP),
+                port_is(2, dhcp::SERVER_PORT),
+                Expression::Drop,
+            ],
+            six::passing(),
+        ],
     });
     let frames = Table {
         family: Family::Bridge,
@@ -153,13 +161,13 @@ pub fn outside(name: &str, subnet: Subnet, link: &IfName, forward: &[IfName]) ->
 }
 
 /// What the machine may send: its own chain knows its addresses, the rest is common to all.
-fn port(machine: &Reservation) -> Chain {
+fn port(machine: &Reservation, router: Option<Router>) -> Chain {
     let mac = machine.mac.as_bytes();
     let own = machine.ip.octets();
     let none = Ipv4Addr::UNSPECIFIED.octets();
     let is = |header, offset, bytes: &[u8]| Expression::Is(header, offset, bytes.to_vec());
     let arp_from = |ip: [u8; 4]| is(Header::Network, 8, &[mac, &ip[..]].concat());
-    Chain {
+    let mut chain = Chain {
         name: chain_of(machine),
         hook: None,
         rules: vec![
@@ -191,9 +199,13 @@ fn port(machine: &Reservation) -> Chain {
                 is(Header::Network, 6, &[0, 1]),
                 Expression::GoTo(TALK.to_owned()),
             ],
-            vec![Expression::GoTo(NEWCOMER.to_owned())],
         ],
-    }
+    };
+    let six = router.iter().flat_map(|router| six::port(machine, *router));
+    chain.rules.extend(six);
+    let rest = vec![Expression::GoTo(NEWCOMER.to_owned())];
+    chain.rules.push(rest);
+    chain
 }
 
 /// Goes on with packets from a machine's own address.

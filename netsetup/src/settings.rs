@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
+use macaddr::MacAddr6;
+
+use crate::address6::Subnet6;
+use crate::nd::Router;
 
 /// What kiln's DHCP and DNS say of a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -13,6 +17,8 @@ pub struct Settings {
     pub domain: String,
     /// The MTU of the machines' NICs, 576 or more; 1500 where nothing is said.
     pub mtu: Option<u16>,
+    /// The IPv6 network, where there is one.
+    pub subnet6: Option<Subnet6>,
     /// Whether the network has no way out: no default route is given, and no name is asked of anybody else.
     pub isolated: bool,
     /// Names besides the machines', in lower case, which are known as they stand and below the domain. `*.NAME` is any
@@ -39,10 +45,20 @@ impl Settings {
         Settings {
             domain: domain.into(),
             mtu: None,
+            subnet6: None,
             isolated: false,
             hosts: BTreeMap::new(),
             routes: Vec::new(),
             resolvers: Vec::new(),
         }
+    }
+
+    /// The router of the IPv6 network, where there is one; kiln's own MAC is `mac`.
+    pub fn router(&self, mac: MacAddr6) -> Option<Router> {
+        self.subnet6.map(|subnet| Router {
+            subnet,
+            mac,
+            mtu: self.mtu,
+        })
     }
 }

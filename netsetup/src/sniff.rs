@@ -145,8 +145,8 @@ fn filter() -> Vec<libc::sock_filter> {
     const EQUAL: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
     const ANY_BIT: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
     const RETURN: u32 = libc::BPF_RET | libc::BPF_K;
-    const ACCEPT: u32 = 19;
-    const DROP: u32 = 18;
+    const ACCEPT: u32 = 20;
+    const DROP: u32 = 19;
     // Where to, as a distance from the instruction after `at`.
     let to = |at: u32, target: u32| u8::try_from(target - at - 1).unwrap_or(0);
     [
@@ -163,12 +163,13 @@ fn filter() -> Vec<libc::sock_filter> {
         (EQUAL, to(10, ACCEPT), 0, 67),
         (LOAD_HALF_AT, 0, 0, 16),
         (EQUAL, to(12, ACCEPT), to(12, DROP), 67),
-        // Neighbor solicitations and advertisements.
+        // Router and neighbor solicitations, and neighbor advertisements.
         (LOAD_BYTE, 0, 0, 20),
         (EQUAL, 0, to(14, DROP), 58),
         (LOAD_BYTE, 0, 0, 54),
-        (EQUAL, to(16, ACCEPT), 0, 135),
-        (EQUAL, to(17, ACCEPT), to(17, DROP), 136),
+        (EQUAL, to(16, ACCEPT), 0, 133),
+        (EQUAL, to(17, ACCEPT), 0, 135),
+        (EQUAL, to(18, ACCEPT), to(18, DROP), 136),
         (RETURN, 0, 0, 0),
         (RETURN, 0, 0, 0x4_0000),
     ]

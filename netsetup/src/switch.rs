@@ -13,9 +13,8 @@
 //! ```
 //!
 //! An ARP question is not flooded but handed to the one machine that is asked for, which answers itself: so the answer
-//! is true (none from a machine that is down), and nobody else is disturbed. IPv6 does not pass. A machine has one
-//! address, an IPv4 one, and what IPv6 would add on a link without a router are only ways to pose as another machine
-//! (router advertisements, redirects, neighbor discovery that nothing vouches for).
+//! is true (none from a machine that is down), and nobody else is disturbed. IPv6 passes in the same way, between machines
+//! (`six`); where the network has no prefix for it, it does not pass at all.
 //!
 //! The gateway does not count down TTLs: it is the only router between a machine and slirp, so no loop can be made of
 //! it, and a machine sees the hops that it would see behind slirp alone.
@@ -23,7 +22,7 @@
 //! This module must not know sockets, queues or clocks; time comes in as an argument.
 
 use std::collections::HashMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
 use macaddr::MacAddr6;
@@ -32,11 +31,14 @@ use crate::address::{self, Reservation, Subnet};
 use crate::dhcp;
 use crate::dns::Zone;
 use crate::ether::{self, ARP, Arp, ETHERNET_HEADER, Ethernet, IPV4, Ipv4, Udp};
+use crate::ether6::IPV6;
+use crate::nd::Router;
 use crate::settings::Settings;
 use bucket::Bucket;
 
 mod bucket;
 mod gateway;
+pub(crate) mod six;
 
 pub use gateway::DnsQuery;
 
@@ -96,7 +98,9 @@ pub enum Refusal {
     ForeignAddress,
     /// A machine played DHCP server.
     DhcpServer,
-    /// A protocol that does not pass: IPv6, VLAN tags, anything but ARP and IPv4.
+    /// A machine played IPv6 router.
+    Router,
+    /// A protocol that does not pass: VLAN tags, anything but ARP, IPv4 and, where there is such a network, IPv6.
     Protocol,
     /// A packet that is kept in on purpose.
     Forbidden,
@@ -113,6 +117,7 @@ pub struct Switch {
     slots: Vec<Option<Slot>>,
     by_mac: HashMap<MacAddr6, PortId>,
     by_ip: HashMap<Ipv4Addr, PortId>,
+    by_ip6: HashMap<Ipv6Addr, PortId>,
     zone: Zone,
     dhcp: dhcp::Server,
 }
@@ -136,6 +141,7 @@ impl Switch {
             slots: Vec::new(),
             by_mac: HashMap::new(),
             by_ip: HashMap::new(),
+            by_ip6: HashMap::new(),
             config,
         }
     }
@@ -173,6 +179,10 @@ impl Switch {
             .collect();
         self.by_ip = present()
             .map(|(port, machine)| (machine.ip, port))
+            .collect();
+        let own6 = self.config.settings.subnet6;
+        self.by_ip6 = present()
+            .filter_map(|(port, machine)| Some((own6?.machine(machine.mac), port)))
             .collect();
         self.zone = Zone::new(&self.config.settings, self.config.subnet, machines);
         gone
@@ -250,8 +260,19 @@ impl Switch {
                 }
                 Ok(verdict)
             }
+            IPV6 => self.judge6(now, port, &ethernet),
             _ => Err(Refusal::Protocol),
         }
+    }
+
+    fn router(&self) -> Option<Router> {
+        self.config.settings.router(self.config.gateway_mac)
+    }
+
+    /// The IPv6 address of the machine at `port`, where it may have one.
+    pub fn ip6(&self, port: PortId) -> Option<Ipv6Addr> {
+        let subnet = self.config.settings.subnet6?;
+        Some(subnet.machine(self.machine(port)?.mac))
     }
 
     /// Where `frame` goes, which slirp sent.

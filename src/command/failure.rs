@@ -107,7 +107,8 @@ impl From<PlanError> for Error {
             | PlanError::NoNamespace { .. }
             | PlanError::NoUid { .. }
             | PlanError::NoMemory { .. }
-            | PlanError::SubnetTaken { .. } => Exit::Host,
+            | PlanError::SubnetTaken { .. }
+            | PlanError::Subnet6Taken { .. } => Exit::Host,
             PlanError::ForeignKvm { .. }
             | PlanError::MacTaken { .. }
             | PlanError::Address(_)
@@ -160,6 +161,9 @@ impl From<PlanError> for Error {
             PlanError::NoNamespace { .. } => told.hint(
                 "`kiln doctor` says what would help; `network.mode: fabric` works everywhere",
             ),
+            PlanError::Subnet6Taken { .. } => {
+                told.hint("leave `network.ipv6` out, and a free one is chosen")
+            }
             PlanError::SubnetTaken { .. } => {
                 told.hint("leave `network.subnet` out, and a free one is chosen")
             }

@@ -23,15 +23,21 @@ struct Host {
 pub(super) fn run(session: &Session<'_>, args: &MachinesArgs) -> Result<(), Error> {
     let made = session.made()?;
     let names = made.select(&args.machines)?;
-    let host = |name: &String| {
-        let place = made.record.reservations.get(name)?;
-        Some(Host {
-            ip: place.ip.into(),
-            names: [format!("{name}.{}", made.record.domain), name.clone()],
-        })
+    let host = |name: &String, ip: IpAddr| Host {
+        ip,
+        names: [format!("{name}.{}", made.record.domain), name.clone()],
     };
+    let places = || {
+        names
+            .iter()
+            .filter_map(|name| Some((name, made.record.reservations.get(name)?)))
+    };
+    let six = places().filter_map(|(name, place)| Some((name, made.record.ip6(&place.mac)?)));
     let hosts = Hosts {
-        hosts: names.iter().filter_map(host).collect(),
+        hosts: places()
+            .map(|(name, place)| host(name, place.ip.into()))
+            .chain(six.map(|(name, ip)| host(name, ip.into())))
+            .collect(),
     };
     session.report.result(&hosts, |_| {
         let line = |host: &Host| format!("{} {}\n", host.ip, host.names.join(" "));

@@ -1,7 +1,7 @@
 //! `kiln net`: how the machines are joined, and what went through each one's port.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use kiln_netsetup::address::Subnet;
 use serde::Serialize;
@@ -30,6 +30,7 @@ struct PortView {
     machine: String,
     mac: String,
     ip: Ipv4Addr,
+    ip6: Option<Ipv6Addr>,
     traffic: Option<PortTraffic>,
 }
 
@@ -60,6 +61,7 @@ fn ports(made: &Made, traffic: Vec<PortTraffic>) -> Vec<PortView> {
             machine: name.clone(),
             mac: reserved.mac.clone(),
             ip: reserved.ip,
+            ip6: made.record.ip6(&reserved.mac),
             traffic: traffic.remove(name),
         })
     };
@@ -74,6 +76,9 @@ fn text(net: &Net<'_>, style: Style) -> String {
     }
     if net.network.isolated {
         text.push_str(", no uplink");
+    }
+    if let Some(subnet) = net.network.subnet6 {
+        text.push_str(&format!(", IPv6 {subnet} (inside only)"));
     }
     text.push_str("\n\n");
     let rows: Vec<[Cell; 6]> = net

@@ -430,6 +430,7 @@ pub(super) fn rendered(
         domain: &plan.cluster.domain,
         subnet: plan.cluster.subnet,
         ip: reserved.ip,
+        ip6: plan.cluster.ip6(&reserved.mac),
         mac: reserved.mac.parse::<MacAddr6>().unwrap_or_default(),
         peers,
         authorized_keys,

@@ -1,8 +1,8 @@
 //! The host's routes and resolvers, from the kernel's and libc's text files; pure.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 
 const DNS_PORT: u16 = 53;
 
@@ -12,6 +12,23 @@ const DNS_PORT: u16 = 53;
 /// possible, which the network's set-up still finds.
 pub(super) fn parse_routes(text: &str) -> Vec<Ipv4Net> {
     let mut routes: Vec<Ipv4Net> = text.lines().skip(1).filter_map(parse_route).collect();
+    routes.sort_unstable();
+    routes.dedup();
+    routes
+}
+
+/// The same in the text of `/proc/net/ipv6_route`: the first two words of a line are the destination's 32 digits and its
+/// length. Whole networks are meant: addresses of the host's own and what all hosts have are left out.
+pub(super) fn parse_routes6(text: &str) -> Vec<Ipv6Net> {
+    let route = |line: &str| {
+        let mut fields = line.split_ascii_whitespace();
+        let bits = u128::from_str_radix(fields.next()?, 16).ok()?;
+        let length = u8::from_str_radix(fields.next()?, 16).ok()?;
+        let net = Ipv6Net::new(Ipv6Addr::from_bits(bits), length).ok()?;
+        let is_link = net.addr().is_unicast_link_local() || net.addr().is_multicast();
+        ((1..128).contains(&length) && !is_link).then_some(net)
+    };
+    let mut routes: Vec<Ipv6Net> = text.lines().filter_map(route).collect();
     routes.sort_unstable();
     routes.dedup();
     routes
@@ -49,6 +66,26 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn networks_of_ipv6_are_read_and_the_rest_is_left_out() {
+        let line = |to: &str, length: &str| {
+            format!(
+                "{to} {length} {zero} 00 {zero} 00000100 00000001 00000000 00000001 eth0\n",
+                zero = "0".repeat(32)
+            )
+        };
+        let text = [
+            line("fd000001000200000000000000000000", "40"),
+            line("fe800000000000000000000000000000", "40"),
+            line("ff000000000000000000000000000000", "08"),
+            line("00000000000000000000000000000000", "00"),
+            line("fd000001000200000000000000000001", "80"),
+            "torn\n".to_owned(),
+        ];
+        let want: Ipv6Net = "fd00:1:2::/64".parse().unwrap();
+        assert_eq!(parse_routes6(&text.concat()), [want]);
+    }
 
     #[test]
     #[cfg(target_endian = "little")]

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use kiln_arch::Arch;
 use nix::sys::resource::{Resource, getrlimit};
 use nix::unistd::{Uid, User, getegid, geteuid};
@@ -19,7 +19,7 @@ use super::environment::Environment;
 use super::firmware::{self, Firmwares};
 use super::folders::Folders;
 use super::kvm::{self, Ask, KvmState};
-use super::network::{parse_resolvers, parse_routes};
+use super::network::{parse_resolvers, parse_routes, parse_routes6};
 use super::qemu::{self, Qemu, QemuError, Qemus};
 use super::{tcg, timing, virtiofsd};
 use crate::cluster::Size;
@@ -57,6 +57,8 @@ pub struct Host {
     pub resolvers: Vec<SocketAddr>,
     /// Destinations of the main routing table, default routes left out.
     pub routes: Vec<Ipv4Net>,
+    /// The same of IPv6.
+    pub routes6: Vec<Ipv6Net>,
     pub distribution: Distribution,
     /// How servers are reached, where not directly.
     pub proxy: Option<ureq::Proxy>,
@@ -176,6 +178,7 @@ impl Host {
             // These three may be absent: a container has no routes, a chroot no names.
             resolvers: parse_resolvers(&read("/etc/resolv.conf").unwrap_or_default()),
             routes: parse_routes(&read("/proc/net/route").unwrap_or_default()),
+            routes6: parse_routes6(&read("/proc/net/ipv6_route").unwrap_or_default()),
             distribution: Distribution::parse(&read("/etc/os-release").unwrap_or_default()),
             qemus: Qemus::new(environment.path.clone(), memo.clone()),
             kvm: OnceLock::new(),
@@ -372,6 +375,7 @@ impl Host {
             color: false,
             resolvers: vec![SocketAddr::from(([192, 0, 2, 53], 53))],
             routes: Vec::new(),
+            routes6: Vec::new(),
             distribution: Distribution::Debian,
             proxy: None,
             qemus: Qemus::example([qemu(Arch::X86_64), qemu(Arch::Aarch64)]),

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
@@ -25,6 +25,8 @@ pub struct Facts<'a> {
     pub domain: &'a str,
     pub subnet: Ipv4Net,
     pub ip: Ipv4Addr,
+    /// Where the cluster has IPv6.
+    pub ip6: Option<Ipv6Addr>,
     pub mac: MacAddr6,
     /// All machines of the cluster in the spec's order, this one too.
     pub peers: &'a [Peer],
@@ -41,6 +43,7 @@ pub struct Facts<'a> {
 pub struct Peer {
     pub name: MachineName,
     pub ip: Ipv4Addr,
+    pub ip6: Option<Ipv6Addr>,
     pub group: MachineName,
     /// Its place in the group, from 1.
     pub index: u32,

@@ -65,6 +65,7 @@ fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
         let told = context! {
             name => peer.name.as_str(),
             ip => peer.ip.to_string(),
+            ip6 => peer.ip6.map(|ip| ip.to_string()),
             group => peer.group.as_str(),
             index => peer.index,
         };
@@ -86,6 +87,7 @@ fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
             group => machine.group.as_str(),
             index => machine.index,
             ip => facts.ip.to_string(),
+            ip6 => facts.ip6.map(|ip| ip.to_string()),
             mac => facts.mac.to_string().to_lowercase(),
             arch => machine.arch.name(),
             cpus => machine.cpus.get(),

@@ -74,6 +74,7 @@ fn peers() -> Vec<Peer> {
         .map(|index: u8| Peer {
             name: format!("node-{index}").parse().unwrap(),
             ip: Ipv4Addr::new(10, 80, 1, index + 9),
+            ip6: None,
             group: "node".parse().unwrap(),
             index: index.into(),
         })
@@ -91,6 +92,7 @@ fn rendered(machine: &Machine) -> Result<Rendered, IgnitionError> {
             domain: "demo.kiln.internal",
             subnet: "10.80.1.0/24".parse().unwrap(),
             ip: Ipv4Addr::new(10, 80, 1, 10),
+            ip6: None,
             mac: MacAddr6::new(0x52, 0x54, 0, 0xAB, 0, 1),
             peers: &peers(),
             authorized_keys: &[key.clone(), "ssh-rsa BBBB me".to_owned(), key],

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use kiln_netsetup::address::{self, Subnet};
+use kiln_netsetup::address6::choose_subnet6;
 
 use super::{HostFacts, Inventory, PlanError, choice};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Ipv6Wish};
 use crate::state::files::SCHEMA;
 use crate::state::record::{ClusterRecord, ReservationRecord};
 use crate::state::told::ToldRecord;
@@ -55,6 +56,7 @@ pub(super) fn record(
         mode_reason,
         way_out: choice::way_out(cluster.network.uplink, mode, kept, host)?,
         subnet: subnet.net(),
+        subnet6: subnet6(cluster, inventory)?,
         domain: choice::domain(cluster, kept)?,
         told: ToldRecord::from(&cluster.network.told),
         qemu_uid: match kept {
@@ -77,6 +79,45 @@ pub(super) fn record(
         ports: BTreeSet::new(),
         reservations,
     })
+}
+
+/// The kept IPv6 network or none, or the asked one, or a free one; in this order.
+fn subnet6(cluster: &Cluster, inventory: &Inventory) -> Result<Option<Ipv6Net>, PlanError> {
+    let text = |net: Option<Ipv6Net>| {
+        net.map_or_else(
+            || "no IPv6".to_owned(),
+            |net| format!("the IPv6 network {net}"),
+        )
+    };
+    let moved = |kept, asked| PlanError::NetworkMoved {
+        cluster: cluster.name.to_string(),
+        kept: text(kept),
+        asked: text(asked),
+    };
+    let kept = inventory.cluster.as_ref().map(|record| record.subnet6);
+    match (cluster.network.ipv6, kept) {
+        (Ipv6Wish::Chosen, Some(kept)) => Ok(kept),
+        (Ipv6Wish::Chosen, None) => {
+            let taken = &inventory.taken_networks6;
+            Ok(Some(choose_subnet6(cluster.name.as_str(), taken).net()))
+        }
+        (Ipv6Wish::Off, Some(kept @ Some(_))) => Err(moved(kept, None)),
+        (Ipv6Wish::Off, _) => Ok(None),
+        (Ipv6Wish::Fixed(asked), Some(kept)) if kept != Some(asked) => {
+            Err(moved(kept, Some(asked)))
+        }
+        (Ipv6Wish::Fixed(asked), Some(_)) => Ok(Some(asked)),
+        (Ipv6Wish::Fixed(asked), None) => {
+            let overlaps = |taken: &&Ipv6Net| taken.contains(&asked) || asked.contains(*taken);
+            match inventory.taken_networks6.iter().find(overlaps) {
+                Some(taken) => Err(PlanError::Subnet6Taken {
+                    subnet: asked,
+                    taken: *taken,
+                }),
+                None => Ok(Some(asked)),
+            }
+        }
+    }
 }
 
 /// What changes of what the machines are told, in the spec's words.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use kiln_arch::Arch;
 use kiln_netsetup::address::AddressError;
 
@@ -89,6 +89,8 @@ pub enum PlanError {
     NoNamespace { why: String },
     #[error("subnet {subnet} overlaps {taken}, which is in use on this host")]
     SubnetTaken { subnet: Ipv4Net, taken: Ipv4Net },
+    #[error("IPv6 network {subnet} overlaps {taken}, which is in use on this host")]
+    Subnet6Taken { subnet: Ipv6Net, taken: Ipv6Net },
     #[error("host port {port} of machine `{machine}` is taken")]
     PortTaken { machine: String, port: u16 },
     #[error("no free uid is left for the QEMUs of cluster `{cluster}`")]

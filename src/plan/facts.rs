@@ -5,7 +5,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use kiln_arch::Arch;
 
 use super::{GoneDisk, GroupFacts, GroupRefusal};
@@ -58,6 +58,8 @@ pub struct Inventory {
     pub machines: BTreeMap<String, Known>,
     /// Networks that a new subnet must not overlap: the host's routes, other clusters.
     pub taken_networks: Vec<Ipv4Net>,
+    /// The same of IPv6.
+    pub taken_networks6: Vec<Ipv6Net>,
     /// Uids that other clusters' QEMUs run as.
     pub taken_uids: BTreeSet<u32>,
     /// MACs of other clusters' machines, in lower case, and whose they are.

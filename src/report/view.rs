@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::Serialize;
 
 use crate::cluster::{ROOT_SERIAL, Size};
@@ -39,6 +39,8 @@ pub struct NetworkView {
     /// Why this mode and not a better one; empty when the spec named it.
     pub reason: String,
     pub subnet: Ipv4Net,
+    /// Absent where the cluster has no IPv6.
+    pub subnet6: Option<Ipv6Net>,
     pub domain: String,
     /// What is wrong with the way out to the world; empty when all is well.
     pub uplink: String,
@@ -168,6 +170,7 @@ impl NetworkView {
             mode: record.mode,
             reason: record.mode_reason.clone(),
             subnet: record.subnet,
+            subnet6: record.subnet6,
             domain: record.domain.clone(),
             uplink: uplink.to_owned(),
             isolated: record.way_out == WayOutRecord::Nowhere,

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
+use kiln_netsetup::address6::Subnet6;
 
 use super::disks;
 use super::document::{self, Node, Value};
@@ -22,7 +23,9 @@ use super::told;
 use super::vars::{self, Vars};
 use super::warning::SpecWarning;
 use crate::cluster::told::Told;
-use crate::cluster::{Cluster, ClusterName, DOMAIN, MachineName, Network, NetworkMode, Size};
+use crate::cluster::{
+    Cluster, ClusterName, DOMAIN, Ipv6Wish, MachineName, Network, NetworkMode, Size,
+};
 use crate::keys;
 
 /// More than any spec has; hostile files end here.
@@ -47,7 +50,7 @@ const KEYS: Keys = Keys {
 };
 const NETWORK_KEYS: Keys = Keys {
     known: &[
-        "mode", "subnet", "uplink", "domain", "mtu", "dns", "hosts", "routes",
+        "mode", "subnet", "ipv6", "uplink", "domain", "mtu", "dns", "hosts", "routes",
     ],
     not_built: &[],
 };
@@ -181,6 +184,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
         None => Network {
             mode: NetworkMode::Auto,
             subnet: None,
+            ipv6: Ipv6Wish::Chosen,
             uplink: true,
             domain: DOMAIN.to_owned(),
             told: Told::default(),
@@ -298,6 +302,7 @@ fn network(
         }
         Ok(subnet)
     })?;
+    let ipv6 = fields.take_as("ipv6", ipv6)?;
     let uplink = fields.take_as("uplink", |node, key| fields::boolean(&node, key))?;
     let domain = fields.take_as("domain", told::domain)?;
     let (told, names) = told::told(&mut fields, uplink == Some(false))?;
@@ -306,10 +311,40 @@ fn network(
     Ok(Network {
         mode: mode.unwrap_or(NetworkMode::Auto),
         subnet,
+        ipv6: ipv6.unwrap_or(Ipv6Wish::Chosen),
         uplink: uplink.unwrap_or(true),
         domain: domain.unwrap_or_else(|| DOMAIN.to_owned()),
         told,
         fixed: BTreeMap::new(),
+    })
+}
+
+/// `true`, `false`, or a network.
+fn ipv6(node: Node, key: &str) -> Result<Ipv6Wish, Fault> {
+    match node.value {
+        Value::Bool(true) => return Ok(Ipv6Wish::Chosen),
+        Value::Bool(false) => return Ok(Ipv6Wish::Off),
+        Value::Text(_) => {}
+        Value::Nothing | Value::Number(_) | Value::List(_) | Value::Map(_) => {
+            return Err(fields::wrong_type(
+                &node,
+                key,
+                "`true`, `false` or a network",
+            ));
+        }
+    }
+    let place = node.place;
+    let text = fields::text(node, key)?;
+    let shown: String = text.chars().take(80).collect();
+    let net = text
+        .parse()
+        .ok()
+        .and_then(|net| Some(Subnet6::new(net).ok()?.net()));
+    net.map(Ipv6Wish::Fixed).ok_or_else(|| {
+        let why = format!(
+            "`{shown}` is not a /64 of unique local addresses, such as `fd12:3456:789a::/64`"
+        );
+        Fault::bad_value(place, key, why)
     })
 }
 

@@ -6,11 +6,12 @@
 //! any other change raises [`crate::state::files::SCHEMA`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use kiln_arch::machine::{DiskBus, Sector};
+use kiln_netsetup::address6::Subnet6;
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::{DataFormat, DiskFormat, ROOT_SERIAL};
@@ -32,6 +33,9 @@ pub struct ClusterRecord {
     #[serde(default)]
     pub way_out: WayOutRecord,
     pub subnet: Ipv4Net,
+    /// The IPv6 network, where there is one: chosen with the cluster, and kept.
+    #[serde(default)]
+    pub subnet6: Option<Ipv6Net>,
     /// The DNS domain below which the machines' names resolve.
     pub domain: String,
     /// What else they are told of their network.
@@ -432,6 +436,14 @@ impl From<BusRecord> for DiskBus {
     }
 }
 
+impl ClusterRecord {
+    /// The IPv6 address of the machine with this MAC, where the cluster has such a network.
+    pub fn ip6(&self, mac: &str) -> Option<Ipv6Addr> {
+        let subnet = Subnet6::new(self.subnet6?).ok()?;
+        Some(subnet.machine(mac.parse().ok()?))
+    }
+}
+
 impl From<Sector> for SectorRecord {
     fn from(sector: Sector) -> SectorRecord {
         match sector {
@@ -523,7 +535,7 @@ pub struct ReportRecord {
 /// An address that was seen in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenRecord {
-    pub ip: Ipv4Addr,
+    pub ip: IpAddr,
     pub source: SourceRecord,
 }
 

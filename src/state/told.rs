@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnet::Ipv4Net;
+use kiln_netsetup::address6::Subnet6;
 use kiln_netsetup::settings::{Route, Settings};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::told::Told;
+use crate::state::record::{ClusterRecord, WayOutRecord};
 
 /// See [`Told`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,17 +43,18 @@ impl From<&Told> for ToldRecord {
 }
 
 impl ToldRecord {
-    /// With these settings, in a network of this domain; `resolvers` are the host's.
-    pub fn settings(&self, domain: &str, isolated: bool, resolvers: &[SocketAddr]) -> Settings {
+    /// With what else the cluster's record says; `resolvers` are the host's.
+    pub fn settings(&self, record: &ClusterRecord, resolvers: &[SocketAddr]) -> Settings {
         let route = |RouteRecord { to, via }: &RouteRecord| Route { to: *to, via: *via };
         let asked = match self.dns.as_slice() {
             [] => resolvers,
             own => own,
         };
         Settings {
-            domain: domain.to_owned(),
+            domain: record.domain.clone(),
             mtu: self.mtu,
-            isolated,
+            subnet6: record.subnet6.and_then(|net| Subnet6::new(net).ok()),
+            isolated: record.way_out == WayOutRecord::Nowhere,
             hosts: self.hosts.clone(),
             routes: self.routes.iter().map(route).collect(),
             resolvers: asked.to_vec(),

@@ -377,14 +377,18 @@ impl Dispatcher {
         }
     }
 
-    fn seen(&mut self, name: &str, ip: std::net::Ipv4Addr, source: SourceRecord) {
+    fn seen(&mut self, name: &str, ip: std::net::IpAddr, source: SourceRecord) {
         let Some(slot) = self.slots.get_mut(name) else {
             return;
         };
         match slot.seen.iter_mut().find(|seen| seen.ip == ip) {
             Some(seen) if seen.source <= source => return,
             Some(seen) => seen.source = source,
-            None => slot.seen.push(SeenRecord { ip, source }),
+            None => {
+                slot.seen.push(SeenRecord { ip, source });
+                // IPv4 first.
+                slot.seen.sort_by_key(|seen| seen.ip.is_ipv6());
+            }
         }
         slot.plugged = 0;
         self.feed(name, Event::AddressSeen);

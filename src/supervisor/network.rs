@@ -229,8 +229,7 @@ impl Network {
 
 /// What the machines are told; `resolvers` are the host's.
 fn settings(record: &ClusterRecord, resolvers: &[SocketAddr]) -> Settings {
-    let isolated = record.way_out == WayOutRecord::Nowhere;
-    record.told.settings(&record.domain, isolated, resolvers)
+    record.told.settings(record, resolvers)
 }
 
 /// The host's end of the wire receives what the machine sends.

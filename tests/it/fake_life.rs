@@ -167,6 +167,7 @@ fn ps_tells_programs_all_that_is_documented() {
             "mode": "fabric",
             "reason": "",
             "subnet": "10.213.7.0/24",
+            "subnet6": "fd63:ec1b:6b58::/64",
             "uplink": ""
           },
           "spec": "TMP/spec/kiln.yaml",

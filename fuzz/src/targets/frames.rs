@@ -1,6 +1,6 @@
 //! The parsers of frames and of what is in them, each alone.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use kiln_netsetup::address::{Reservation, Subnet, gateway_mac};
 use kiln_netsetup::dns::{self, Code, Outcome, Zone};
@@ -137,7 +137,11 @@ pub(crate) fn lease(bytes: &[u8]) {
 
 fn observe(bytes: &[u8]) {
     if let Some(event) = lease::observe(bytes) {
-        assert!(!event.ip.is_unspecified() && !event.ip.is_broadcast());
-        assert!(!event.ip.is_multicast() && !event.ip.is_link_local());
+        assert!(!event.ip.is_unspecified() && !event.ip.is_multicast());
+        let elsewhere = match event.ip {
+            IpAddr::V4(ip) => !ip.is_broadcast() && !ip.is_link_local(),
+            IpAddr::V6(ip) => !ip.is_unicast_link_local(),
+        };
+        assert!(elsewhere, "{}", event.ip);
     }
 }

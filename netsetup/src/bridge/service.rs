@@ -18,6 +18,7 @@ use crate::address::{Reservation, Subnet};
 use crate::dhcp;
 use crate::dns::{self, Code, Outcome, Zone};
 use crate::ether::{ARP, Ethernet, IPV4, IPV4_HEADER, Ipv4, UDP_HEADER, Udp};
+use crate::ether6::{IPV6, Ipv6};
 use crate::fabric::resolve::Resolver;
 use crate::fabric::{FabricEvent, LEASE_PAUSE};
 use crate::lease::{self, Source};
@@ -53,8 +54,8 @@ pub(super) struct Service {
     machines: Vec<Reservation>,
     /// The numbers of the machines' taps.
     ports: HashMap<String, u32>,
-    /// Machines whose address was seen in use since they have their tap.
-    seen: HashSet<String>,
+    /// Addresses that were seen in use since their machine has its tap.
+    seen: HashSet<(String, IpAddr)>,
     /// When a machine's lease was told last.
     leased: HashMap<String, Instant>,
     sniffer: Sniffer,
@@ -154,7 +155,7 @@ impl Service {
                 self.dhcp.settings = *settings;
             }
             Command::Port { machine, index } => {
-                self.seen.remove(&machine);
+                self.seen.retain(|(name, _)| *name != machine);
                 self.leased.remove(&machine);
                 self.ports.insert(machine, index);
             }
@@ -174,13 +175,11 @@ impl Service {
         match ethernet.kind {
             ARP => {
                 let told = lease::observe(frame);
-                if told.is_some_and(|told| told.ip == machine.ip)
-                    && self.seen.insert(machine.name.clone())
-                {
-                    let (machine, ip) = (machine.name, machine.ip);
-                    self.report(FabricEvent::Seen { machine, ip });
+                if told.is_some_and(|told| told.ip == machine.ip) {
+                    self.note(&machine, machine.ip.into());
                 }
             }
+            IPV6 => self.solicited(&machine, &ethernet, frame),
             IPV4 => {
                 let packet = Ipv4::parse(ethernet.payload);
                 let request = packet.as_ref().and_then(Udp::parse);
@@ -191,6 +190,33 @@ impl Service {
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Neighbor discovery: what only a router answers; the rest is the kernel's, at kiln's own addresses.
+    fn solicited(&mut self, machine: &Reservation, ethernet: &Ethernet<'_>, frame: &[u8]) {
+        let Some(router) = self.dhcp.settings.router(self.dhcp.mac) else {
+            return;
+        };
+        let own = IpAddr::V6(router.subnet.machine(machine.mac));
+        if lease::observe(frame).is_some_and(|told| told.ip == own) {
+            self.note(machine, own);
+        }
+        let answer = Ipv6::parse(ethernet.payload)
+            .and_then(|packet| router.answer(machine.mac, &packet))
+            .zip(self.ports.get(&machine.name));
+        if let Some((answer, port)) = answer
+            && let Err(error) = self.sniffer.send(*port, &answer)
+        {
+            tracing::debug!(machine = machine.name, %error, "an answer to a neighbor is lost");
+        }
+    }
+
+    /// Reports an address that is in use, once.
+    fn note(&mut self, machine: &Reservation, ip: IpAddr) {
+        if self.seen.insert((machine.name.clone(), ip)) {
+            let machine = machine.name.clone();
+            self.report(FabricEvent::Seen { machine, ip });
         }
     }
 

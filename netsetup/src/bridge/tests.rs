@@ -5,6 +5,7 @@
 
 #![expect(unsafe_code, reason = "readiness of a raw descriptor")]
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,9 +16,12 @@ use tokio::io::unix::AsyncFd;
 
 use super::*;
 use crate::address::gateway_mac;
+use crate::address6::Subnet6;
 use crate::dhcp::{CLIENT_PORT, SERVER_PORT};
 use crate::ether::{self, ARP, Arp, ETHERNET_HEADER, Ethernet, Ipv4, Path, Udp};
 use crate::namespace::Maker;
+
+mod ipv6;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 /// For what must not come.
@@ -33,11 +37,18 @@ fn machine(name: &str, last: u8) -> Reservation {
     }
 }
 
+fn six() -> Subnet6 {
+    Subnet6::new("fd00:1:2::/64".parse().unwrap()).unwrap()
+}
+
 fn config() -> BridgeConfig {
     BridgeConfig {
         subnet: Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap(),
         gateway_mac: gateway_mac("demo"),
-        settings: Settings::new("demo.internal"),
+        settings: Settings {
+            subnet6: Some(six()),
+            ..Settings::new("demo.internal")
+        },
         machines: vec![machine("a", 10), machine("b", 11), machine("c", 12)],
         masquerade: true,
     }
@@ -182,7 +193,7 @@ async fn a_machine_gets_its_address_its_names_and_its_neighbors() {
     assert!(!b.hears(&request).await);
     assert!(matches!(
         events.recv().await,
-        Some(FabricEvent::Lease { machine, ip, .. }) if machine == "a" && ip == a.machine.ip
+        Some(FabricEvent::Lease { machine, ip, .. }) if machine == "a" && ip == IpAddr::V4(a.machine.ip)
     ));
 
     // ARP: the gateway's by the kernel, a neighbor's by itself.
@@ -190,7 +201,7 @@ async fn a_machine_gets_its_address_its_names_and_its_neighbors() {
     assert_eq!(a.finds(gateway).await, Some(bridge.config.gateway_mac));
     assert!(matches!(
         events.recv().await,
-        Some(FabricEvent::Seen { machine, ip }) if machine == "a" && ip == a.machine.ip
+        Some(FabricEvent::Seen { machine, ip }) if machine == "a" && ip == IpAddr::V4(a.machine.ip)
     ));
 
     // DNS.

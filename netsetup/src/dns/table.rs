@@ -24,7 +24,9 @@ impl Table {
             names: BTreeMap::new(),
         };
         for machine in machines {
-            table.add(&machine.name, &[IpAddr::V4(machine.ip)]);
+            let six = settings.subnet6.map(|six| six.machine(machine.mac).into());
+            let all: Vec<IpAddr> = [machine.ip.into()].into_iter().chain(six).collect();
+            table.add(&machine.name, &all);
         }
         // A machine's address is the machine's, whatever else is called by it.
         for (name, addresses) in &settings.hosts {

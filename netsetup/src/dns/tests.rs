@@ -302,3 +302,38 @@ fn where_no_way_leads_out_no_foreign_name_exists() {
         assert!(told.starts_with("code 3"), "{name}: {told}");
     }
 }
+
+#[test]
+fn machines_have_ipv6_addresses_where_there_is_such_a_network() {
+    use crate::address6::Subnet6;
+    let subnet = Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap();
+    let machine = Reservation {
+        name: "node-1".to_owned(),
+        mac: macaddr::MacAddr6::new(0x52, 0x54, 0, 0x12, 0x34, 0x56),
+        ip: Ipv4Addr::new(10, 80, 1, 10),
+    };
+    let settings = Settings {
+        subnet6: Some(Subnet6::new("fd00:1:2::/64".parse().unwrap()).unwrap()),
+        ..Settings::new("demo.internal")
+    };
+    let zone = Zone::new(&settings, subnet, &[machine]);
+    let told = |name: &str, kind| say(&zone.resolve(&query(name, kind)));
+    let ip = "fd000001000200005054 00fffe123456".replace(' ', "");
+    assert!(
+        told("node-1", AAAA).ends_with(&format!("0010{ip}")),
+        "{}",
+        told("node-1", AAAA)
+    );
+    assert!(told("node-1.demo.internal", TYPE_A).ends_with("00040a50010a"));
+    let reverse = |digits: &str| {
+        let digits: Vec<String> = digits.chars().rev().map(String::from).collect();
+        format!("{}.ip6.arpa", digits.join("."))
+    };
+    assert!(told(&reverse(&ip), TYPE_PTR).contains("066e6f64652d31"));
+    assert!(told(&reverse("fd000001000200000000000000000001"), TYPE_PTR).starts_with("code 3"));
+    assert_eq!(
+        told(&reverse("fd000001000300000000000000000001"), TYPE_PTR),
+        "forward"
+    );
+    assert_eq!(told("1.2.ip6.arpa", TYPE_PTR), "forward");
+}

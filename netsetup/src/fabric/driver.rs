@@ -4,7 +4,7 @@
 //! from the socket that it was read from to the queues, and from these to the sockets by one write each, with no
 //! channel between. The read buffer is shared by all ports. It must not wait for any of them.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -23,9 +23,10 @@ use super::{FabricCounters, FabricEvent, LEASE_PAUSE};
 use crate::address::Reservation;
 use crate::dns::{self, Code};
 use crate::ether::{ETHERNET_HEADER, IPV4_HEADER, UDP_HEADER};
+use crate::ether6;
 use crate::lease::{self, Source};
 use crate::settings::Settings;
-use crate::switch::{DnsQuery, PortId, Switch, SwitchConfig, Verdict};
+use crate::switch::{DnsQuery, PortId, Refusal, Switch, SwitchConfig, Verdict};
 
 /// The MTU where nothing else is said.
 const ETHERNET_MTU: u16 = 1500;
@@ -77,6 +78,8 @@ struct Link {
     /// Made with the first connection, or the first segment to the gateway.
     stack: Option<Shared>,
     seen: bool,
+    /// Of IPv6; so from the start where there is none.
+    seen6: bool,
     leased: Option<Instant>,
 }
 
@@ -177,6 +180,7 @@ impl Driver {
             port: Port::new(stream),
             stack: None,
             seen: false,
+            seen6: self.switch.ip6(port).is_none(),
             leased: None,
         });
     }
@@ -254,17 +258,28 @@ impl Driver {
         let Some(Some(link)) = self.links.get_mut(from.index()) else {
             return;
         };
+        // What has nobody to go to is the machine's own word all the same.
+        let mut is_true = true;
         if let Verdict::Drop(refusal) = verdict {
             link.port.refused += 1;
+            is_true = refusal == Refusal::Nobody;
             tracing::trace!(port = from.index(), ?refusal, "frame dropped");
-        } else if !link.seen
+        }
+        if is_true
+            && (!link.seen || !link.seen6 && ether6::is_ipv6(frame))
             && let Some(event) = lease::observe(frame)
             && let Some(machine) = self.switch.machine(from)
-            && machine.ip == event.ip
         {
-            link.seen = true;
-            let (machine, ip) = (machine.name.clone(), event.ip);
-            self.report(FabricEvent::Seen { machine, ip });
+            let seen = match event.ip {
+                IpAddr::V4(ip) if ip == machine.ip => &mut link.seen,
+                IpAddr::V6(ip) if Some(ip) == self.switch.ip6(from) => &mut link.seen6,
+                // Another one's is not said.
+                IpAddr::V4(_) | IpAddr::V6(_) => &mut true,
+            };
+            if !mem::replace(seen, true) {
+                let (machine, ip) = (machine.name.clone(), event.ip);
+                self.report(FabricEvent::Seen { machine, ip });
+            }
         }
         match verdict {
             Verdict::Drop(_) => {}

@@ -1,5 +1,7 @@
 use proptest::prelude::{any, prop, proptest};
 
+use std::net::Ipv4Addr;
+
 use super::*;
 use crate::address::{Reservation, Subnet};
 use crate::dhcp::Server;
@@ -40,7 +42,7 @@ fn reply(kind: u8, wanted: Ipv4Addr, client: Ipv4Addr) -> Vec<u8> {
 fn an_ack_is_a_lease_and_nothing_else_of_a_server_is() {
     let lease = LeaseEvent {
         mac: MAC,
-        ip: IP,
+        ip: IP.into(),
         source: Source::Lease,
     };
     assert_eq!(observe(&reply(3, IP, Ipv4Addr::UNSPECIFIED)), Some(lease));
@@ -63,7 +65,7 @@ fn own_packets_tell_the_address() {
     };
     let seen = LeaseEvent {
         mac: MAC,
-        ip: IP,
+        ip: IP.into(),
         source: Source::Frames,
     };
     let frame = ether::udp_frame(path, 5000, 53, b"data").unwrap();
@@ -100,5 +102,30 @@ proptest! {
     fn no_bytes_make_it_panic(mut bytes in prop::collection::vec(any::<u8>(), 14..400), arp in any::<bool>()) {
         bytes[12..14].copy_from_slice(&if arp { ARP } else { IPV4 }.to_be_bytes());
         let _ = observe(&bytes);
+    }
+}
+
+#[test]
+fn an_ipv6_address_is_seen_when_it_is_tried_and_when_it_speaks() {
+    use crate::ether6::{Path6, icmp6_frame};
+    let own: std::net::Ipv6Addr = "fd00:1:2::9".parse().unwrap();
+    let told = |source: &str, kind: u8| {
+        let path = Path6 {
+            source_mac: MAC,
+            source: source.parse().unwrap(),
+            destination_mac: MacAddr6::broadcast(),
+            destination: "ff02::1".parse().unwrap(),
+        };
+        let mut message = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+        message.extend(own.octets());
+        observe(&icmp6_frame(path, &message).unwrap()).map(|event| event.ip)
+    };
+    assert_eq!(told("::", 135), Some(own.into()));
+    assert_eq!(
+        told("fd00:1:2::7", 128),
+        Some("fd00:1:2::7".parse().unwrap())
+    );
+    for (source, kind) in [("::", 133), ("fe80::9", 135), ("ff02::1", 135)] {
+        assert_eq!(told(source, kind), None, "{source} {kind}");
     }
 }

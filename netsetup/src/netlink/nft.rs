@@ -114,6 +114,8 @@ pub enum Expression {
     IsNot(Header, u32, Vec<u8>),
     /// Of the bytes, those bits that are set in the first list are as in the second.
     Bits(Header, u32, Vec<u8>, Vec<u8>),
+    /// They are not.
+    NotBits(Header, u32, Vec<u8>, Vec<u8>),
     /// There were more than `rate` in a second, and more than `burst` at once.
     Above {
         /// In a second.
@@ -363,6 +365,10 @@ fn expression(list: Message, expression: &Expression) -> Message {
         Expression::Bits(header, offset, mask, bytes) => {
             let masked = bitwise(payload(list, *header, *offset, mask), mask);
             compare(masked, EQUAL, bytes)
+        }
+        Expression::NotBits(header, offset, mask, bytes) => {
+            let masked = bitwise(payload(list, *header, *offset, mask), mask);
+            compare(masked, UNEQUAL, bytes)
         }
         Expression::Above { rate, burst } => one(list, "limit", |data| {
             let second = 1u64;

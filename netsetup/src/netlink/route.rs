@@ -5,7 +5,7 @@
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use macaddr::MacAddr6;
 use nix::errno::Errno;
 use nix::sys::socket::SockProtocol;
@@ -30,6 +30,7 @@ const RTM_NEWNEIGH: u16 = 28;
 const AF_INET: u8 = 2;
 const AF_BRIDGE: u8 = 7;
 const AF_INET6: u16 = 10;
+const AF_INET6_FAMILY: u8 = 10;
 const IFF_UP: u32 = 1;
 
 const IFLA_ADDRESS: u16 = 1;
@@ -54,6 +55,7 @@ const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
 const IPV4_DEVCONF_FORWARDING: u16 = 1;
 const VETH_INFO_PEER: u16 = 1;
 
+const IFA_F_NODAD: u8 = 2;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_BROADCAST: u16 = 4;
@@ -156,6 +158,7 @@ impl Route {
             Step::Silence(name) => self.silence(name),
             Step::Address { name, address } => self.address(name, *address),
             Step::Join { name, bridge } => self.join(name, bridge),
+            Step::Address6 { name, address } => self.address6(name, *address),
             Step::Mtu { name, mtu } => self.mtu(name, *mtu),
             Step::Direct { name, mac } => self.direct(name, *mac),
             Step::Up(name) => self.up(name),
@@ -211,6 +214,29 @@ impl Route {
             || format!("give link `{name}` the address {address}"),
             message,
         )
+    }
+
+    fn address6(&mut self, name: &IfName, address: Ipv6Net) -> Result<(), NetlinkError> {
+        let mut fixed = vec![AF_INET6_FAMILY, address.prefix_len(), IFA_F_NODAD, 0];
+        fixed.extend(self.index(name)?.to_ne_bytes());
+        let message = Message::new(RTM_NEWADDR, DO | NLM_F_CREATE | NLM_F_REPLACE)
+            .fixed(&fixed)
+            .with(IFA_ADDRESS, &address.addr().octets());
+        let asked = self.0.ask(
+            || format!("give link `{name}` the address {address}"),
+            message,
+        );
+        match asked {
+            // A kernel without IPv6, or one that was told to do without: machines have it among themselves.
+            Err(error)
+                if [Errno::EAFNOSUPPORT, Errno::EOPNOTSUPP, Errno::EACCES]
+                    .iter()
+                    .any(|it| error.is(*it)) =>
+            {
+                Ok(())
+            }
+            other => other,
+        }
     }
 
     fn join(&mut self, name: &IfName, bridge: &IfName) -> Result<(), NetlinkError> {

@@ -440,6 +440,9 @@ fn what_machines_cannot_be_told_is_refused_with_its_reasons() {
         },
         &[
             "{domian: x}",
+            "{ipv6: 6}",
+            "{ipv6: \"2001:db8::/64\"}",
+            "{ipv6: \"fd00::/48\"}",
             "{domain: a..b}",
             "{domain: -a}",
             "{mtu: 1279}",

@@ -53,13 +53,15 @@ impl Slot {
             .report()
             .map_or(&[][..], |report| &report.addresses)
         {
-            if !addresses.iter().any(|seen| seen.ip == *ip) {
+            let ip = std::net::IpAddr::from(*ip);
+            if !addresses.iter().any(|seen| seen.ip == ip) {
                 addresses.push(SeenRecord {
-                    ip: *ip,
+                    ip,
                     source: SourceRecord::Report,
                 });
             }
         }
+        addresses.sort_by_key(|seen| seen.ip.is_ipv6());
         MachineStatus {
             name: self.name.clone(),
             state: self.state(),

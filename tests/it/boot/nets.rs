@@ -108,14 +108,14 @@ fn the_machine_is_told(home: &Home, mode: &str) {
         assert!(seen.contains(told), "no `{told}`: {seen}");
     }
     let ip = machine_of(&ps, "alpha")["reserved_ip"].clone();
+    let six = own6(&ps, "alpha");
     let hosts = home.kiln(&["hosts"]).ok().stdout;
-    assert_eq!(
-        hosts,
-        format!("{} alpha.told.lab.example alpha\n", ip.as_str().unwrap())
-    );
+    let line = |ip: &Value| format!("{} alpha.told.lab.example alpha\n", ip.as_str().unwrap());
+    assert_eq!(hosts, line(&ip) + &line(&six));
     let hosts = home.json(&["hosts"]);
     let names = json!(["alpha.told.lab.example", "alpha"]);
-    assert_eq!(hosts, json!({"hosts": [{"ip": ip, "names": names}]}));
+    let hosts_of = |ip: &Value| json!({"ip": ip, "names": names});
+    assert_eq!(hosts, json!({"hosts": [hosts_of(&ip), hosts_of(&six)]}));
 
     // What they are told changes while they run.
     told(home, mode, other, &json!({"registry": "10.0.0.9"}));
@@ -198,9 +198,83 @@ fn a_machine_is_where_the_spec_puts_it(home: &Home, ps: &Value) {
         told.contains(MAC) && told.contains("10.80.7.20/24"),
         "{told}"
     );
+    // By IPv6 too, at the addresses that were known beforehand.
+    let (one, other) = (own6(ps, "alpha"), own6(ps, "beta"));
+    for (name, six) in [("alpha", &one), ("beta", &other)] {
+        // It is sure of it a second or two after it has come up.
+        let six = six.as_str().unwrap();
+        let sure = format!("ip -6 addr show dev eth0 | grep {six} | grep -qv tentative");
+        home.ssh(name, &format!("until {sure}; do usleep 100000; done"));
+    }
+    let script = format!(
+        "nslookup -type=aaaa alpha.nets.internal; nslookup {one}; ping -6 -c2 -W5 {one}; ip -6 route"
+    );
+    let told = home.ssh("beta", &script);
+    for want in [
+        one.as_str().unwrap(),
+        "alpha.nets.internal",
+        " 0% packet loss",
+    ] {
+        assert!(told.contains(want), "no `{want}`: {told}");
+    }
+    assert!(!told.contains("default"), "{told}");
+    for (name, six) in [("alpha", &one), ("beta", &other)] {
+        let seen = home.machine(name)["addresses"].clone();
+        let seen: Vec<&Value> = seen
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|it| &it["ip"])
+            .collect();
+        assert_eq!(seen.last(), Some(&six), "{seen:?}");
+        assert_ne!(seen.first(), Some(&six), "{seen:?}");
+    }
+    no_other_address_of_ipv6_is_to_be_had(home, ps, &one);
     let told = home.ssh("beta", "nslookup -type=a alpha; ping -c1 -W5 alpha");
     assert!(
         told.contains("10.80.7.20") && told.contains("0% packet loss"),
+        "{told}"
+    );
+}
+
+/// The address that a machine makes of its MAC, as kiln says it beforehand.
+fn own6(ps: &Value, name: &str) -> Value {
+    let mac = machine_of(ps, name)["mac"].as_str().unwrap().to_owned();
+    let octets: Vec<u8> = mac
+        .split(':')
+        .map(|octet| u8::from_str_radix(octet, 16).unwrap())
+        .collect();
+    let net: ipnet::Ipv6Net = ps["network"]["subnet6"].as_str().unwrap().parse().unwrap();
+    let mut ip = net.network().octets();
+    ip[8..11].copy_from_slice(&[octets[0] ^ 2, octets[1], octets[2]]);
+    ip[11..].copy_from_slice(&[0xff, 0xfe, octets[3], octets[4], octets[5]]);
+    std::net::Ipv6Addr::from(ip).to_string().into()
+}
+
+fn no_other_address_of_ipv6_is_to_be_had(home: &Home, ps: &Value, neighbor: &Value) {
+    let other = ps["network"]["subnet6"]
+        .as_str()
+        .unwrap()
+        .replace("/64", "77");
+    let show = format!("ip -6 addr show dev eth0 | grep {other}");
+    let ping = format!(
+        "ping -6 -c1 -W2 -I {other} {}; echo \"ended with $?\"",
+        neighbor.as_str().unwrap()
+    );
+    // kiln says that it is in use; and who does not ask gets no further.
+    let script = format!(
+        "sudo ip -6 addr add {other}/64 dev eth0\n\
+         until {show} | grep dadfailed; do usleep 100000; done\n\
+         sudo ip -6 addr del {other}/64 dev eth0\n\
+         sudo sh -c 'echo 0 >/proc/sys/net/ipv6/conf/eth0/accept_dad'\n\
+         sudo ip -6 addr add {other}/64 dev eth0\n\
+         until ! {show} | grep -q tentative; do usleep 100000; done\n\
+         {ping}; sudo ip -6 addr del {other}/64 dev eth0",
+    );
+    let told = home.ssh("beta", &script);
+    assert!(told.contains("dadfailed"), "{told}");
+    assert!(
+        told.contains("100% packet loss") && told.contains("ended with 1"),
         "{told}"
     );
 }

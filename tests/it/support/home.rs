@@ -134,7 +134,8 @@ impl Home {
         let spec = serde_json::json!({
             "cluster": self.cluster.name(),
             "image": image,
-            "network": {"mode": mode},
+            // A guest has its address of IPv6 some seconds after it is ready, and tables would change meanwhile.
+            "network": {"mode": mode, "ipv6": false},
             "machines": machines,
         });
         self.write("kiln.yaml", spec.to_string());
