@@ -244,6 +244,7 @@ fn the_help_says_it_all() {
           image        Fetch, list, check and remove the images of the cache
           render       Print a machine's final Ignition config, secrets included
           explain      Print a machine's QEMU command line, with a reason for each argument
+          autostart    Have the cluster start with the host, by a unit of systemd's
           doctor       Say what this host can do, and what it lacks
           gc           Remove what dead clusters and broken-off commands left behind
           completions  Print a completion script for a shell
