@@ -9,6 +9,7 @@ pub mod client;
 pub mod cluster;
 pub mod command;
 pub mod error;
+pub mod etcd;
 pub mod folder;
 pub mod host;
 pub mod ignition;

@@ -9,6 +9,7 @@ mod cluster;
 mod difference;
 mod disks;
 mod error;
+mod etcd;
 mod facts;
 mod view;
 
@@ -31,6 +32,10 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// The list of data disks as it was found.
     pub disks_before: Option<DisksRecord>,
+    /// The members of etcd that are let in one after the other, once those before them work.
+    pub joiners: Vec<String>,
+    /// Of the cluster's etcd, should it have one.
+    token: String,
 }
 
 /// What is to become of one machine.
@@ -104,6 +109,8 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
         is_new: inventory.cluster.is_none(),
         steps,
         disks_before: inventory.disks.clone(),
+        joiners: Vec::new(),
+        token: host.files.etcd_token(),
     })
 }
 
@@ -187,7 +194,8 @@ fn machine_record(
         restart: choice::restart(machine.restart),
         image: image.label.clone(),
         identity: crate::ignition::identity(machine, &image.identity),
-        reports: choice::reports(machine.profile),
+        reports: choice::reports(&machine.profile),
+        etcd: old.and_then(|old| old.etcd.clone()),
         name,
     })
 }

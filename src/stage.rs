@@ -14,6 +14,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::{Cluster, Machine, MachineName, Size};
+use crate::etcd::Membership;
 use crate::folder::{self, Batch, BatchError, FolderError, Incoming};
 use crate::ignition::{self, Facts, IgnitionError, Peer};
 use crate::image::flash::{self, FlashError};
@@ -308,6 +309,7 @@ fn prepare(
             peers: &peers,
             authorized_keys: &authorized_keys,
             host_key,
+            etcd: &Membership::of(record.etcd.as_ref(), cluster, &plan.cluster),
         };
         make_machine(step, record, machine, &facts, &means, &own, &mut batch)?;
         self::disks::make(record, means.qemu_img, &own)?;

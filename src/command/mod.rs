@@ -3,6 +3,7 @@
 mod console;
 mod doctor;
 mod down;
+mod etcd;
 mod events;
 mod exec;
 mod explain;

@@ -45,11 +45,11 @@ pub(super) fn empty() -> Value {
     json!({"ignition": {"version": VERSION}})
 }
 
-/// The parent of `child` for a machine of profile `basic`.
-pub(super) fn basic(machine: &Machine, facts: &Facts<'_>, child: Option<&str>) -> Value {
-    let merge: Vec<Value> = child
+/// The parent of `children` for a machine of any profile but `none`.
+pub(super) fn basic(machine: &Machine, facts: &Facts<'_>, children: &[&str]) -> Value {
+    let merge: Vec<Value> = children
+        .iter()
         .map(|text| json!({"source": data_url(text)}))
-        .into_iter()
         .collect();
     json!({
         "ignition": {"version": VERSION, "config": {"merge": merge}},

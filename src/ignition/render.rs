@@ -1,6 +1,7 @@
 //! The steps in their order: template, lint, fragment.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 
@@ -8,8 +9,9 @@ use kiln_arch::Arch;
 use macaddr::MacAddr6;
 
 use super::error::{IgnitionError, IgnitionWarning};
-use super::{fragment, lint, template};
+use super::{fragment, lint, profile, template};
 use crate::cluster::{ClusterName, Machine, MachineName, Profile};
+use crate::etcd::Membership;
 use crate::keys::KeyPair;
 
 /// By fw_cfg 200 KB cost 4 s and 2 MB cost 80 s under TCG.
@@ -29,6 +31,8 @@ pub struct Facts<'a> {
     pub authorized_keys: &'a [String],
     /// The machine's own ssh host key.
     pub host_key: &'a KeyPair,
+    /// Its part in the cluster's etcd; only that profile's templates ask.
+    pub etcd: &'a Membership,
 }
 
 /// A machine as templates see it.
@@ -70,7 +74,7 @@ pub fn render(machine: &Machine, facts: &Facts<'_>) -> Result<Rendered, Ignition
         None => None,
         Some(source) => {
             let (text, linted) = if source.template {
-                let text = template::render(source, machine, facts)?;
+                let text = template::render(source, &BTreeMap::new(), machine, facts)?;
                 let linted = lint::lint(&source.path, &text)
                     .map_err(|error| error.rendered_for(&machine.name));
                 (Cow::Owned(text), linted)
@@ -83,8 +87,16 @@ pub fn render(machine: &Machine, facts: &Facts<'_>) -> Result<Rendered, Ignition
         }
     };
     let child = child.map(Cow::into_owned);
-    let config = match (machine.profile, &child) {
-        (Profile::Basic, child) => fragment::basic(machine, facts, child.as_deref()).to_string(),
+    let config = match (&machine.profile, &child) {
+        (Profile::Basic | Profile::Etcd { .. } | Profile::Own(_), child) => {
+            let profile = profile::child(machine, facts, &mut warnings)?;
+            // What comes later in the list wins: kiln's, the profile's, the user's.
+            let children: Vec<&str> = [profile.as_deref(), child.as_deref()]
+                .into_iter()
+                .flatten()
+                .collect();
+            fragment::basic(machine, facts, &children).to_string()
+        }
         (Profile::None, Some(child)) => child.clone(),
         (Profile::None, None) => fragment::empty().to_string(),
     };

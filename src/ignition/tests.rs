@@ -1,5 +1,7 @@
 //! Whole configs, every message, and what holds for any machine.
 
+mod profiles;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
@@ -92,6 +94,7 @@ fn rendered(machine: &Machine) -> Result<Rendered, IgnitionError> {
             peers: &peers(),
             authorized_keys: &[key.clone(), "ssh-rsa BBBB me".to_owned(), key],
             host_key: &HOST_KEY,
+            etcd: &profiles::membership(),
         },
     )
 }

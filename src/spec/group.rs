@@ -14,6 +14,7 @@ use super::files::{self, Folders};
 use super::image::{self, PlacedImage};
 use super::load::Scale;
 use super::port::{self, PlacedPort};
+use super::profile;
 use super::suggest;
 use super::warning::SpecWarning;
 use crate::cluster::{
@@ -23,8 +24,25 @@ use crate::cluster::{
 
 const KEYS: Keys = Keys {
     known: &[
-        "count", "names", "image", "arch", "accel", "cpus", "memory", "disk", "disks", "ignition",
-        "template", "vars", "profile", "ports", "firmware", "graphics", "restart", "tpm",
+        "count",
+        "names",
+        "image",
+        "arch",
+        "accel",
+        "cpus",
+        "memory",
+        "disk",
+        "disks",
+        "ignition",
+        "template",
+        "vars",
+        "profile",
+        "discovery",
+        "ports",
+        "firmware",
+        "graphics",
+        "restart",
+        "tpm",
     ],
     not_built: &[
         (
@@ -148,11 +166,10 @@ pub(super) fn group(
         disks::disks(node, key, &owner, arch, names.len(), folders)
     })?;
     let ignition = ignition(&mut fields, folders)?;
-    let vars = vars(&mut fields, &group, ignition.as_ref(), warnings)?;
-    let profile = fields.take_as("profile", |node, key| {
-        let words = [("basic", Profile::Basic), ("none", Profile::None)];
-        fields::choice(node, key, &words, &["etcd"])
-    })?;
+    let profile = profile::profile(&mut fields, folders)?;
+    let uses_vars = ignition.as_ref().is_some_and(|source| source.template)
+        || matches!(profile, Profile::Etcd { .. } | Profile::Own(_));
+    let vars = vars(&mut fields, &group, uses_vars, warnings)?;
     let restart = fields.take_as("restart", |node, key| {
         let words = [
             ("no", RestartPolicy::No),
@@ -194,7 +211,7 @@ pub(super) fn group(
         disks: disks.clone().unwrap_or_default(),
         ignition: ignition.clone(),
         vars: vars.clone(),
-        profile: profile.unwrap_or(Profile::Basic),
+        profile: profile.clone(),
         ports: ports.iter().map(|placed| placed.port).collect(),
         restart: restart.unwrap_or(RestartPolicy::OnFailure),
         firmware,
@@ -427,13 +444,13 @@ fn ignition(fields: &mut Fields, folders: Folders<'_>) -> Result<Option<Ignition
 fn vars(
     fields: &mut Fields,
     group: &MachineName,
-    ignition: Option<&IgnitionSource>,
+    uses_vars: bool,
     warnings: &mut Vec<SpecWarning>,
 ) -> Result<BTreeMap<String, serde_json::Value>, Fault> {
     let Some(node) = fields.take("vars") else {
         return Ok(BTreeMap::new());
     };
-    if !ignition.is_some_and(|source| source.template) {
+    if !uses_vars {
         warnings.push(SpecWarning::UnusedVars {
             place: node.place,
             group: group.to_string(),

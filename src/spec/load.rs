@@ -15,6 +15,7 @@ use super::files::{self, FileError, Folders};
 use super::group::{self, Defaults};
 use super::image;
 use super::port;
+use super::profile;
 use super::suggest;
 use super::warning::SpecWarning;
 use crate::cluster::{Cluster, ClusterName, MachineName, Network, NetworkMode, Size};
@@ -50,6 +51,8 @@ pub struct Context<'a> {
     pub host_arch: Arch,
     /// What `~` means in paths.
     pub home: Option<&'a Path>,
+    /// Where the user's own profiles are, in `profiles/`, besides those beside the spec.
+    pub config: Option<&'a Path>,
     /// Counts that replace those of the spec's groups.
     pub scale: Scale<'a>,
 }
@@ -153,6 +156,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
     let folders = Folders {
         spec: folder,
         home: context.home,
+        config: context.config,
     };
     let mut warnings = Vec::new();
     let mut fields = Fields::new(root(text)?, "the spec".to_owned(), KEYS)?;
@@ -206,6 +210,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
     group::refuse_duplicates(&machines)?;
     port::refuse_clashes(&machines)?;
     disks::refuse_shared_files(&machines)?;
+    profile::refuse_different(&machines)?;
     Ok(Loaded {
         cluster: Cluster {
             name,

@@ -21,6 +21,7 @@ mod image;
 mod init;
 mod load;
 mod port;
+mod profile;
 mod suggest;
 mod warning;
 
@@ -31,4 +32,5 @@ pub use self::error::{Place, Problem, SpecError};
 pub use self::find::{FindError, SPEC_FILE_NAME, find};
 pub use self::init::init_template;
 pub use self::load::{Context, Loaded, Scale, cluster_name, load};
+pub use self::profile::is_discovery_token;
 pub use self::warning::SpecWarning;

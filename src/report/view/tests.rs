@@ -35,6 +35,7 @@ fn record(name: &str, last: u8) -> MachineRecord {
         restart: RestartRecord::OnFailure,
         image: "tiny".to_owned(),
         identity: "b".to_owned(),
+        etcd: None,
         reports: true,
     }
 }

@@ -8,6 +8,7 @@ mod at_once;
 mod configs;
 mod data;
 mod disk;
+mod etcd;
 mod fails;
 mod fetched;
 mod firmware;

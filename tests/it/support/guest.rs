@@ -24,14 +24,25 @@ pub(crate) struct Guest {
 /// The guest of this architecture: the folder that `KILN_TEST_GUEST` names (x86_64 only),
 /// or the builder's.
 pub(crate) fn tiny(arch: &'static str) -> Guest {
-    static BUILT: Mutex<BTreeMap<&str, Guest>> = Mutex::new(BTreeMap::new());
+    direct("tiny", arch)
+}
+
+/// The same with etcd in it.
+pub(crate) fn etcd(arch: &'static str) -> Guest {
+    direct("etcd", arch)
+}
+
+fn direct(kind: &'static str, arch: &'static str) -> Guest {
+    static BUILT: Mutex<BTreeMap<(&str, &str), Guest>> = Mutex::new(BTreeMap::new());
     // One that failed to build fails for the next test as well, with the same words.
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     built
-        .entry(arch)
+        .entry((kind, arch))
         .or_insert_with(|| match std::env::var_os("KILN_TEST_GUEST") {
-            Some(folder) if arch == "x86_64" => Guest::in_folder(Path::new(&folder)),
-            _ => Guest::in_folder(&build("tiny", arch)),
+            Some(folder) if (kind, arch) == ("tiny", "x86_64") => {
+                Guest::in_folder(Path::new(&folder))
+            }
+            _ => Guest::in_folder(&build(kind, arch)),
         })
         .clone()
 }
