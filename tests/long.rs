@@ -5,6 +5,9 @@
 #[expect(dead_code, reason = "the other tests use more of it")]
 mod support;
 
+#[path = "long/etcd.rs"]
+mod etcd;
+
 use support::configs::{Kind, come_up};
 use support::full::boots_twice;
 

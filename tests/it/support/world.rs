@@ -108,6 +108,23 @@ impl World {
         self.yard.recv(&mut [0; 64]).is_ok()
     }
 
+    /// Has somebody in the world outside serve what comes to a port there, for as long as the test's
+    /// process lives.
+    pub(crate) fn serve_outside(
+        &self,
+        serve: impl FnOnce(TcpListener) + Send + 'static,
+    ) -> SocketAddr {
+        let space = self.space.try_clone().unwrap();
+        let (tell, address) = channel();
+        thread::spawn(move || {
+            setns(space, CloneFlags::CLONE_NEWNET).unwrap();
+            let listener = TcpListener::bind((OUTSIDE, 0)).unwrap();
+            tell.send(listener.local_addr().unwrap()).unwrap();
+            serve(listener);
+        });
+        address.recv().unwrap()
+    }
+
     /// Has the host route what comes from outside, or not.
     pub(crate) fn lead_on(&self, on: bool) {
         Route::here().unwrap().forward(&name("wire"), on).unwrap();
