@@ -5,6 +5,8 @@
 #[expect(dead_code, reason = "the other tests use more of it")]
 mod support;
 
+#[path = "long/ansible.rs"]
+mod ansible;
 #[path = "long/etcd.rs"]
 mod etcd;
 

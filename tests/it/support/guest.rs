@@ -32,6 +32,11 @@ pub(crate) fn etcd(arch: &'static str) -> Guest {
     direct("etcd", arch)
 }
 
+/// The same with python in it.
+pub(crate) fn python(arch: &'static str) -> Guest {
+    direct("python", arch)
+}
+
 fn direct(kind: &'static str, arch: &'static str) -> Guest {
     static BUILT: Mutex<BTreeMap<(&str, &str), Guest>> = Mutex::new(BTreeMap::new());
     // One that failed to build fails for the next test as well, with the same words.
