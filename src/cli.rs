@@ -125,6 +125,8 @@ pub enum Verb {
     Ip(IpArgs),
     /// Print how the machines are joined, and what went through each one's port
     Net,
+    /// Print names and addresses in the form of /etc/hosts
+    Hosts(MachinesArgs),
     /// Wait until machines have come so far
     Wait(WaitArgs),
     /// Print what happens to the machines, as it happens

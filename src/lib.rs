@@ -16,6 +16,7 @@ pub mod ignition;
 pub mod image;
 pub mod inventory;
 pub mod keys;
+pub mod lvm;
 pub mod memo;
 pub mod plan;
 pub mod report;

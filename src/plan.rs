@@ -12,16 +12,23 @@ mod error;
 mod etcd;
 mod facts;
 mod view;
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use crate::cluster::{Cluster, Machine};
 use crate::host::distribution::Piece;
 use crate::state::files::SCHEMA;
-use crate::state::record::{ClusterRecord, DisksRecord, MachineRecord, StateRecord};
+use crate::state::record::{
+    ClusterRecord, DisksRecord, MachineRecord, ReservationRecord, StateRecord,
+};
 
 pub use difference::{Difference, Price};
 pub use error::PlanError;
 pub use facts::{HostFacts, ImageFacts, Inventory, Known};
 pub use view::{PlanView, StepView};
+pub use volumes::{GroupFacts, GroupRefusal, VolumeFault};
 
 /// All choices for one `up`.
 #[derive(Debug, Clone)]
@@ -29,6 +36,10 @@ pub struct Plan {
     pub cluster: ClusterRecord,
     /// Whether nothing of this cluster is there yet.
     pub is_new: bool,
+    /// What changes of what the machines are told of their network, while they run.
+    pub network: Vec<&'static str>,
+    /// The places of machines as they were.
+    places_before: BTreeMap<String, ReservationRecord>,
     pub steps: Vec<Step>,
     /// The list of data disks as it was found.
     pub disks_before: Option<DisksRecord>,
@@ -47,11 +58,22 @@ pub struct Step {
     pub why: Vec<String>,
     /// What it is to be; absent for [`Action::Remove`].
     pub record: Option<MachineRecord>,
-    /// For [`Action::Change`]: the disks that grow.
+    /// The disks that it has and that grow.
     pub grown: Vec<Grown>,
+    /// The disks that it had, which this makes anew, empty.
+    pub gone: Vec<GoneDisk>,
 }
 
-/// A disk that grows under a machine that runs.
+/// A disk that kiln made and somebody removed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GoneDisk {
+    pub machine: String,
+    pub serial: String,
+    /// Where it was.
+    pub path: PathBuf,
+}
+
+/// A disk that is to be larger.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grown {
     pub serial: String,
@@ -104,9 +126,15 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
             steps.push(removal(name, known, inventory));
         }
     }
+    let network = cluster::changes(inventory.cluster.as_ref(), &cluster_record);
     Ok(Plan {
         cluster: cluster_record,
         is_new: inventory.cluster.is_none(),
+        network,
+        places_before: inventory
+            .cluster
+            .as_ref()
+            .map_or_else(BTreeMap::new, |record| record.reservations.clone()),
         steps,
         disks_before: inventory.disks.clone(),
         joiners: Vec::new(),
@@ -127,6 +155,7 @@ fn removal(name: &str, known: &Known, inventory: &Inventory) -> Step {
         why,
         record: None,
         grown: Vec::new(),
+        gone: Vec::new(),
     }
 }
 
@@ -184,12 +213,13 @@ fn machine_record(
         cpus: machine.cpus.get(),
         memory_mib: choice::mebibytes(machine.memory),
         kernel: image.kernel.clone(),
-        disk: choice::disk(machine, image, old)?,
-        data_disks: disks::choose(machine, inventory)?,
+        disk: choice::disk(machine, image, old, inventory, cluster, host)?,
+        data_disks: disks::choose(machine, inventory, cluster, host)?,
         ignition: true,
         ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),
         ip: reservation.ip,
+        mtu: cluster.told.mtu,
         ports: ports.choose(machine, &host.files.uuid(&name), old)?,
         restart: choice::restart(machine.restart),
         image: image.label.clone(),
@@ -242,19 +272,24 @@ fn step(
                 (None | Some(Price::Nothing), StateRecord::Failed) => {
                     (Action::Restart, vec!["its guest has given up".to_owned()])
                 }
+                // A stop was broken off: nobody waits for its end, and it comes.
+                (None | Some(Price::Nothing), StateRecord::Stopping) => {
+                    (Action::Restart, vec!["it is stopping".to_owned()])
+                }
                 (
                     None | Some(Price::Nothing),
                     StateRecord::Starting
                     | StateRecord::Running
                     | StateRecord::Ready
                     | StateRecord::Paused
-                    | StateRecord::Stopping
                     | StateRecord::Unresponsive
                     | StateRecord::Damaged,
                 ) => (Action::Keep, why),
             }
         }
     };
+    let gone = disks::gone(&record, inventory);
+    let (action, why) = disks::made_anew(&gone, action, why);
     let download = inventory
         .images
         .get(&name)
@@ -265,6 +300,7 @@ fn step(
         action,
         record: Some(record),
         grown,
+        gone,
     })
 }
 
@@ -279,6 +315,11 @@ impl Plan {
         for step in &mut self.steps {
             if names.contains(&step.name) {
                 continue;
+            }
+            // One that runs on has its place until its turn comes.
+            if let Some(place) = self.places_before.get(&step.name) {
+                let places = &mut self.cluster.reservations;
+                places.insert(step.name.clone(), place.clone());
             }
             if step.action == Action::Create {
                 self.cluster.machines.retain(|name| *name != step.name);
@@ -305,10 +346,19 @@ impl Plan {
     /// Whether doing it would change nothing.
     pub fn is_settled(&self) -> bool {
         !self.is_new
+            && self.network.is_empty()
             && self
                 .steps
                 .iter()
                 .all(|step| step.action == Action::Keep && step.why.is_empty())
+    }
+
+    /// Whether a machine is to be started.
+    pub fn starts(&self) -> bool {
+        self.steps.iter().any(|step| match step.action {
+            Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
+            Action::Keep | Action::Change | Action::Remove => false,
+        })
     }
 
     /// The machines whose disk would be lost.

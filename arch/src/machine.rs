@@ -243,6 +243,8 @@ pub enum IgnitionTransport {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {
     pub mac: MacAddr6,
+    /// What the guest is told of it, where it is not Ethernet's 1500.
+    pub mtu: Option<u16>,
     pub backend: NicBackend,
 }
 

@@ -1,6 +1,7 @@
 //! Frames in, frames out: everything that kiln does between its machines and the world.
 //!
-//! The pure parts ([`address`], [`ether`], [`dhcp`], [`dns`], [`lease`], [`switch`], [`name`], [`link`], [`nat`]) know
+//! The pure parts ([`address`], [`ether`], [`dhcp`], [`dns`], [`lease`], [`switch`], [`name`], [`link`], [`nat`],
+//! [`settings`]) know
 //! neither sockets nor clocks and are tested on bytes alone. There are two shells around them. [`fabric`] moves the
 //! frames of a cluster's machines through one process, with no right that an ordinary user lacks. [`bridge`] leaves that
 //! to the kernel, in a [`namespace`] of the cluster's own; [`netlink`] and [`tap`] are its tools. Nothing here knows
@@ -18,6 +19,7 @@ pub mod name;
 pub mod namespace;
 pub mod nat;
 pub mod netlink;
+pub mod settings;
 pub mod sniff;
 pub mod switch;
 pub mod tap;

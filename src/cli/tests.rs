@@ -230,6 +230,7 @@ fn the_help_says_it_all() {
           inspect      Print all that is known of the cluster or a machine
           ip           Print addresses
           net          Print how the machines are joined, and what went through each one's port
+          hosts        Print names and addresses in the form of /etc/hosts
           wait         Wait until machines have come so far
           events       Print what happens to the machines, as it happens
           logs         Print what a machine's console said
@@ -291,6 +292,9 @@ fn every_verb_that_users_call_has_a_help_line_and_a_page() {
     {
         assert!(verb.get_about().is_some(), "{}", verb.get_name());
         want.insert(format!("kiln-{}.1", verb.get_name()));
+        for below in verb.get_subcommands() {
+            want.insert(format!("kiln-{}-{}.1", verb.get_name(), below.get_name()));
+        }
     }
     assert_eq!(files, want);
     for page in &pages {

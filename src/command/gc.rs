@@ -10,9 +10,11 @@ use crate::command::{Session, down, power};
 use crate::error::{Error, Exit};
 use crate::folder;
 use crate::inventory;
+use crate::lvm::program::Lvm;
 use crate::stage;
 use crate::state::files;
 use crate::state::layout::{ClusterFiles, RUN_ENDING};
+use crate::state::ledger;
 use crate::state::lock::Lock;
 use crate::state::record::{ClusterRecord, MachineRecord};
 use crate::supervisor::machine::KILL_DEADLINE;
@@ -64,18 +66,19 @@ fn throw_away(session: &Session<'_>, collected: &mut Collected) -> Result<(), Er
 }
 
 /// Ends a machine that no record names, should it run, and removes what is left of it.
-fn end(files: &ClusterFiles, name: &str) -> Result<(), Error> {
+fn end(files: &ClusterFiles, name: &str, lvm: &Lvm) -> Result<(), Error> {
     if let Some(client) = Client::find(files) {
         power::kill_and_forget(&client, &[name.to_owned()])?;
     }
     process::end_by_uuid(&files.uuid(name), KILL_DEADLINE)
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
-    stage::remove_machine(&files.machine(name));
+    stage::remove_machine(files, name, lvm);
     Ok(())
 }
 
 pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
     let mut collected = Collected::default();
+    let lvm = session.host.lvm();
     throw_away(session, &mut collected)?;
     for name in inventory::cluster_names(&session.roots) {
         let files = session.roots.cluster(&name);
@@ -93,14 +96,22 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
                 continue;
             }
             Ok(Some(record)) => {
-                for name in files::names_in(&files.machines()) {
+                let mut names = files::names_in(&files.machines());
+                // A volume is made before the machine's folder is.
+                names.extend(ledger::volumes(&files.ledger())?.into_iter().map(|it| it.0));
+                names.sort();
+                names.dedup();
+                for name in names {
                     let own = files.machine(&name);
                     // One that was begun and not finished is made again by `up`.
                     let unfinished =
                         matches!(files::load::<MachineRecord>(&own.record()), Ok(None));
                     if unfinished || !record.machines.contains(&name) {
-                        end(&files, &name)?;
-                        collected.folders.push(own.folder);
+                        let is_there = own.folder.exists();
+                        end(&files, &name, &lvm)?;
+                        if is_there {
+                            collected.folders.push(own.folder);
+                        }
                     }
                 }
             }

@@ -1,5 +1,6 @@
 //! One file for each verb, a straight line each. This one finds what they all need.
 
+mod broken_off;
 mod console;
 mod doctor;
 mod down;
@@ -9,6 +10,7 @@ mod exec;
 mod explain;
 mod failure;
 mod gc;
+mod hosts;
 mod image;
 mod init;
 mod login;
@@ -83,6 +85,7 @@ pub fn run(cli: &Cli, report: &Report) -> Result<ExitCode, Error> {
         Verb::Inspect(args) => show::inspect(&session()?, args),
         Verb::Ip(args) => show::ip(&session()?, args),
         Verb::Net => net::run(&session()?),
+        Verb::Hosts(args) => hosts::run(&session()?, args),
         Verb::Wait(args) => wait::run(&session()?, args),
         Verb::Events(args) => events::run(&session()?, args),
         Verb::Logs(args) => logs::run(&session()?, args),

@@ -7,8 +7,9 @@ use crate::cli::args::{
 };
 use crate::client::Client;
 use crate::command::wait::{for_the_slowest, until, until_well};
-use crate::command::{Made, Session, rolling, show};
+use crate::command::{Made, Session, broken_off, rolling, show};
 use crate::error::{Error, Exit};
+use crate::stage::{StageError, volumes};
 use crate::state::lock::Lock;
 use crate::state::record::StateRecord;
 use crate::supervisor::machine::{KILL_DEADLINE, QUIT_DEADLINE};
@@ -21,12 +22,14 @@ pub(super) fn start(session: &Session<'_>, args: &StartArgs) -> Result<(), Error
     let made = session.made()?;
     let names = made.select(&args.machines.machines)?;
     let lock = Lock::try_take(&made.files.lock(), "kiln start")?;
+    broken_off::tell(session, &made.files, "start");
     let client = Client::reach(&made.files)?;
     let stopped = client.status()?.machines.into_iter();
     let stopped = stopped.filter(|machine| machine.pid.is_none());
     let stopped = stopped.map(|machine| machine.name);
     let stopped: Vec<String> = stopped.filter(|name| names.contains(name)).collect();
     check_boards(session, &made, &stopped)?;
+    activate_volumes(session, &made, &stopped)?;
     client.ask(&Request::Start {
         machines: names.clone(),
     })?;
@@ -69,10 +72,21 @@ fn check_boards(session: &Session<'_>, made: &Made, names: &[String]) -> Result<
     Ok(())
 }
 
+/// Logical volumes are not active when the host has booted, unless it says otherwise.
+fn activate_volumes(session: &Session<'_>, made: &Made, names: &[String]) -> Result<(), Error> {
+    for name in names {
+        if let Ok(record) = made.machine(name) {
+            volumes::activate(&record, &session.host.lvm()).map_err(StageError::from)?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn stop(session: &Session<'_>, args: &StopArgs) -> Result<(), Error> {
     let made = session.made()?;
     let names = made.select(&args.machines.machines)?;
     let client = Client::reach(&made.files)?;
+    broken_off::tell(session, &made.files, "stop");
     let status = stop_and_wait(session, &client, &made, &names, args.timeout)?;
     tell(session, &made, &status)
 }
@@ -82,9 +96,11 @@ pub(super) fn restart(session: &Session<'_>, args: &RestartArgs) -> Result<(), E
     let names = made.select(&args.machines.machines)?;
     check_boards(session, &made, &names)?;
     let lock = Lock::try_take(&made.files.lock(), "kiln restart")?;
+    broken_off::tell(session, &made.files, "up");
     let client = Client::reach(&made.files)?;
     let again = |names: &[String]| {
         stop_and_wait(session, &client, &made, names, args.grace)?;
+        activate_volumes(session, &made, names)?;
         client.ask(&Request::Start {
             machines: names.to_vec(),
         })?;

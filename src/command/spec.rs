@@ -418,7 +418,10 @@ pub(super) fn rendered(
 
 /// The machine of that name in the spec.
 pub(super) fn machine<'a>(cluster: &'a Cluster, name: &MachineName) -> Result<&'a Machine, Error> {
-    crate::stage::machine_of(cluster, name).ok_or_else(|| unknown(name))
+    crate::stage::machine_of(cluster, name).ok_or_else(|| {
+        let names: Vec<&str> = cluster.machines.iter().map(|it| it.name.as_str()).collect();
+        unknown(name).hint(format!("it has: {}", names.join(", ")))
+    })
 }
 
 fn unknown(name: &MachineName) -> Error {
@@ -432,22 +435,31 @@ fn unknown(name: &MachineName) -> Error {
 pub(super) fn planned(
     session: &mut Session<'_>,
     scale: &[GroupCount],
-) -> Result<(Cluster, Plan), Error> {
+) -> Result<(Cluster, Plan, Inventory), Error> {
     let cluster = load(session, scale)?;
     let facts = host_facts(session, &cluster, false)?;
     let inventory = collect(session, &cluster, images(session, &cluster)?)?;
     refuse_other_folder(&cluster, &inventory)?;
     let mut plan = plan::plan(&cluster, &facts, &inventory)?;
     plan.choose_members(&cluster, &inventory);
-    Ok((cluster, plan))
+    Ok((cluster, plan, inventory))
 }
 
 /// `kiln plan`.
 pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Error> {
-    let (cluster, mut plan) = planned(session, &args.scale)?;
+    let (cluster, mut plan, inventory) = planned(session, &args.scale)?;
     plan.restrict(&names(&cluster, &args.machines.machines)?);
+    plan.check_volumes(&inventory)
+        .map_err(plan::PlanError::from)?;
     check_ignition(session, &cluster, &plan)?;
     if !args.replace
+        && let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next()
+    {
+        session.report.note(&format!(
+            "`kiln up` refuses to make disk `{}` of {} anew; `kiln up --replace` does it",
+            gone.serial, gone.machine
+        ));
+    } else if !args.replace
         && let Some(step) = plan.recreated().next()
     {
         session.report.note(&format!(

@@ -11,12 +11,12 @@ use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::command::pulling::{self, Fresh};
 use crate::command::wait::until_well;
-use crate::command::{Made, Session, down, etcd, power, rolling, show, spec};
+use crate::command::{Made, Session, broken_off, down, etcd, power, rolling, show, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
 use crate::inventory::Images;
-use crate::plan::{self, Action, HostFacts, Inventory, Plan};
-use crate::stage::{self, Undo};
+use crate::plan::{self, Action, HostFacts, Inventory, Plan, PlanError};
+use crate::stage::{self, StageError, Undo, volumes};
 use crate::state::layout::ClusterFiles;
 use crate::state::lock::Lock;
 use crate::supervisor::protocol::Request;
@@ -45,6 +45,8 @@ struct Done {
     client: Client,
     /// Whether there was nothing to do.
     is_settled: bool,
+    /// Whether a machine was started.
+    starts: bool,
     /// Whether its machines were waited for already.
     waited: bool,
     undo: Undo,
@@ -82,8 +84,9 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     let cluster = spec::load(session, &args.scale)?;
     let names = spec::names(&cluster, &args.machines.machines)?;
     if args.dry_run {
-        let (_, mut plan) = spec::planned(session, &args.scale)?;
+        let (_, mut plan, inventory) = spec::planned(session, &args.scale)?;
         plan.restrict(&names);
+        plan.check_volumes(&inventory).map_err(PlanError::from)?;
         return spec::show_plan(session, &plan);
     }
     let fresh = if args.force_download {
@@ -104,6 +107,7 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     folder::make_private(&session.roots.clusters())
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     let lock = Lock::try_take(&files.lock(), "kiln up")?;
+    broken_off::tell(session, &files, "up");
     let task = Task {
         disks,
         cluster: &cluster,
@@ -122,7 +126,13 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     }
     let done = done?;
     let view = show::view(&done.made, &done.client)?;
-    for note in view.notes().iter().chain(&view.why_emulated()) {
+    // What the machines are like is told when they begin, and in `ps`.
+    if done.starts {
+        for note in view.weaker().iter().chain(&view.why_emulated()) {
+            session.report.note(note);
+        }
+    }
+    for note in &view.troubles() {
         session.report.note(note);
     }
     finish(session, args, begun, &done, &names)
@@ -211,11 +221,17 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
         spec::check_ignition(session, cluster, &plan)?;
     }
     let running = inventory.alive();
-    let reserved = stage::reserve(plan, inventory.cluster, files, &session.roots)?;
+    let reserved = stage::reserve(
+        plan,
+        inventory.cluster,
+        files,
+        &session.roots,
+        session.host.lvm(),
+    )?;
     drop(reservations);
     let changed = etcd::leave(session, files, reserved.plan(), &running)
         .and_then(|()| stop_first(session, files, reserved.plan(), &running))
-        .and_then(|()| change(files, reserved.plan()));
+        .and_then(|()| change(session, files, reserved.plan()));
     if let Err(error) = changed {
         reserved.give_up();
         return Err(error);
@@ -224,6 +240,9 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
     let prepared = reserved.prepare(cluster, &qemu_img)?;
     match start(files, &prepared.plan) {
         Ok(client) => {
+            for note in prepared.plan.growth() {
+                session.report.note(&note);
+            }
             let record = prepared.plan.cluster.clone();
             let files = files.clone();
             let made = Made { files, record };
@@ -232,6 +251,7 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
                 made,
                 client,
                 is_settled: prepared.plan.is_settled(),
+                starts: prepared.plan.starts(),
                 waited: false,
                 undo: prepared.undo,
             })
@@ -263,6 +283,7 @@ fn decide(
         RootDisks::Replaced => {}
         RootDisks::Anew => plan.make_anew(),
     }
+    plan.check_volumes(&inventory).map_err(PlanError::from)?;
     plan.choose_members(cluster, &inventory);
     Ok((plan, inventory))
 }
@@ -287,6 +308,20 @@ fn refuse_missing_images(plan: &Plan, inventory: &plan::Inventory) -> Result<(),
 
 /// A disk is made anew only when the user said so.
 fn refuse_loss(plan: &Plan) -> Result<(), Error> {
+    if let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next() {
+        return Err(Error::new(
+            Exit::Unsafe,
+            format!(
+                "disk `{}` of {} is gone: somebody removed `{}`",
+                gone.serial,
+                gone.machine,
+                gone.path.display()
+            ),
+        )
+        .hint(
+            "put the file back; `kiln up --replace` makes an empty disk in its place, what was on the old one is lost",
+        ));
+    }
     let lost: Vec<&plan::Step> = plan.recreated().collect();
     let Some(first) = lost.first() else {
         return Ok(());
@@ -338,13 +373,13 @@ fn stop_first(
         machines: removed.clone(),
     })?;
     for name in &removed {
-        stage::remove_machine(&files.machine(name));
+        stage::remove_machine(files, name, &session.host.lvm());
     }
     Ok(())
 }
 
 /// Changes what can be changed while the machines run: their disks grow.
-fn change(files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
+fn change(session: &Session<'_>, files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
     let mut changing = plan.steps.iter().filter(|it| it.action == Action::Change);
     let Some(first) = changing.next() else {
         return Ok(());
@@ -352,6 +387,10 @@ fn change(files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
     let client = Client::reach(files)?;
     for step in std::iter::once(first).chain(changing) {
         for disk in &step.grown {
+            if let Some(record) = &step.record {
+                volumes::grow(record, &disk.serial, disk.size, &session.host.lvm())
+                    .map_err(StageError::from)?;
+            }
             client.ask(&Request::Grow {
                 machine: step.name.clone(),
                 serial: disk.serial.clone(),

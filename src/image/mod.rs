@@ -10,6 +10,7 @@ pub mod cache;
 pub mod data;
 mod digest;
 pub mod fetch;
+pub mod fill;
 pub mod flash;
 pub mod overlay;
 pub mod pins;

@@ -9,6 +9,7 @@ use super::{HostFacts, Inventory, PlanError, choice};
 use crate::cluster::Cluster;
 use crate::state::files::SCHEMA;
 use crate::state::record::{ClusterRecord, ReservationRecord};
+use crate::state::told::ToldRecord;
 
 pub(super) fn record(
     cluster: &Cluster,
@@ -30,9 +31,18 @@ pub(super) fn record(
         existing.insert(machine.clone(), (mac, reserved.ip));
     }
     let names = cluster.machines.iter().map(|machine| machine.name.as_str());
-    let reserved = address::reserve(name, names, &existing, subnet).map_err(PlanError::Address)?;
+    let fixed = &cluster.network.fixed;
+    let reserved =
+        address::reserve(name, names, fixed, &existing, subnet).map_err(PlanError::Address)?;
     for (machine, (mac, ip)) in reserved {
-        let mac = mac.to_string().to_ascii_lowercase();
+        let mac = address::mac_text(mac);
+        if let Some(other) = inventory.taken_macs.get(&mac) {
+            return Err(PlanError::MacTaken {
+                machine,
+                mac,
+                other: other.clone(),
+            });
+        }
         reservations.insert(machine, ReservationRecord { mac, ip });
     }
     let kept = inventory.cluster.as_ref();
@@ -43,12 +53,10 @@ pub(super) fn record(
         spec: cluster.spec.clone(),
         mode,
         mode_reason,
-        way_out: match kept {
-            Some(record) => record.way_out.clone(),
-            None => choice::way_out(mode, host),
-        },
+        way_out: choice::way_out(cluster.network.uplink, mode, kept, host)?,
         subnet: subnet.net(),
-        domain: format!("{name}.internal"),
+        domain: choice::domain(cluster, kept)?,
+        told: ToldRecord::from(&cluster.network.told),
         qemu_uid: match kept {
             Some(record) => record.qemu_uid,
             None if host.is_root => Some(choice::uid(name, &inventory.taken_uids)?),
@@ -68,6 +76,11 @@ pub(super) fn record(
         ports: BTreeSet::new(),
         reservations,
     })
+}
+
+/// What changes of what the machines are told, in the spec's words.
+pub(super) fn changes(old: Option<&ClusterRecord>, new: &ClusterRecord) -> Vec<&'static str> {
+    old.map_or_else(Vec::new, |old| old.told.differences(&new.told))
 }
 
 /// The kept subnet, or the asked one, or a free one; in this order.

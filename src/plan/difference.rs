@@ -53,8 +53,9 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         data_disks,
         ignition: _,
         ignition_transport,
-        mac: _,
-        ip: _,
+        mac,
+        ip,
+        mtu,
         ports,
         restart,
         image,
@@ -94,7 +95,9 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         &new.disk.as_ref().map_or(String::new(), disk_text),
         // Where only the size differs the disk grows.
         match (disk, &new.disk) {
-            (Some(disk), Some(new)) if disk.base == new.base => growth(disk.bus),
+            (Some(disk), Some(new)) if disk.base == new.base && group_of(disk) == group_of(new) => {
+                growth(disk.bus)
+            }
             (None | Some(_), None | Some(_)) => Price::Disk,
         },
     );
@@ -134,12 +137,21 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         transport_text(new.ignition_transport),
         Price::Restart,
     );
+    found.add("MAC", mac, &new.mac, Price::Restart);
+    found.add(
+        "address",
+        &ip.to_string(),
+        &new.ip.to_string(),
+        Price::Restart,
+    );
+    let mtu_text = |mtu: Option<u16>| mtu.map_or_else(String::new, |mtu| mtu.to_string());
+    found.add("MTU", &mtu_text(*mtu), &mtu_text(new.mtu), Price::Restart);
     found.add("image", image, &new.image, disk_price);
     found.add(
         "ports",
         &ports_text(ports),
         &ports_text(&new.ports),
-        Price::Restart,
+        Price::Live,
     );
     found.add(
         "restart policy",
@@ -282,7 +294,16 @@ fn growth(bus: BusRecord) -> Price {
 
 fn disk_text(disk: &DiskRecord) -> String {
     let size = Size::from_bytes(disk.size);
-    format!("{size} on {}", disk.base.path.display())
+    let base = disk.base.path.display();
+    match &disk.volume {
+        None => format!("{size} on {base}"),
+        Some(volume) => format!("{size} of {base} in volume group {}", volume.group),
+    }
+}
+
+/// What counts of where a root disk is.
+fn group_of(disk: &DiskRecord) -> Option<&str> {
+    Some(disk.volume.as_ref()?.group_uuid.as_str())
 }
 
 fn sector_text(sector: SectorRecord) -> &'static str {

@@ -6,6 +6,7 @@ use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_netsetup::address::AddressError;
 
+use super::volumes::VolumeFault;
 use crate::cluster::Size;
 use crate::host::firmware::Uefi;
 
@@ -68,6 +69,22 @@ pub enum PlanError {
         kept: &'static str,
         asked: &'static str,
     },
+    #[error(
+        "the network of cluster `{cluster}` has {kept} and cannot change to {asked} while the cluster exists"
+    )]
+    NetworkMoved {
+        cluster: String,
+        kept: String,
+        asked: String,
+    },
+    #[error(
+        "machine `{machine}` cannot have the MAC {mac}, which a machine of cluster `{other}` has"
+    )]
+    MacTaken {
+        machine: String,
+        mac: String,
+        other: String,
+    },
     #[error("`network.mode: namespace` does not work here: {why}")]
     NoNamespace { why: String },
     #[error("subnet {subnet} overlaps {taken}, which is in use on this host")]
@@ -83,20 +100,26 @@ pub enum PlanError {
     #[error("machine `{machine}` is damaged: {why}")]
     Damaged { machine: String, why: String },
     #[error(
-        "machine `{machine}` asks for a disk of {want}, and it has one of {least}, or its image is as large"
+        "machine `{machine}` of the group in line {line} asks for a disk of {want}, and it has one of {least}, or its image is as large"
     )]
     DiskShrinks {
         machine: String,
+        line: u64,
         want: Size,
         least: Size,
     },
-    #[error("disk `{serial}` of machine `{machine}` is of {least}, and the spec asks for {want}")]
+    #[error(
+        "disk `{serial}` of machine `{machine}` of the group in line {line} is of {least}, and the spec asks for {want}"
+    )]
     DataDiskShrinks {
         machine: String,
+        line: u64,
         serial: String,
         want: Size,
         least: Size,
     },
+    #[error(transparent)]
+    Volume(#[from] VolumeFault),
     #[error("nothing is known of the image of machine `{machine}`")]
     NoImage { machine: String },
 }

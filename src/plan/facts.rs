@@ -1,11 +1,14 @@
 //! What a plan is made of besides the spec: the host, and what is already there.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 
+use super::{GoneDisk, GroupFacts, GroupRefusal};
 use crate::host::distribution::Distribution;
 use crate::host::firmware::Firmwares;
 use crate::host::kvm::KvmState;
@@ -13,6 +16,7 @@ use crate::host::qemu::Qemu;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{
     ClusterRecord, DiskRecord, DisksRecord, KernelRecord, MachineRecord, RunRecord, StateRecord,
+    VolumeRecord,
 };
 
 /// What a plan must know of the host.
@@ -53,14 +57,22 @@ pub struct Inventory {
     pub taken_networks: Vec<Ipv4Net>,
     /// Uids that other clusters' QEMUs run as.
     pub taken_uids: BTreeSet<u32>,
+    /// MACs of other clusters' machines, in lower case, and whose they are.
+    pub taken_macs: BTreeMap<String, String>,
     /// TCP ports that someone listens on or another cluster has.
     pub taken_ports: BTreeSet<u16>,
     /// What each machine's image turned out to be, by machine.
     pub images: BTreeMap<String, ImageFacts>,
     /// The data disks that were made for machines of this cluster's name.
     pub disks: Option<DisksRecord>,
+    /// The disks that kiln made and that are no longer there.
+    pub gone: Vec<GoneDisk>,
     /// The sizes, in bytes, of the user's own files that are data disks.
     pub data_files: BTreeMap<PathBuf, u64>,
+    /// The volume group that the spec names.
+    pub group: Option<Result<GroupFacts, GroupRefusal>>,
+    /// The root disks that the ledger knows as volumes, each with its machine.
+    pub root_volumes: Vec<(String, VolumeRecord)>,
 }
 
 /// A machine that was made before.
@@ -77,7 +89,7 @@ pub enum Known {
 }
 
 /// What an image is, as far as choices depend on it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ImageFacts {
     pub kernel: Option<KernelRecord>,
     pub disk: Option<DiskRecord>,
@@ -87,6 +99,8 @@ pub struct ImageFacts {
     pub label: String,
     /// What `up` has to download first; the disk is then only known by name.
     pub download: Option<String>,
+    /// Copies of kernels, which stay as long as these are held.
+    pub held: Vec<Arc<File>>,
 }
 
 impl Inventory {

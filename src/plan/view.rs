@@ -18,6 +18,12 @@ impl fmt::Display for Plan {
             mode_word(self.cluster.mode),
             self.cluster.subnet
         )?;
+        for what in &self.network {
+            writeln!(f, "  {:<9} network: {what} (while it runs)", "change")?;
+        }
+        if let Some(group) = self.volume_group() {
+            writeln!(f, "  disks are volumes of group {group}")?;
+        }
         for step in &self.steps {
             write!(f, "  {:<9} {}", step.action.word(), step.name)?;
             if let Some(record) = &step.record {
@@ -41,6 +47,10 @@ pub struct PlanView {
     pub cluster: String,
     pub subnet: Ipv4Net,
     pub changes: bool,
+    /// What changes of what the machines are told of their network.
+    pub network: Vec<&'static str>,
+    /// Where disks are logical volumes: their group.
+    pub volume_group: Option<String>,
     pub machines: Vec<StepView>,
 }
 
@@ -56,11 +66,19 @@ pub struct StepView {
 }
 
 impl Plan {
+    fn volume_group(&self) -> Option<&str> {
+        let records = self.steps.iter().filter_map(|step| step.record.as_ref());
+        let mut volumes = records.flat_map(|record| record.volumes());
+        volumes.next().map(|(_, volume)| volume.group.as_str())
+    }
+
     pub fn view(&self) -> PlanView {
         PlanView {
             cluster: self.cluster.name.clone(),
             subnet: self.cluster.subnet,
             changes: !self.is_settled(),
+            network: self.network.clone(),
+            volume_group: self.volume_group().map(str::to_owned),
             machines: self
                 .steps
                 .iter()

@@ -17,7 +17,7 @@ use crate::report::table::{Cell, table};
 use crate::state::layout::{DisksFiles, MachineFiles};
 use crate::state::record::{
     AccelRecord, BusRecord, ClusterRecord, DataSourceRecord, DisksRecord, MachineRecord,
-    ModeRecord, PortRecord, SeenRecord, StateRecord,
+    ModeRecord, PortRecord, SeenRecord, StateRecord, WayOutRecord,
 };
 use crate::supervisor::protocol::MachineStatus;
 
@@ -42,6 +42,8 @@ pub struct NetworkView {
     pub domain: String,
     /// What is wrong with the way out to the world; empty when all is well.
     pub uplink: String,
+    /// Whether there is none on purpose.
+    pub isolated: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -151,6 +153,7 @@ impl NetworkView {
             subnet: record.subnet,
             domain: record.domain.clone(),
             uplink: uplink.to_owned(),
+            isolated: record.way_out == WayOutRecord::Nowhere,
         }
     }
 }
@@ -160,15 +163,22 @@ impl DiskView {
         let root = record.disk.iter().map(|disk| DiskView {
             serial: ROOT_SERIAL.to_owned(),
             size: disk.size,
-            path: files.disk(),
+            path: match &disk.volume {
+                Some(volume) => volume.path(),
+                None => files.disk(),
+            },
             bus: disk.bus,
             readonly: false,
             keep: false,
         });
         let data = record.data_disks.iter().map(|disk| {
             let (path, readonly, keep) = match &disk.source {
-                DataSourceRecord::Made { keep, .. } => {
-                    (files.data_disk(&disk.serial), false, *keep)
+                DataSourceRecord::Made { keep, volume, .. } => {
+                    let path = match volume {
+                        Some(volume) => volume.path(),
+                        None => files.data_disk(&disk.serial),
+                    };
+                    (path, false, *keep)
                 }
                 DataSourceRecord::File { path, readonly, .. } => (path.clone(), *readonly, true),
             };
@@ -192,7 +202,10 @@ impl KeptDiskView {
             machine: disk.machine.clone(),
             serial: disk.serial.clone(),
             size: disk.size,
-            path: files.disk(&disk.machine, &disk.serial),
+            path: match &disk.volume {
+                Some(volume) => volume.path(),
+                None => files.disk(&disk.machine, &disk.serial),
+            },
             keep: disk.keep,
         });
         disks.collect()
@@ -339,25 +352,29 @@ impl ClusterView {
         table(style, ["NAME", "ADDRESS", "RESERVED"], &rows)
     }
 
-    /// What is weaker or worse than a user would think: each is told in `up` and `ps`.
+    /// What is weaker or worse than a user would think, for `ps`.
     pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.weaker();
+        notes.extend(self.troubles());
+        notes
+    }
+
+    /// What is weaker than a user would think, as long as the machines are what they are: told by
+    /// the `up` that starts any.
+    pub fn weaker(&self) -> Vec<String> {
         let mut notes = Vec::new();
         let NetworkView {
             mode,
             reason,
-            uplink,
+            isolated,
             ..
         } = &self.network;
         // Nothing is better than `namespace`, so there is nothing to be told of it.
         if !reason.is_empty() && *mode != ModeRecord::Namespace {
             notes.push(format!("the network is `{}`: {reason}", mode_word(*mode)));
         }
-        if !uplink.is_empty() {
-            notes.push(format!("the way out to the world is not open: {uplink}"));
-        }
-        for machine in &self.machines {
-            let of = |note| format!("{}: {note}", machine.name);
-            notes.extend(machine.notes.iter().map(of));
+        if *isolated {
+            notes.push("the network has no uplink: the machines reach each other only".to_owned());
         }
         // What the spec asks for in so many words is told too: few know what emulation weakens.
         let emulated: Vec<&str> = self.emulated().map(|(name, _)| name).collect();
@@ -366,6 +383,20 @@ impl ClusterView {
                 "{} emulated (tcg): slow, and outside QEMU's security promise",
                 these_are(&emulated)
             ));
+        }
+        notes
+    }
+
+    /// What does not work now.
+    pub fn troubles(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let uplink = &self.network.uplink;
+        if !uplink.is_empty() {
+            notes.push(format!("the way out to the world is not open: {uplink}"));
+        }
+        for machine in &self.machines {
+            let of = |note| format!("{}: {note}", machine.name);
+            notes.extend(machine.notes.iter().map(of));
         }
         for disk in &self.kept_disks {
             let how = if disk.keep { " --remove-disks" } else { "" };

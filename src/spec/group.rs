@@ -11,10 +11,12 @@ use super::document::{Key, Node, Value};
 use super::error::{Fault, Place, Problem};
 use super::fields::{self, Fields, Keys};
 use super::files::{self, Folders};
+use super::fixed::{self, PlacedFixed};
 use super::image::{self, PlacedImage};
 use super::load::Scale;
 use super::port::{self, PlacedPort};
 use super::profile;
+use super::stream;
 use super::suggest;
 use super::warning::SpecWarning;
 use crate::cluster::{
@@ -43,6 +45,8 @@ const KEYS: Keys = Keys {
         "graphics",
         "restart",
         "tpm",
+        "address",
+        "mac",
     ],
     not_built: &[
         (
@@ -81,6 +85,7 @@ pub(super) struct PlacedGroup {
     pub(super) machines: Vec<PlacedMachine>,
     /// How many they are, where [`Scale`] says other than the spec.
     pub(super) scaled: Option<u16>,
+    pub(super) fixed: Vec<PlacedFixed>,
 }
 
 /// A machine, and where the spec names it and its published ports.
@@ -116,8 +121,18 @@ pub(super) fn group(
     let Names {
         machines: names,
         scaled,
+        most,
     } = names(key, &group, &mut fields, defaults.scale, warnings)?;
-    let PlacedImage { image, transport } = match fields.take_as("image", |node, key| {
+    let is_known = |name: &str| {
+        let of_count = |count| (1..=count).any(|index| name == format!("{group}-{index}"));
+        names.iter().any(|(_, known)| known.as_str() == name) || most.is_some_and(of_count)
+    };
+    let fixed = fixed::fixed(&mut fields, &group, &is_known)?;
+    let PlacedImage {
+        image,
+        place,
+        transport,
+    } = match fields.take_as("image", |node, key| {
         image::image(node, key, &owner, folders, warnings)
     })? {
         Some(image) => image,
@@ -128,6 +143,7 @@ pub(super) fn group(
         })?,
     };
     let arch = fields.take_as("arch", arch)?.unwrap_or(defaults.arch);
+    stream::refuse_arch(&image, place, arch)?;
     refuse_transport(transport, arch)?;
     let firmware = fields
         .take_as("firmware", |node, key| firmware(node, key, arch))?
@@ -229,6 +245,7 @@ pub(super) fn group(
     Ok(PlacedGroup {
         machines,
         scaled,
+        fixed,
         name: group,
     })
 }
@@ -252,6 +269,8 @@ struct Names {
     machines: Vec<(Place, MachineName)>,
     /// How many they are, where [`Scale`] says other than the spec.
     scaled: Option<u16>,
+    /// How many they are or will be again, where they are counted.
+    most: Option<u16>,
 }
 
 /// The names of the group's machines, by `count`, `names` or neither.
@@ -299,12 +318,18 @@ fn names(
                 Ok((key.place, name))
             })
             .collect::<Result<_, Fault>>()?;
-        return Ok(Names { machines, scaled });
+        let most = Some(count.max(scaled.unwrap_or(0)));
+        return Ok(Names {
+            machines,
+            scaled,
+            most,
+        });
     }
     let Some(node) = names else {
         return Ok(Names {
             machines: vec![(key.place, group.clone())],
             scaled: None,
+            most: None,
         });
     };
     let machines = fields::list(node, "names")?
@@ -318,6 +343,7 @@ fn names(
     Ok(Names {
         machines,
         scaled: None,
+        most: None,
     })
 }
 

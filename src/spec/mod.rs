@@ -16,13 +16,17 @@ mod error;
 mod fields;
 mod files;
 mod find;
+mod fixed;
 mod group;
 mod image;
 mod init;
 mod load;
 mod port;
 mod profile;
+mod storage;
+mod stream;
 mod suggest;
+mod told;
 mod warning;
 
 #[cfg(test)]

@@ -221,6 +221,11 @@ impl DisksFiles {
         data_disk(&self.machine(machine), serial)
     }
 
+    /// Says which logical volume a disk is.
+    pub fn volume(&self, machine: &str, serial: &str) -> PathBuf {
+        self.machine(machine).join(format!("{serial}.volume"))
+    }
+
     /// Where a disk lies while qemu-img makes it.
     pub fn incoming(&self, machine: &str, serial: &str) -> PathBuf {
         self.disk(machine, serial).with_extension("new")

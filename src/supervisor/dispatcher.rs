@@ -85,6 +85,8 @@ pub(super) struct Dispatcher {
     slots: BTreeMap<String, Slot>,
     inbox: mpsc::Sender<Message>,
     network: Arc<Network>,
+    /// The host's.
+    resolvers: Vec<std::net::SocketAddr>,
     consoles: ConsoleWatch,
     uplink: Uplink,
     watchers: Vec<mpsc::Sender<Reply>>,
@@ -112,7 +114,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         &record,
         subnet,
         reservations(&record),
-        config.resolvers,
+        &config.resolvers,
         config.maker,
         config.files.ledger(),
     );
@@ -124,6 +126,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         slots: BTreeMap::new(),
         inbox: inbox.clone(),
         network: Arc::new(network),
+        resolvers: config.resolvers,
         consoles: ConsoleWatch::new().map_err(SupervisorError::Console)?,
         watchers: Vec::new(),
         later: Later::default(),

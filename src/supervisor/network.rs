@@ -16,6 +16,7 @@ use kiln_netsetup::bridge::{Bridge, BridgeConfig, BridgeError};
 use kiln_netsetup::fabric::{Fabric, FabricConfig, FabricEvent};
 use kiln_netsetup::link::Present;
 use kiln_netsetup::namespace::{Maker, Namespace, NetId};
+use kiln_netsetup::settings::Settings;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -37,7 +38,7 @@ pub(super) enum Network {
     /// A switch in this process.
     Fabric(Fabric),
     /// The kernel's, in namespaces of the cluster's own.
-    Namespace(Namespaced),
+    Namespace(Box<Namespaced>),
 }
 
 /// A bridge that is there from the first machine on.
@@ -67,7 +68,7 @@ impl Network {
         record: &ClusterRecord,
         subnet: Subnet,
         machines: Vec<Reservation>,
-        resolvers: Vec<SocketAddr>,
+        resolvers: &[SocketAddr],
         maker: Maker,
         ledger: PathBuf,
     ) -> (Network, mpsc::UnboundedReceiver<FabricEvent>) {
@@ -77,9 +78,7 @@ impl Network {
                 let (fabric, events) = Fabric::start(FabricConfig {
                     subnet,
                     gateway_mac,
-                    domain: record.domain.clone(),
-                    mtu: None,
-                    resolvers,
+                    settings: settings(record, resolvers),
                     machines,
                 });
                 (Network::Fabric(fabric), events)
@@ -90,8 +89,7 @@ impl Network {
                     config: Mutex::new(BridgeConfig {
                         subnet,
                         gateway_mac,
-                        domain: record.domain.clone(),
-                        resolvers,
+                        settings: settings(record, resolvers),
                         machines,
                         // The host's own NAT knows the machines by their addresses.
                         masquerade: !matches!(record.way_out, WayOutRecord::Host { .. }),
@@ -101,7 +99,7 @@ impl Network {
                     events,
                     held: Mutex::new(Held::Nothing),
                 };
-                (Network::Namespace(namespaced), outbox)
+                (Network::Namespace(Box::new(namespaced)), outbox)
             }
         }
     }
@@ -114,6 +112,25 @@ impl Network {
                 namespaced.config().machines.clone_from(&machines);
                 if let Some(bridge) = namespaced.found() {
                     bridge.set_machines(machines)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells the machines what the record says now; `resolvers` are the host's.
+    pub(super) fn tell(
+        &self,
+        record: &ClusterRecord,
+        resolvers: &[SocketAddr],
+    ) -> Result<(), BridgeError> {
+        let settings = settings(record, resolvers);
+        match self {
+            Network::Fabric(fabric) => fabric.set_settings(settings),
+            Network::Namespace(namespaced) => {
+                namespaced.config().settings.clone_from(&settings);
+                if let Some(bridge) = namespaced.found() {
+                    bridge.set_settings(settings)?;
                 }
             }
         }
@@ -210,6 +227,12 @@ impl Network {
     }
 }
 
+/// What the machines are told; `resolvers` are the host's.
+fn settings(record: &ClusterRecord, resolvers: &[SocketAddr]) -> Settings {
+    let isolated = record.way_out == WayOutRecord::Nowhere;
+    record.told.settings(&record.domain, isolated, resolvers)
+}
+
 /// The host's end of the wire receives what the machine sends.
 fn of_link((machine, link): (String, Present)) -> PortTraffic {
     PortTraffic {
@@ -275,7 +298,10 @@ impl Namespaced {
         let entries = ledger::read(&self.ledger).map_err(unrecorded)?;
         let made = entries.into_iter().rev().find_map(|entry| match entry {
             Entry::Namespace { device, inode } => Some(NetId { device, inode }),
-            Entry::Folder { .. } | Entry::HostLink { .. } | Entry::Forwarding { .. } => None,
+            Entry::Folder { .. }
+            | Entry::HostLink { .. }
+            | Entry::Forwarding { .. }
+            | Entry::Volume { .. } => None,
         });
         made.ok_or(BridgeError::Lost)
     }

@@ -7,6 +7,7 @@ mod look;
 mod send;
 mod tell;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ use crate::folder::FolderError;
 use crate::state::files;
 use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
-    MachineRecord, ReportRecord, RestartRecord, RunRecord, SeenRecord, StateRecord,
+    MachineRecord, PortRecord, ReportRecord, RestartRecord, RunRecord, SeenRecord, StateRecord,
 };
 use crate::supervisor::console::ConsoleWatch;
 use crate::supervisor::diagnose::Finding;
@@ -29,6 +30,7 @@ use crate::supervisor::message::Message;
 use crate::supervisor::network::Network;
 use crate::supervisor::ports;
 use crate::supervisor::process::{Carriers, Process, SpawnError};
+use crate::supervisor::protocol::NOT_MADE;
 use crate::supervisor::qmp::Qmp;
 use crate::supervisor::regain;
 use crate::supervisor::tpm::TpmError;
@@ -67,15 +69,18 @@ pub(super) enum StartError {
 pub(super) struct Slot {
     name: String,
     pub(super) files: MachineFiles,
-    /// Absent when it cannot be read: the machine is damaged.
+    /// Absent when it cannot be read, and when the machine is not made yet.
     pub(super) record: Option<MachineRecord>,
-    damage: String,
+    /// Why the record cannot be read; absent for a machine that is not made yet.
+    damage: Option<String>,
     pub(super) machine: Machine,
     /// Which launch the handles are of.
     pub(super) generation: u64,
     process: Option<Arc<Process>>,
     pub(super) qmp: Option<Qmp>,
     tasks: Vec<JoinHandle<()>>,
+    /// The tasks of its published ports.
+    published: BTreeMap<PortRecord, JoinHandle<()>>,
     pub(super) seen: Vec<SeenRecord>,
     started_at: Option<String>,
     /// What a former supervisor had recorded, until the adopted QEMU answers.
@@ -103,9 +108,9 @@ impl Slot {
         carriers: &Carriers,
     ) -> Slot {
         let (record, damage) = match files::load::<MachineRecord>(&machine_files.record()) {
-            Ok(Some(record)) => (Some(record), String::new()),
-            Ok(None) => (None, "its record is missing".to_owned()),
-            Err(error) => (None, in_one_line(&error)),
+            Ok(Some(record)) => (Some(record), None),
+            Ok(None) => (None, missing(&machine_files)),
+            Err(error) => (None, Some(in_one_line(&error))),
         };
         let mut slot = Slot {
             name: name.to_owned(),
@@ -117,6 +122,7 @@ impl Slot {
             process: None,
             qmp: None,
             tasks: Vec::new(),
+            published: BTreeMap::new(),
             seen: Vec::new(),
             started_at: None,
             kept_report: None,
@@ -145,23 +151,25 @@ impl Slot {
         }
     }
 
-    /// Takes the record as it is on the disk now. A machine that is alive takes only its policy:
-    /// the rest holds from its next start on.
-    pub(super) fn reload(&mut self) {
+    /// Takes the record as it is on the disk now. A machine that is alive takes its policy and its
+    /// ports: the rest holds from its next start on. What is wrong with a port becomes a note.
+    pub(super) fn reload(&mut self, network: &Arc<Network>) {
         let found = files::load::<MachineRecord>(&self.files.record());
         if self.machine.is_alive() {
             if let (Ok(Some(new)), Some(record)) = (found, &mut self.record) {
                 record.restart = new.restart;
+                record.ports = new.ports;
+                self.publish_or_note(network);
             }
         } else {
             self.record = match found {
                 Ok(Some(record)) => Some(record),
                 Ok(None) => {
-                    self.damage = "its record is missing".to_owned();
+                    self.damage = missing(&self.files);
                     None
                 }
                 Err(error) => {
-                    self.damage = in_one_line(&error);
+                    self.damage = Some(in_one_line(&error));
                     None
                 }
             };
@@ -170,15 +178,36 @@ impl Slot {
         self.machine.set_policy(restart, reports);
     }
 
-    pub(super) fn is_damaged(&self) -> bool {
+    /// Publishes its ports and notes what is wrong with them, which who has them may mend.
+    fn publish_or_note(&mut self, network: &Arc<Network>) {
+        const BEGIN: &str = "its ports are not published: ";
+        self.notes.retain(|note| !note.starts_with(BEGIN));
+        if let Err(error) = self.publish(network) {
+            let error = in_one_line(&error);
+            tracing::warn!(machine = self.name, error, "ports are not published");
+            self.notes
+                .push(format!("{BEGIN}{error}; `kiln up` tries again"));
+        }
+    }
+
+    /// Whether it cannot be started: damaged, or not made yet.
+    pub(super) fn is_without_record(&self) -> bool {
         self.record.is_none()
     }
 
     pub(super) fn state(&self) -> StateRecord {
-        if self.is_damaged() {
-            StateRecord::Damaged
-        } else {
-            self.machine.state()
+        match (&self.record, &self.damage) {
+            (None, Some(_)) => StateRecord::Damaged,
+            (None, None) | (Some(_), _) => self.machine.state(),
+        }
+    }
+
+    /// Why it is in that state.
+    fn reason(&self) -> String {
+        match (&self.record, &self.damage) {
+            (Some(_), _) => self.machine.reason(),
+            (None, Some(why)) => why.clone(),
+            (None, None) => NOT_MADE.to_owned(),
         }
     }
 
@@ -196,13 +225,7 @@ impl Slot {
         // Only what comes from now on: the verdicts of the past are in the record.
         consoles.add_at_end(&self.name, &self.files.console_log());
         self.keep_logs_short(consoles);
-        if let Err(error) = self.publish(network) {
-            let error = in_one_line(&error);
-            tracing::warn!(machine = self.name, error, "ports are not published");
-            self.notes.push(format!(
-                "its ports are not published: {error}; `kiln restart` tries again"
-            ));
-        }
+        self.publish_or_note(network);
         self.adopting = true;
         // Its TPM, if it has one, is no child of ours; it ends with its QEMU.
         self.attend(process, None, Origin::Found, inbox, network);
@@ -267,10 +290,17 @@ impl Slot {
     }
 
     fn drop_tasks(&mut self) {
-        for task in self.tasks.drain(..) {
+        let published = std::mem::take(&mut self.published).into_values();
+        for task in self.tasks.drain(..).chain(published) {
             task.abort();
         }
     }
+}
+
+/// What is wrong with a machine that has no record: nothing, when it was never made.
+fn missing(files: &MachineFiles) -> Option<String> {
+    let ran = files.run().exists();
+    ran.then(|| "its record is missing".to_owned())
 }
 
 /// Gives the sockets of a living QEMU their names back; one that has none of them may be gone.

@@ -74,7 +74,9 @@ impl Uplink {
                 WayOutRecord::Helper { pasta, slirp4netns } => {
                     Helper::all(pasta.as_ref(), slirp4netns.as_ref())
                 }
-                WayOutRecord::Qemu | WayOutRecord::Host { .. } => vec![Helper::Qemu],
+                WayOutRecord::Qemu | WayOutRecord::Host { .. } | WayOutRecord::Nowhere => {
+                    vec![Helper::Qemu]
+                }
             },
             turn: 0,
             started: None,
@@ -103,7 +105,7 @@ impl Uplink {
     /// A machine runs, and its guest will want one. Not yet: whoever waits for machines to run
     /// comes first, and no guest boots in so short a time.
     pub(super) fn want(&mut self) {
-        if self.process.is_none() {
+        if self.process.is_none() && self.cluster.way_out != WayOutRecord::Nowhere {
             self.again.get_or_insert(Instant::now() + AFTER_START);
         }
     }
@@ -118,6 +120,7 @@ impl Uplink {
     ) {
         if self.process.is_some()
             || self.on_host
+            || self.cluster.way_out == WayOutRecord::Nowhere
             || self.again.is_some_and(|at| at > Instant::now())
         {
             return;

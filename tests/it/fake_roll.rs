@@ -153,7 +153,11 @@ fn whatever_is_killed_in_the_middle_the_next_up_ends_it() {
             let has = qemu.argv.windows(2).any(|words| words == smp);
             assert!(has || qemu.name().starts_with("demo/uplink"), "{qemu:?}");
         }
-        assert!(world.ok(&["plan"]).ends_with("nothing to do\n"));
+        let plan = world.ok(&["plan"]);
+        assert!(
+            plan.ends_with("nothing to do\n"),
+            "after {delay} ms: {plan}"
+        );
     }
     world.ok(&["down"]);
     world.assert_clean();
@@ -187,4 +191,61 @@ fn a_scaling_that_is_killed_is_ended_by_the_next_up() {
     }
     world.ok(&["down"]);
     world.assert_clean();
+}
+
+#[test]
+fn a_restart_that_is_broken_off_is_mended_by_the_next_up() {
+    let world = World::new();
+    world.nodes(2, "");
+    world.behave(&json!({"node-1": {"ignore_powerdown": true}}));
+    world.ok(&["up"]);
+    let going = world.start(&["restart", "--grace", "4s"]);
+    wait_until("one is stopping yet", || {
+        world.states() == ["node-1: stopping", "node-2: stopped"]
+    });
+    let ended = going.interrupted();
+    assert_eq!(ended.code, Some(130), "{ended:?}");
+    expect![[r#"
+        note: broken off; what runs, runs on: node-1 (stopping); what does not run: node-2 (stopped)
+        `kiln up` does the rest, `kiln -c demo down` takes all of it away
+    "#]]
+    .assert_eq(&ended.stderr[ended.stderr.find("note: broken off").unwrap()..]);
+    let up = world.kiln(&["up"]);
+    assert_eq!(up.code, Some(0), "{}", up.stderr);
+    assert_eq!(world.states(), ["node-1: ready", "node-2: ready"]);
+}
+
+#[test]
+fn an_up_that_is_broken_off_says_what_runs_on_and_damages_nothing() {
+    let world = World::new();
+    world.nodes(2, "");
+    world.behave(&json!({"*": {"report": null}}));
+    let going = world.start(&["up"]);
+    wait_until("both run", || {
+        world
+            .home()
+            .join("state/clusters/demo/cluster.json")
+            .exists()
+            && world.pids().len() == 2
+    });
+    let ended = going.interrupted();
+    assert_eq!(ended.code, Some(130), "{ended:?}");
+    expect![[r#"
+        note: broken off; what runs, runs on: node-1 (running), node-2 (running)
+        `kiln up` does the rest, `kiln -c demo down` takes all of it away
+    "#]]
+    .assert_eq(&ended.stderr[ended.stderr.find("note: broken off").unwrap()..]);
+    world.ok(&["down"]);
+
+    // Whenever it is killed, nobody calls a machine damaged that is not made yet.
+    for delay in [5, 10, 15, 20, 30, 40, 60, 80] {
+        let going = world.start(&["up", "--wait", "running"]);
+        going.killed_after(Duration::from_millis(delay));
+        let ps = world.kiln(&["-c", "demo", "ps"]);
+        assert!(ps.code == Some(0) || ps.code == Some(7), "{ps:?}");
+        assert!(!ps.stdout.contains("damaged"), "{}", ps.stdout);
+        world.ok(&["up", "--wait", "running"]);
+        world.ok(&["down", "--timeout", "0s"]);
+        world.assert_clean();
+    }
 }

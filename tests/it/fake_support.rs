@@ -418,6 +418,14 @@ impl Going<'_> {
         }
     }
 
+    /// Ctrl-C.
+    #[track_caller]
+    pub(crate) fn interrupted(self) -> Ended {
+        let pid = Pid::from_raw(self.child.id().try_into().unwrap());
+        kill(pid, Signal::SIGINT).unwrap();
+        self.end()
+    }
+
     /// SIGKILL, unless it ends within `delay`.
     pub(crate) fn killed_after(mut self, delay: Duration) -> Ended {
         thread::sleep(delay);

@@ -110,6 +110,7 @@ impl Way {
             (Chip::Uefi, Boot::Kernel) => {
                 machine.ignition = Ignition::None;
                 machine.nics.push(Nic {
+                    mtu: None,
                     mac: mac(4),
                     backend: NicBackend::User(user_net(Vec::new())),
                 });
@@ -168,6 +169,7 @@ pub(crate) fn direct(arch: Arch) -> Machine {
         })
         .into(),
         nics: vec![Nic {
+            mtu: None,
             mac: mac(1),
             backend: NicBackend::Stream(fds.socket()),
         }],
@@ -218,6 +220,7 @@ pub(crate) fn disk(arch: Arch) -> Machine {
         },
         ports: Vec::new(),
         nics: vec![Nic {
+            mtu: Some(9000),
             mac: mac(2),
             backend: NicBackend::Tap(fds.next()),
         }],
@@ -293,6 +296,7 @@ pub(crate) fn shell(arch: Arch) -> Machine {
             socket: Socket::Path("/run/kiln/agent,1.sock".into()),
         }],
         nics: vec![Nic {
+            mtu: None,
             mac: mac(3),
             backend: NicBackend::User(user_net(vec![
                 Forward {

@@ -13,7 +13,7 @@ use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
 use super::BridgeConfig;
-use crate::address::Reservation;
+use crate::address::{Reservation, Subnet};
 use crate::dhcp;
 use crate::dns::{self, Code, Outcome, Zone};
 use crate::ether::{ARP, Ethernet, IPV4, IPV4_HEADER, Ipv4, UDP_HEADER, Udp};
@@ -22,6 +22,7 @@ use crate::fabric::resolve::Resolver;
 use crate::lease::{self, Source};
 use crate::link::Present;
 use crate::name::IfName;
+use crate::settings::Settings;
 use crate::sniff::Sniffer;
 use crate::switch::{DnsQuery, PortId};
 
@@ -34,6 +35,7 @@ const ROOM: usize = 1500 - IPV4_HEADER - UDP_HEADER;
 #[derive(Debug)]
 pub(super) enum Command {
     Machines(Vec<Reservation>),
+    Settings(Box<Settings>),
     /// The machine has a new tap, with this number.
     Port {
         machine: String,
@@ -44,7 +46,7 @@ pub(super) enum Command {
 /// The state of the task.
 #[derive(Debug)]
 pub(super) struct Service {
-    config: BridgeConfig,
+    subnet: Subnet,
     dhcp: dhcp::Server,
     zone: Zone,
     machines: Vec<Reservation>,
@@ -85,15 +87,14 @@ impl Service {
             dhcp: dhcp::Server {
                 subnet: config.subnet,
                 mac: config.gateway_mac,
-                domain: config.domain.clone(),
-                mtu: None,
+                settings: config.settings.clone(),
             },
-            zone: Zone::new(&config.domain, config.subnet, &config.machines),
+            zone: Zone::new(&config.settings, config.subnet, &config.machines),
             machines: config.machines.clone(),
             ports: config.machines.iter().filter_map(port).collect(),
             seen: HashSet::new(),
-            resolver: Resolver::new(config.resolvers.clone()),
-            config: config.clone(),
+            resolver: Resolver::new(config.settings.resolvers.clone()),
+            subnet: config.subnet,
             sniffer,
             names,
             commands,
@@ -136,10 +137,15 @@ impl Service {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Machines(machines) => {
-                self.zone = Zone::new(&self.config.domain, self.config.subnet, &machines);
+                self.zone = Zone::new(&self.dhcp.settings, self.subnet, &machines);
                 self.ports
                     .retain(|name, _| machines.iter().any(|machine| machine.name == *name));
                 self.machines = machines;
+            }
+            Command::Settings(settings) => {
+                self.zone = Zone::new(&settings, self.subnet, &self.machines);
+                self.resolver.ask_others(settings.resolvers.clone());
+                self.dhcp.settings = *settings;
             }
             Command::Port { machine, index } => {
                 self.seen.remove(&machine);

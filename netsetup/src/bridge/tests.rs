@@ -35,8 +35,7 @@ fn config() -> BridgeConfig {
     BridgeConfig {
         subnet: Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap(),
         gateway_mac: gateway_mac("demo"),
-        domain: "demo.internal".to_owned(),
-        resolvers: Vec::new(),
+        settings: Settings::new("demo.internal"),
         machines: vec![machine("a", 10), machine("b", 11), machine("c", 12)],
         masquerade: true,
     }

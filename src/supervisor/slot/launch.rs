@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::{PLUG_LIMIT, Slot, StartError};
 use crate::folder;
 use crate::state::layout::Socket;
-use crate::state::record::ClusterRecord;
+use crate::state::record::{ClusterRecord, PortRecord};
 use crate::supervisor::console::ConsoleWatch;
 use crate::supervisor::journal;
 use crate::supervisor::launch::{self, LaunchError};
@@ -36,7 +36,8 @@ impl Slot {
         self.generation = generation;
         self.seen.clear();
         let record = self.record.as_ref().ok_or(StartError::Damaged)?;
-        if let Some(disk) = &record.disk {
+        // A volume has all of its base.
+        if let Some(disk) = record.disk.as_ref().filter(|disk| disk.volume.is_none()) {
             disk.base.unchanged().map_err(LaunchError::BaseChanged)?;
         }
         let (machine, handles) =
@@ -88,12 +89,23 @@ impl Slot {
         Ok(())
     }
 
+    /// Publishes what of the record's ports is not published, and no other ones any more.
     pub(super) fn publish(&mut self, network: &Arc<Network>) -> Result<(), ports::PortError> {
         let Some(record) = &self.record else {
             return Ok(());
         };
-        let published = ports::publish(&record.ports, record.ip, network)?;
-        self.tasks.extend(published);
+        self.published.retain(|port, task| {
+            let stays = record.ports.contains(port);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        let missing = record.ports.iter();
+        let missing = missing.filter(|port| !self.published.contains_key(port));
+        let missing: Vec<PortRecord> = missing.cloned().collect();
+        let tasks = ports::publish(&missing, record.ip, network)?;
+        self.published.extend(missing.into_iter().zip(tasks));
         Ok(())
     }
 

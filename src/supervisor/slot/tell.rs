@@ -11,7 +11,7 @@ impl Slot {
     /// Writes the run record when it differs from the one on the disk.
     pub(in crate::supervisor) fn persist(&mut self, boot_id: &str) {
         // One that has not answered yet is as its former supervisor recorded it.
-        if self.is_damaged() || self.is_adopting() {
+        if self.is_without_record() || self.is_adopting() {
             return;
         }
         let mut run = RunRecord {
@@ -63,11 +63,7 @@ impl Slot {
         MachineStatus {
             name: self.name.clone(),
             state: self.state(),
-            reason: if self.is_damaged() {
-                self.damage.clone()
-            } else {
-                self.machine.reason()
-            },
+            reason: self.reason(),
             phase: phase_text(self.machine.phase()),
             pid: self.process.as_ref().map(|process| process.pid()),
             addresses,

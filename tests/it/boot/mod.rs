@@ -16,6 +16,7 @@ mod five;
 mod full;
 mod life;
 mod namespace;
+mod nets;
 mod run;
 mod three;
 mod user;
