@@ -98,6 +98,8 @@ pub struct Machine {
     /// Beside the root disk, in the order in which the guest sees them; serials are unique.
     pub disks: Vec<DataDisk>,
     pub ignition: Option<IgnitionSource>,
+    /// Whether that is no Ignition config, but a user-data for cloud-init.
+    pub cloud_init: bool,
     /// Template variables of the spec, as JSON values.
     pub vars: BTreeMap<String, serde_json::Value>,
     pub profile: Profile,

@@ -22,8 +22,8 @@ pub const PEER_PORT: u16 = 2380;
 const BEAT: u32 = 100;
 const ELECTION: u32 = 1000;
 /// An emulated machine needs seconds for what others do in a hundredth of one.
-const SLOW_BEAT: u32 = 500;
-const SLOW_ELECTION: u32 = 5000;
+const SLOW_BEAT: u32 = 1000;
+const SLOW_ELECTION: u32 = 10_000;
 
 /// One machine's part in the cluster's etcd, as the profile's templates see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

@@ -18,6 +18,7 @@ pub mod inventory;
 pub mod keys;
 pub mod lvm;
 pub mod memo;
+pub mod nocloud;
 pub mod plan;
 pub mod report;
 pub mod spec;

@@ -429,7 +429,14 @@ fn make_machine(
         machine: step.name.clone(),
         source: Box::new(source),
     })?;
-    batch.add(&own.ignition(), &in_sectors(rendered.config))?;
+    batch.add(
+        &own.ignition(),
+        &in_sectors(
+            rendered
+                .seed
+                .unwrap_or_else(|| rendered.config.into_bytes()),
+        ),
+    )?;
     if let Some(disk) = record.disk.as_ref().filter(|disk| disk.volume.is_none()) {
         let size = Size::from_bytes(disk.size);
         let made = if own.disk().exists() {
@@ -461,9 +468,8 @@ fn make_machine(
 }
 
 /// The config as it may lie on a disk: JSON does not mind white space at its end.
-fn in_sectors(config: String) -> Vec<u8> {
+fn in_sectors(mut bytes: Vec<u8>) -> Vec<u8> {
     const SECTOR: usize = 512;
-    let mut bytes = config.into_bytes();
     bytes.resize(bytes.len().next_multiple_of(SECTOR), b'\n');
     bytes
 }

@@ -7,6 +7,8 @@ mod support;
 
 #[path = "long/ansible.rs"]
 mod ansible;
+#[path = "long/cloud.rs"]
+mod cloud;
 #[path = "long/etcd.rs"]
 mod etcd;
 

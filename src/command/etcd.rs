@@ -171,12 +171,24 @@ pub(super) fn until_healthy(
     names: &[String],
     deadline: Instant,
 ) -> Result<(), Error> {
-    let members: Vec<String> = names
-        .iter()
-        .filter(|name| made.machine(name).is_ok_and(|record| record.etcd.is_some()))
-        .cloned()
-        .collect();
+    let is_member = |name: &&String| made.machine(name).is_ok_and(|record| record.etcd.is_some());
+    let members: Vec<String> = names.iter().filter(is_member).cloned().collect();
     if members.is_empty() {
+        return Ok(());
+    }
+    // A majority that nobody asked for cannot be waited for.
+    let status = client.status()?;
+    let runs = |name: &&String| {
+        let mut machines = status.machines.iter();
+        machines.any(|machine| machine.name == **name && machine.pid.is_some())
+    };
+    let all: Vec<&String> = made.record.machines.iter().filter(is_member).collect();
+    let running = all.iter().filter(|name| runs(name)).count();
+    if running * 2 <= all.len() {
+        let all = all.len();
+        session.report.note(&format!(
+            "etcd: {running} of {all} members run, which is no majority"
+        ));
         return Ok(());
     }
     let etcd = Etcd {

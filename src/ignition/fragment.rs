@@ -24,7 +24,7 @@ const VERSION: &str = "3.0.0";
 /// systemd in the initramfs saw already is no news after the switch to the root, and starts nothing.
 /// By the port: its name may come after the boot has passed, for QEMU tells it some time after the
 /// driver has come up. A `BindsTo=` would hold the boot up for a port that never comes.
-const REPORT_UNIT: &str = "\
+pub const REPORT_UNIT: &str = "\
 [Unit]
 Description=Report to kiln that this machine is up
 ConditionPathExists=/dev/virtio-ports/org.kiln.report.0

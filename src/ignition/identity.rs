@@ -23,6 +23,7 @@ pub fn identity(machine: &Machine, image: &str) -> String {
     };
     let (kind, source) = match &machine.ignition {
         None => ("absent", ""),
+        Some(source) if machine.cloud_init => ("cloud-init", source.text.as_str()),
         Some(source) if source.template => ("template", source.text.as_str()),
         Some(source) => ("config", source.text.as_str()),
     };

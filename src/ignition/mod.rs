@@ -26,7 +26,7 @@ pub mod validator;
 mod tests;
 
 pub use self::error::{IgnitionError, IgnitionProblem, IgnitionWarning};
-pub use self::fragment::{REPORT_PORT, REPORT_SCRIPT};
+pub use self::fragment::{REPORT_PORT, REPORT_SCRIPT, REPORT_UNIT};
 pub use self::identity::identity;
 pub use self::profile::CONFIG as PROFILE_CONFIG;
 pub use self::render::{Facts, Peer, Rendered, render};

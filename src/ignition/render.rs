@@ -8,11 +8,12 @@ use std::net::Ipv4Addr;
 use kiln_arch::Arch;
 use macaddr::MacAddr6;
 
-use super::error::{IgnitionError, IgnitionWarning};
+use super::error::{IgnitionError, IgnitionProblem, IgnitionWarning};
 use super::{fragment, lint, profile, template};
-use crate::cluster::{ClusterName, Machine, MachineName, Profile};
+use crate::cluster::{ClusterName, IgnitionSource, Machine, MachineName, Profile};
 use crate::etcd::Membership;
 use crate::keys::KeyPair;
+use crate::nocloud::{self, Seed};
 
 /// By fw_cfg 200 KB cost 4 s and 2 MB cost 80 s under TCG.
 const FW_CFG_COMFORT: usize = 1 << 20;
@@ -51,6 +52,8 @@ pub struct Rendered {
     pub config: String,
     /// The user's own part, out of its template: what a validator is to judge.
     pub child: Option<String>,
+    /// For cloud-init, the disk that it reads; the config is then what lies on it.
+    pub seed: Option<Vec<u8>>,
     pub warnings: Vec<IgnitionWarning>,
 }
 
@@ -69,6 +72,11 @@ impl fmt::Debug for Rendered {
 /// [`IgnitionError`] when the template fails or the user's text is no Ignition
 /// config of spec 3.0 to 3.6.
 pub fn render(machine: &Machine, facts: &Facts<'_>) -> Result<Rendered, IgnitionError> {
+    if machine.cloud_init
+        && let Some(source) = &machine.ignition
+    {
+        return for_cloud_init(source, machine, facts);
+    }
     let mut warnings = Vec::new();
     let child = match &machine.ignition {
         None => None,
@@ -106,7 +114,34 @@ pub fn render(machine: &Machine, facts: &Facts<'_>) -> Result<Rendered, Ignition
     Ok(Rendered {
         config,
         child,
+        seed: None,
         warnings,
+    })
+}
+
+/// What cloud-init reads.
+fn for_cloud_init(
+    source: &IgnitionSource,
+    machine: &Machine,
+    facts: &Facts<'_>,
+) -> Result<Rendered, IgnitionError> {
+    let text = match source.template {
+        true => template::render(source, &BTreeMap::new(), machine, facts)?,
+        false => source.text.clone(),
+    };
+    if !nocloud::is_user_data(&text) {
+        let error = IgnitionError::in_file(&source.path, IgnitionProblem::NotUserData);
+        return Err(match source.template {
+            true => error.rendered_for(&machine.name),
+            false => error,
+        });
+    }
+    let seed = Seed::of(machine, facts, text);
+    Ok(Rendered {
+        config: seed.shown(),
+        child: None,
+        seed: Some(seed.disk()),
+        warnings: Vec::new(),
     })
 }
 

@@ -56,6 +56,7 @@ fn machine(file: &str, text: &str) -> Machine {
             text: text.to_owned(),
             template: file.ends_with(".j2"),
         }),
+        cloud_init: false,
         vars: BTreeMap::from([
             ("role".to_owned(), json!("worker")),
             ("secret".to_owned(), json!("hunter2")),

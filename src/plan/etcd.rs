@@ -228,6 +228,7 @@ mod tests {
             why: Vec::new(),
             record: Some(record(&name(index), there.contains(index).then_some(&old))),
             grown: Vec::new(),
+            gone: Vec::new(),
         });
         let mut plan = Plan {
             cluster: serde_json::from_value(json!({
@@ -237,6 +238,8 @@ mod tests {
             }))
             .unwrap(),
             is_new: false,
+            network: Vec::new(),
+            places_before: BTreeMap::new(),
             steps: steps.collect(),
             disks_before: None,
             joiners: Vec::new(),

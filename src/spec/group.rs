@@ -6,11 +6,12 @@ use std::num::NonZeroU16;
 use kiln_arch::Arch;
 use kiln_arch::machine::IgnitionTransport;
 
+use super::config::{self, Config};
 use super::disks;
 use super::document::{Key, Node, Value};
 use super::error::{Fault, Place, Problem};
 use super::fields::{self, Fields, Keys};
-use super::files::{self, Folders};
+use super::files::Folders;
 use super::fixed::{self, PlacedFixed};
 use super::image::{self, PlacedImage};
 use super::load::Scale;
@@ -20,8 +21,7 @@ use super::stream;
 use super::suggest;
 use super::warning::SpecWarning;
 use crate::cluster::{
-    AccelWish, COUNT_LIMIT, FirmwareWish, IgnitionSource, Machine, MachineName, Profile,
-    RestartPolicy, Size,
+    AccelWish, COUNT_LIMIT, FirmwareWish, Machine, MachineName, Profile, RestartPolicy, Size,
 };
 
 const KEYS: Keys = Keys {
@@ -66,8 +66,6 @@ const MEMORY_DEFAULT: Size = Size::from_mib(1024);
 const SECURE_LEAST: Size = Size::from_mib(512);
 pub(super) const DISK_LEAST: Size = Size::from_mib(1);
 pub(super) const DISK_MOST: Size = Size::from_bytes(64 << 40);
-/// fw_cfg would take minutes to hand over more.
-const IGNITION_LIMIT: Size = Size::from_mib(8);
 
 /// What a group inherits.
 #[derive(Debug, Clone, Copy)]
@@ -181,8 +179,11 @@ pub(super) fn group(
     let disks = fields.take_as("disks", |node, key| {
         disks::disks(node, key, &owner, arch, names.len(), folders)
     })?;
-    let ignition = ignition(&mut fields, folders)?;
-    let profile = profile::profile(&mut fields, folders)?;
+    let Config {
+        source: ignition,
+        cloud_init,
+    } = config::config(&mut fields, folders, transport)?;
+    let profile = profile::profile(&mut fields, folders, cloud_init)?;
     let uses_vars = ignition.as_ref().is_some_and(|source| source.template)
         || matches!(profile, Profile::Etcd { .. } | Profile::Own(_));
     let vars = vars(&mut fields, &group, uses_vars, warnings)?;
@@ -226,13 +227,18 @@ pub(super) fn group(
         root_bus: root.bus,
         disks: disks.clone().unwrap_or_default(),
         ignition: ignition.clone(),
+        cloud_init,
         vars: vars.clone(),
         profile: profile.clone(),
         ports: ports.iter().map(|placed| placed.port).collect(),
         restart: restart.unwrap_or(RestartPolicy::OnFailure),
         firmware,
         tpm,
-        ignition_transport: transport.map(|(_, transport)| transport),
+        // cloud-init looks for a disk.
+        ignition_transport: match cloud_init {
+            true => Some(IgnitionTransport::VirtioBlk),
+            false => transport.map(|(_, transport)| transport),
+        },
     };
     let machines = (1..)
         .zip(names)
@@ -434,37 +440,6 @@ fn memory(node: &Node, key: &str, arch: Arch) -> Result<Size, Fault> {
         );
     }
     Ok(size)
-}
-
-fn ignition(fields: &mut Fields, folders: Folders<'_>) -> Result<Option<IgnitionSource>, Fault> {
-    let template = fields.take("template");
-    let Some(node) = fields.take("ignition") else {
-        return match template {
-            None => Ok(None),
-            Some(node) => Err(Fault::bad_value(
-                node.place,
-                "template",
-                "there is no `ignition` that could be a template",
-            )),
-        };
-    };
-    let place = node.place;
-    let path = folders.resolve(place, "ignition", &fields::text(node, "ignition")?)?;
-    let ending = path.extension().and_then(|ending| ending.to_str());
-    if matches!(ending, Some("bu" | "butane")) {
-        return Err(Fault::not_built(place, "reading Butane")
-            .hint("translate it with `butane --strict FILE` and name the result here"));
-    }
-    let template = match template {
-        Some(node) => fields::boolean(&node, "template")?,
-        None => ending == Some("j2"),
-    };
-    let text = files::text(&path, IGNITION_LIMIT).map_err(files::fault(place, "ignition"))?;
-    Ok(Some(IgnitionSource {
-        path,
-        text,
-        template,
-    }))
 }
 
 fn vars(

@@ -10,6 +10,7 @@
 //! public keys, the first bytes of images). It must not read the environment,
 //! probe the host, write or print.
 
+mod config;
 mod disks;
 mod document;
 mod error;

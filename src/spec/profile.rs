@@ -22,9 +22,21 @@ const FILES_LIMIT: usize = 100;
 const PUBLIC: &str = "https://discovery.etcd.io/new";
 
 /// The keys `profile` and `discovery`.
-pub(super) fn profile(fields: &mut Fields, folders: Folders<'_>) -> Result<Profile, Fault> {
+pub(super) fn profile(
+    fields: &mut Fields,
+    folders: Folders<'_>,
+    cloud_init: bool,
+) -> Result<Profile, Fault> {
     let profile = fields
-        .take_as("profile", |node, key| of(&node, key, folders))?
+        .take_as("profile", |node, key| {
+            let profile = of(&node, key, folders)?;
+            let has_templates = matches!(profile, Profile::Etcd { .. } | Profile::Own(_));
+            if cloud_init && has_templates {
+                let why = "this profile is for Ignition, and the group has `cloud_init`";
+                return Err(Fault::bad_value(node.place, key, why));
+            }
+            Ok(profile)
+        })?
         .unwrap_or(Profile::Basic);
     let Some(node) = fields.take("discovery") else {
         return Ok(profile);

@@ -133,3 +133,51 @@ fn a_disk_belongs_to_the_users_templates_and_to_no_others() {
     assert_ne!(id(own("a", &[])), id(own("b", &[])));
     assert_ne!(id(own("a", &[])), id(own("a", &[("x", "y")])));
 }
+
+#[test]
+fn cloud_init_gets_the_users_text_as_it_is() {
+    let mut machine = machine("user-data.j2", "#cloud-config\nname: {{ machine.name }}\n");
+    machine.cloud_init = true;
+    let cloud = rendered(&machine).unwrap();
+    let disk = cloud.seed.unwrap();
+    let seed = crate::nocloud::Seed::read(&disk).unwrap();
+    assert_eq!(seed.shown(), cloud.config);
+    assert!(
+        cloud
+            .config
+            .ends_with("--- user-data\n#cloud-config\nname: node-1\n")
+    );
+    assert!(
+        cloud.config.contains(r#""local-hostname":"node-1""#),
+        "{}",
+        cloud.config
+    );
+    assert!(cloud.config.contains("Content-Type: text/cloud-boothook"));
+    // The same machine has the same instance; one of profile `none` has that alone.
+    assert_eq!(rendered(&machine).unwrap().seed.unwrap(), disk);
+    machine.profile = Profile::None;
+    let bare = rendered(&machine).unwrap().config;
+    assert!(
+        bare.starts_with("--- meta-data\n{\"instance-id\":\"kiln-"),
+        "{bare}"
+    );
+    assert!(
+        !bare.contains("hostname") && !bare.contains("PRIVATE KEY"),
+        "{bare}"
+    );
+    assert_ne!(identity(&machine, "i"), identity(&of(Profile::None), "i"));
+}
+
+#[test]
+fn what_cloud_init_would_not_know_is_refused() {
+    for (file, told) in [
+        ("user-data", "user-data: "),
+        ("user-data.j2", "(rendered for `node-1`)"),
+    ] {
+        let mut machine = machine(file, "name: node-1\n");
+        machine.cloud_init = true;
+        let error = rendered(&machine).unwrap_err();
+        assert!(error.to_string().contains(told), "{error}");
+        assert_eq!(error.code(), "user-data");
+    }
+}

@@ -32,6 +32,20 @@ fn with_group(lines: &str) -> String {
 }
 
 #[test]
+fn cloud_init_is_refused_beside_ignition() {
+    refused(
+        with_group,
+        &[
+            "{ignition: node.ign, cloud_init: node.ign}",
+            "{cloud_init: node.ign, profile: etcd}",
+            "{cloud_init: missing.yaml}",
+            "{cloud_init: node.ign, image: {disk: disk.qcow2, ignition_transport: fw_cfg}}",
+        ],
+        &expect_file!["../golden/cloud_init_is_refused_beside_ignition.txt"],
+    );
+}
+
+#[test]
 fn profiles_are_refused_with_their_reasons() {
     refused(
         with_group,

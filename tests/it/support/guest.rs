@@ -62,6 +62,11 @@ pub(crate) fn full(arch: &'static str) -> PathBuf {
     build("full", arch).join("disk.qcow2")
 }
 
+/// The full guest with cloud-init in Ignition's place.
+pub(crate) fn cloud(arch: &'static str) -> PathBuf {
+    build("cloud", arch).join("disk.qcow2")
+}
+
 fn build(kind: &str, arch: &str) -> PathBuf {
     let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build");
     let built = run(Command::new(builder).args([kind, arch]), BUILD).ok();
