@@ -36,6 +36,7 @@ const KEYS: Keys = Keys {
         "disk",
         "disks",
         "ignition",
+        "cloud_init",
         "template",
         "vars",
         "profile",
