@@ -1,7 +1,7 @@
 #!/bin/sh
 # kiln's own part, at each boot: the user `core` with the cluster's keys, and the report that this machine is up.
 id core >/dev/null 2>&1 || useradd --create-home --shell /bin/bash core
-home=$(getent passwd core | cut -d: -f6)
+home=$(eval echo ~core)
 group=$(id -gn core)
 install -d -m 0700 -o core -g "$group" "$home/.ssh"
 touch "$home/.ssh/authorized_keys"
