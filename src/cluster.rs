@@ -6,6 +6,7 @@
 //! carry their unit, paths are absolute.
 
 pub mod remote;
+mod share;
 pub mod told;
 
 use std::collections::BTreeMap;
@@ -24,6 +25,8 @@ use kiln_netsetup::address::Fixed;
 use crate::cluster::remote::RemoteImage;
 use crate::cluster::told::Told;
 use crate::lvm::name::GroupName;
+
+pub use self::share::{MountPoint, MountPointError, Share};
 
 /// The most machines that a group can have.
 pub const COUNT_LIMIT: u16 = 1000;
@@ -97,6 +100,8 @@ pub struct Machine {
     pub root_bus: DiskBus,
     /// Beside the root disk, in the order in which the guest sees them; serials are unique.
     pub disks: Vec<DataDisk>,
+    /// Folders of the host; no two at one place of the guest.
+    pub shares: Vec<Share>,
     pub ignition: Option<IgnitionSource>,
     /// Whether that is no Ignition config, but a user-data for cloud-init.
     pub cloud_init: bool,

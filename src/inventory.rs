@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use crate::cluster::{Cluster, DataSource};
 use crate::host::Host;
+use crate::host::room::{self, Room};
 use crate::image::cache::CacheError;
 use crate::image::pins::PinError;
 use crate::image::store::StoreError;
@@ -100,6 +101,7 @@ pub fn collect(
         })?;
     let mut inventory = Inventory {
         taken_networks: host.routes.clone(),
+        room: Room::look(&roots.clusters()),
         // Only who wants a port asks: the kernel looks through all its connections for it.
         taken_ports: if cluster.machines.iter().any(|it| !it.ports.is_empty()) {
             listening_ports()
@@ -130,6 +132,7 @@ pub fn collect(
         let carriers = Carriers::default();
         for machine in made.iter().chain(&record.machines) {
             if let Some(known) = known(&ours, machine, &host.boot_id, &carriers) {
+                inventory.memory_held += held(&known);
                 inventory.machines.insert(machine.clone(), known);
             }
         }
@@ -151,6 +154,17 @@ pub fn collect(
             })?;
     }
     Ok(inventory)
+}
+
+/// What the machine's QEMU uses now, in bytes. What is not known is as none.
+fn held(known: &Known) -> u64 {
+    match known {
+        Known::Whole { run, state, .. } if *state != StateRecord::Stopped => {
+            let process = run.as_ref().and_then(|run| run.process.as_ref());
+            process.and_then(|it| room::held_by(it.pid)).unwrap_or(0)
+        }
+        Known::Whole { .. } | Known::Damaged { .. } => 0,
+    }
 }
 
 /// The user's own data disks, each looked at as it is before each start.
@@ -257,9 +271,8 @@ pub fn standing_on(roots: &Roots) -> (BTreeMap<PathBuf, Vec<String>>, Vec<String
             let name = format!("{cluster}/{machine}");
             match files::load::<MachineRecord>(&files.machine(&machine).record()) {
                 Ok(Some(record)) => {
-                    // A volume has all of its image.
-                    let disk = record.disk.filter(|disk| disk.volume.is_none());
-                    let base = disk.map(|disk| disk.base.path);
+                    // Also that of a volume, which has a copy of it: the next `up` looks at it.
+                    let base = record.disk.map(|disk| disk.base.path);
                     let kernel = record.kernel.map(|it| (it.kernel, it.initrd));
                     let (kernel, initrd) = kernel.unzip();
                     for path in base.into_iter().chain(kernel).chain(initrd.flatten()) {

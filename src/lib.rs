@@ -8,6 +8,7 @@ pub mod cli;
 pub mod client;
 pub mod cluster;
 pub mod command;
+pub mod detached;
 pub mod error;
 pub mod etcd;
 pub mod folder;

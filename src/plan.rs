@@ -4,6 +4,7 @@
 //! records in a [`Plan`] hold each address, port, path and accelerator, and the
 //! stages that follow only do. It reads nothing and asks nobody.
 
+mod admission;
 mod choice;
 mod cluster;
 mod difference;
@@ -11,6 +12,7 @@ mod disks;
 mod error;
 mod etcd;
 mod facts;
+mod shares;
 mod view;
 mod volumes;
 
@@ -215,6 +217,7 @@ fn machine_record(
         kernel: image.kernel.clone(),
         disk: choice::disk(machine, image, old, inventory, cluster, host)?,
         data_disks: disks::choose(machine, inventory, cluster, host)?,
+        shares: shares::choose(machine, host, old),
         ignition: true,
         ignition_transport: machine.ignition_transport.map(choice::transport),
         mac: reservation.mac.clone(),

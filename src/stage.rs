@@ -330,6 +330,7 @@ fn prepare(
             mac: record.mac.parse().unwrap_or_default(),
             peers: &peers,
             authorized_keys: &authorized_keys,
+            shares: &record.shares,
             host_key,
             etcd: &Membership::of(record.etcd.as_ref(), cluster, &plan.cluster),
         };

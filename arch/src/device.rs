@@ -5,10 +5,12 @@
 mod block;
 mod character;
 mod network;
+mod share;
 
 pub(crate) use block::{Blockdev, Disk, DiskDriver, VirtioScsi};
 pub(crate) use character::{Chardev, ChardevBackend, VirtSerialPort};
 pub(crate) use network::{Netdev, NetdevBackend, VirtioNet};
+pub(crate) use share::{Fsdev, SharedMemory, VhostUserFs, Virtio9p};
 
 use std::ffi::{OsStr, OsString};
 

@@ -39,6 +39,8 @@ pub struct Machine {
     /// In the order in which the guest sees them.
     pub drives: Vec<Drive>,
     pub ignition: Ignition,
+    /// Folders of the host, in the order in which the guest sees them.
+    pub shares: Vec<Share>,
     /// In the order in which the guest sees them.
     pub nics: Vec<Nic>,
     /// One QMP socket for each client, because QEMU greets only one on each.
@@ -106,7 +108,7 @@ impl fmt::Display for ChildFd {
 /// - images and the console's log are opened through a descriptor set and use the very descriptor
 ///   that was handed over, so it has to be open in the mode that they need (an image read-write or
 ///   read-only as the drive says, a log write-only with `O_APPEND`);
-/// - kernels, initrds and Ignition configs are opened anew from `/proc/self/fd`, so the file itself
+/// - kernels, initrds, Ignition configs and shared folders are opened anew from `/proc/self/fd`, so the file itself
 ///   has to be readable for QEMU's user (a memfd is).
 ///
 /// Image locks belong to the open file: each QEMU has to be given its own open of a shared base.
@@ -228,6 +230,23 @@ pub enum Ignition {
     Config(Source),
     /// This config, the way that the image asks for.
     ConfigBy(IgnitionTransport, Source),
+}
+
+/// A folder of the host that the guest can mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// By what the guest mounts it: 1 to 31 bytes.
+    pub tag: String,
+    pub server: ShareServer,
+}
+
+/// Who answers the guest's questions about a folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ShareServer {
+    /// Another process, virtiofsd, at the other end of this connected socket; it knows the folder.
+    Virtiofs(ChildFd),
+    /// QEMU itself, by 9p, with no more rights to what is in the folder than its own user has.
+    Qemu { folder: Source, access: Access },
 }
 
 /// How a config reaches Ignition.

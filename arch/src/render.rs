@@ -2,10 +2,11 @@
 //!
 //! The order is part of the outcome: devices get their slots in the order in which they are
 //! given, and a guest names its network cards by their slots. So what is always there comes first,
-//! then the cards, then the disks, of which a user adds and removes most.
+//! then the cards, then the disks, and last the shares, of which a user adds and removes most.
 
 mod character;
 mod network;
+mod share;
 mod storage;
 
 pub(crate) use character::{monitor, take_socket};
@@ -43,6 +44,7 @@ pub(crate) fn machine(machine: &Machine) -> Result<QemuCommand, Unsupported> {
     render.kernel()?;
     render.drives()?;
     render.ignition()?;
+    render.shares()?;
     render.room()?;
     Ok(render.command)
 }
@@ -180,6 +182,9 @@ impl Render<'_> {
                     .key("pflash1", "uefi-vars");
             }
         }
+        if self.shares_memory() {
+            opt = opt.key("memory-backend", share::SHARED_MEMORY);
+        }
         self.command.push("-machine", opt.into_value(), why)?;
 
         let (cpu, why) = match accel {
@@ -205,6 +210,7 @@ impl Render<'_> {
         }
         self.command
             .push("-m", format!("{}M", memory.0), Reason::Spec("memory"))?;
+        self.shared_memory()?;
         self.firmware()
     }
 

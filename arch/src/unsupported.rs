@@ -34,6 +34,8 @@ pub enum Unsupported {
     },
     #[error("disk serial `{serial}` is longer than the 20 bytes that a guest sees")]
     SerialTooLong { serial: String },
+    #[error("share tag `{tag}` is not 1 to 31 bytes long")]
+    ShareTag { tag: String },
     #[error("{arch} machines have no NVMe disks")]
     Nvme { arch: Arch },
     #[error("the firmware of {arch} machines boots from no NVMe disk")]

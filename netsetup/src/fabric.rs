@@ -17,7 +17,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use macaddr::MacAddr6;
 use tokio::net::UnixStream;
@@ -38,6 +38,9 @@ mod wire;
 
 pub use port::Counters;
 pub use stream::FabricStream;
+
+/// The least time between two events of one machine's lease.
+pub(crate) const LEASE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a fabric is told at its start.
 #[derive(Debug, Clone)]

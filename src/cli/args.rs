@@ -121,6 +121,9 @@ pub struct UpArgs {
     /// Download images anew, also those that are in the cache
     #[arg(long)]
     pub force_download: bool,
+    /// Start machines also when they have more memory than this host has left
+    #[arg(long)]
+    pub overcommit: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -132,6 +135,9 @@ pub struct ReprovisionArgs {
     pub waiting: Waiting,
     #[command(flatten)]
     pub rolling: Rolling,
+    /// Start machines also when they have more memory than this host has left
+    #[arg(long)]
+    pub overcommit: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]

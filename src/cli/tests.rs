@@ -218,6 +218,7 @@ fn the_help_says_it_all() {
           plan         Show what `up` would do, and why
           up           Make the cluster as the spec says, and boot it
           down         Stop the cluster and remove all that was made for it
+          run          Boot a throw-away cluster, run a command in it, and remove it again
           start        Start machines that are stopped
           stop         Stop machines and keep their disks
           restart      Stop machines, then start them
@@ -236,6 +237,7 @@ fn the_help_says_it_all() {
           logs         Print what a machine's console said
           console      Attach to a machine's serial console
           ssh          Log in to a machine, or run a command in it
+          exec         Run a command in a machine by its guest agent, without network or ssh
           cp           Copy files from or to a machine, by scp
           ssh-config   Print settings for ssh, so that plain `ssh MACHINE` works
           inventory    Print the machines as an Ansible inventory

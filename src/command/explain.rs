@@ -9,7 +9,7 @@ use crate::command::{Session, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
 use crate::state::layout::ClusterFiles;
-use crate::state::record::{ClusterRecord, MachineRecord};
+use crate::state::record::{ClusterRecord, MachineRecord, ShareByRecord};
 use crate::supervisor::launch;
 
 #[derive(Serialize)]
@@ -110,6 +110,15 @@ fn shell(
         session
             .report
             .note("the command is without the TPM, which kiln starts beside QEMU");
+    }
+    if record
+        .shares
+        .iter()
+        .any(|share| share.by != ShareByRecord::NineP)
+    {
+        session
+            .report
+            .note("the command is without the shares by virtiofs, which another program serves beside QEMU");
     }
     // A copy of its own: the command outlives `kiln down` no more than the user wants it to.
     let copy = own.folder.join("shell.ign");

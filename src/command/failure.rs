@@ -106,6 +106,7 @@ impl From<PlanError> for Error {
             | PlanError::NoPort { .. }
             | PlanError::NoNamespace { .. }
             | PlanError::NoUid { .. }
+            | PlanError::NoMemory { .. }
             | PlanError::SubnetTaken { .. } => Exit::Host,
             PlanError::ForeignKvm { .. }
             | PlanError::MacTaken { .. }
@@ -182,6 +183,9 @@ impl From<PlanError> for Error {
                     "say `storage: {{vg: {group}}}`, or ask for a new disk by another `serial`"
                 )),
             },
+            PlanError::NoMemory { .. } => told.hint(
+                "fewer machines or less `memory` fit; `--overcommit` starts them all the same, and the kernel may then end one",
+            ),
             PlanError::NoPort { .. }
             | PlanError::NoUid { .. }
             | PlanError::Address(_)

@@ -138,6 +138,10 @@ pub(super) fn host_facts(
     if try_out && cluster.machines.iter().any(is_emulated) {
         session.host.time_tcg();
     }
+    let wants_virtiofs = cluster
+        .machines
+        .iter()
+        .any(|machine| !machine.shares.is_empty() && machine.arch.is_native_on(arch));
     let mut distribution = session.host.distribution;
     let mut qemu = BTreeMap::new();
     for machine in &cluster.machines {
@@ -168,6 +172,7 @@ pub(super) fn host_facts(
             false => Firmwares::default(),
         },
         swtpm: session.host.tools.swtpm.clone(),
+        virtiofsd: wants_virtiofs.then(|| session.host.virtiofsd()),
         distribution,
         has_qemu_img: session.host.tools.qemu_img.is_some(),
         namespace: namespace(session, cluster),
@@ -391,7 +396,10 @@ pub(super) fn rendered(
         .reservations
         .get(name.as_str())
         .ok_or_else(|| unknown(name))?;
+    let step = plan.steps.iter().find(|step| step.name == name.as_str());
+    let record = step.and_then(|step| step.record.as_ref());
     let facts = Facts {
+        shares: record.map_or(&[], |record| &record.shares),
         cluster: &cluster.name,
         domain: &plan.cluster.domain,
         ip: reserved.ip,
@@ -452,6 +460,7 @@ pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Err
     plan.check_volumes(&inventory)
         .map_err(plan::PlanError::from)?;
     check_ignition(session, &cluster, &plan)?;
+    tell_room(session, &plan, &inventory);
     if !args.replace
         && let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next()
     {
@@ -468,6 +477,18 @@ pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Err
         ));
     }
     show_plan(session, &plan)
+}
+
+/// Says what this host may have no room for.
+pub(super) fn tell_room(session: &Session<'_>, plan: &Plan, inventory: &Inventory) {
+    if let Err(error) = plan.admit(inventory) {
+        session.report.note(&format!(
+            "{error}: `kiln up` refuses that, but for `--overcommit`"
+        ));
+    }
+    for doubt in plan.doubts(inventory) {
+        session.report.note(&doubt);
+    }
 }
 
 pub(super) fn show_plan(session: &Session<'_>, plan: &Plan) -> Result<(), Error> {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use self::undo::{never_started, take_back, take_back_after, undo_if_never_started};
 use crate::cli::args::{MachinesArgs, ReprovisionArgs, UpArgs};
 use crate::client::Client;
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, ROOT_SERIAL};
 use crate::command::pulling::{self, Fresh};
 use crate::command::wait::until_well;
 use crate::command::{Made, Session, broken_off, down, etcd, power, rolling, show, spec};
@@ -34,6 +34,8 @@ enum RootDisks {
 
 /// What an `up` is to do.
 struct Task<'a> {
+    /// Whether memory that the host may not have is given away.
+    overcommit: bool,
     disks: RootDisks,
     cluster: &'a Cluster,
     files: &'a ClusterFiles,
@@ -76,6 +78,7 @@ pub(super) fn reprovision(session: &mut Session<'_>, args: &ReprovisionArgs) -> 
         rolling: args.rolling.clone(),
         scale: Vec::new(),
         force_download: false,
+        overcommit: args.overcommit,
     };
     work(session, &args, RootDisks::Anew)
 }
@@ -87,6 +90,7 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
         let (_, mut plan, inventory) = spec::planned(session, &args.scale)?;
         plan.restrict(&names);
         plan.check_volumes(&inventory).map_err(PlanError::from)?;
+        spec::tell_room(session, &plan, &inventory);
         return spec::show_plan(session, &plan);
     }
     let fresh = if args.force_download {
@@ -109,6 +113,7 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     let lock = Lock::try_take(&files.lock(), "kiln up")?;
     broken_off::tell(session, &files, "up");
     let task = Task {
+        overcommit: args.overcommit,
         disks,
         cluster: &cluster,
         files: &files,
@@ -128,7 +133,12 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     let view = show::view(&done.made, &done.client)?;
     // What the machines are like is told when they begin, and in `ps`.
     if done.starts {
-        for note in view.weaker().iter().chain(&view.why_emulated()) {
+        for note in view
+            .weaker()
+            .iter()
+            .chain(&view.why_emulated())
+            .chain(&view.why_slow_shares())
+        {
             session.report.note(note);
         }
     }
@@ -203,7 +213,10 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
     let facts = spec::host_facts(session, cluster, true)?;
     // What takes time is done before others have to wait for it: reading images, checking configs.
     let images = spec::images(session, cluster)?;
-    let draft = decide(session, task, names, &facts, &images)?.0;
+    let (draft, inventory) = decide(session, task, names, &facts, &images)?;
+    for doubt in draft.doubts(&inventory) {
+        session.report.note(&doubt);
+    }
     // A config that is wrong is found before anything is made.
     spec::check_ignition(session, cluster, &draft)?;
     let token = match draft.to_discover(cluster) {
@@ -281,10 +294,17 @@ fn decide(
     match task.disks {
         RootDisks::Kept => refuse_loss(&plan)?,
         RootDisks::Replaced => {}
-        RootDisks::Anew => plan.make_anew(),
+        RootDisks::Anew => {
+            // Who asks for another root disk asks for no other data disk.
+            refuse_gone(&plan, |disk| disk.serial != ROOT_SERIAL)?;
+            plan.make_anew();
+        }
     }
     plan.check_volumes(&inventory).map_err(PlanError::from)?;
     plan.choose_members(cluster, &inventory);
+    if !task.overcommit {
+        plan.admit(&inventory)?;
+    }
     Ok((plan, inventory))
 }
 
@@ -308,20 +328,7 @@ fn refuse_missing_images(plan: &Plan, inventory: &plan::Inventory) -> Result<(),
 
 /// A disk is made anew only when the user said so.
 fn refuse_loss(plan: &Plan) -> Result<(), Error> {
-    if let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next() {
-        return Err(Error::new(
-            Exit::Unsafe,
-            format!(
-                "disk `{}` of {} is gone: somebody removed `{}`",
-                gone.serial,
-                gone.machine,
-                gone.path.display()
-            ),
-        )
-        .hint(
-            "put the file back; `kiln up --replace` makes an empty disk in its place, what was on the old one is lost",
-        ));
-    }
+    refuse_gone(plan, |_| true)?;
     let lost: Vec<&plan::Step> = plan.recreated().collect();
     let Some(first) = lost.first() else {
         return Ok(());
@@ -336,6 +343,23 @@ fn refuse_loss(plan: &Plan) -> Result<(), Error> {
     }
     Err(error.hint(
         "Ignition runs once for each disk: `kiln up --replace` makes new disks, what is on the old ones is lost",
+    ))
+}
+
+/// A disk that somebody removed is not replaced without a word.
+fn refuse_gone(plan: &Plan, counts: impl Fn(&plan::GoneDisk) -> bool) -> Result<(), Error> {
+    let mut gone = plan.steps.iter().flat_map(|step| &step.gone);
+    let Some(gone) = gone.find(|disk| counts(disk)) else {
+        return Ok(());
+    };
+    let message = format!(
+        "disk `{}` of {} is gone: somebody removed `{}`",
+        gone.serial,
+        gone.machine,
+        gone.path.display()
+    );
+    Err(Error::new(Exit::Unsafe, message).hint(
+        "put the file back; `kiln up --replace` makes an empty disk in its place, what was on the old one is lost",
     ))
 }
 

@@ -26,6 +26,7 @@ pub enum Piece {
     Uefi(Arch),
     Swtpm,
     Lvm,
+    Virtiofsd,
     Pasta,
     QemuImg,
     Ssh,
@@ -57,6 +58,12 @@ impl Distribution {
     /// The command that installs the piece, to be run as root; `None` where no package is known.
     pub fn install(self, piece: Piece) -> Option<String> {
         let (command, package) = match self {
+            // It has an old one within its old QEMU, and none beside a backported one.
+            Distribution::Bookworm | Distribution::BookwormBackports
+                if piece == Piece::Virtiofsd =>
+            {
+                return None;
+            }
             Distribution::Bookworm if piece == Piece::Qemu(Arch::S390x) => {
                 ("apt-get install", "qemu-system-misc")
             }
@@ -83,6 +90,7 @@ fn debian(piece: Piece) -> &'static str {
         Piece::Uefi(_) => "ovmf",
         Piece::Swtpm => "swtpm",
         Piece::Lvm => "lvm2",
+        Piece::Virtiofsd => "virtiofsd",
         Piece::Pasta => "passt",
         Piece::QemuImg => "qemu-utils",
         Piece::Ssh => "openssh-client",
@@ -101,6 +109,7 @@ fn fedora(piece: Piece) -> &'static str {
         Piece::Uefi(_) => "edk2-ovmf",
         Piece::Swtpm => "swtpm",
         Piece::Lvm => "lvm2",
+        Piece::Virtiofsd => "virtiofsd",
         Piece::Pasta => "passt",
         Piece::QemuImg => "qemu-img",
         Piece::Ssh => "openssh-clients",

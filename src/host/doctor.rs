@@ -101,6 +101,7 @@ pub fn examine(host: &mut Host) -> Vec<Check> {
         let shown = path.display().to_string();
         checks.push(folder(name, shown, folder::make_private(path)));
     }
+    checks.push(virtiofsd(host));
     checks.extend(network::examine(host));
     checks.push(open_files(host.open_files));
     checks
@@ -256,6 +257,25 @@ fn lvm(version: &Result<String, LvmError>, is_root: bool, distribution: Distribu
             format!("{own}, and this kernel has no device-mapper; `storage: {{vg: …}}` needs it"),
             Some("modprobe dm-mod, or a kernel that has it".to_owned()),
         ),
+    }
+}
+
+fn virtiofsd(host: &Host) -> Check {
+    let (status, found) = match host.virtiofsd() {
+        Ok(program) => (Status::Ok, program.display().to_string()),
+        Err(why) => (
+            Status::Warn,
+            format!("{why}; `shares` go by 9p, which is slower"),
+        ),
+    };
+    Check {
+        name: "virtiofsd".to_owned(),
+        remedy: match host.tools.virtiofsd {
+            Some(_) => None,
+            None => host.installer().install(Piece::Virtiofsd),
+        },
+        status,
+        found,
     }
 }
 

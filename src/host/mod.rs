@@ -15,7 +15,9 @@ mod network;
 mod payload;
 mod probe;
 pub mod qemu;
+pub mod room;
 mod tcg;
 pub mod timing;
+pub mod virtiofsd;
 
 pub use probe::{Host, HostError, Tools, native_arch};

@@ -21,7 +21,7 @@ use super::folders::Folders;
 use super::kvm::{self, Ask, KvmState};
 use super::network::{parse_resolvers, parse_routes};
 use super::qemu::{self, Qemu, QemuError, Qemus};
-use super::{tcg, timing};
+use super::{tcg, timing, virtiofsd};
 use crate::cluster::Size;
 use crate::lvm::program::Lvm;
 use crate::memo::Memo;
@@ -78,6 +78,7 @@ pub struct Tools {
     pub swtpm: Option<PathBuf>,
     /// All of lvm2's commands in one.
     pub lvm: Option<PathBuf>,
+    pub virtiofsd: Option<PathBuf>,
     /// These lead out of a network namespace without root.
     pub pasta: Option<PathBuf>,
     pub slirp4netns: Option<PathBuf>,
@@ -165,6 +166,7 @@ impl Host {
                 ignition_validate: tool("ignition-validate"),
                 swtpm: tool("swtpm"),
                 lvm: tool("lvm"),
+                virtiofsd: virtiofsd::find(&environment.path),
                 pasta: tool("pasta"),
                 slirp4netns: tool("slirp4netns"),
             },
@@ -212,6 +214,14 @@ impl Host {
     /// The QEMU that a machine of `arch` was started with before: this very program.
     pub fn qemu_at(&self, arch: Arch, program: &Path) -> Result<Qemu, QemuError> {
         self.qemus.examine(arch, program.to_owned())
+    }
+
+    /// The virtiofsd that works here, which is tried; an error is the reason. Takes some 20 ms.
+    pub fn virtiofsd(&self) -> Result<PathBuf, String> {
+        let program = self.tools.virtiofsd.as_deref();
+        let program = program.ok_or("`virtiofsd` is not installed")?;
+        virtiofsd::try_out(program, &self.folders.runtime, self.is_root())?;
+        Ok(program.to_owned())
     }
 
     /// What is known of KVM for guests of `arch`, without trying: it never waits.

@@ -5,6 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use super::mounts;
 use super::render::Facts;
 use crate::cluster::Machine;
 
@@ -51,6 +52,9 @@ pub(super) fn basic(machine: &Machine, facts: &Facts<'_>, children: &[&str]) -> 
         .iter()
         .map(|text| json!({"source": data_url(text)}))
         .collect();
+    let report = json!({"name": "kiln-report.service", "enabled": true, "contents": REPORT_UNIT});
+    let mut units = vec![report];
+    units.extend(mounts::units(facts.shares));
     json!({
         "ignition": {"version": VERSION, "config": {"merge": merge}},
         "passwd": {"users": [{"name": "core", "sshAuthorizedKeys": login_keys(facts)}]},
@@ -64,9 +68,7 @@ pub(super) fn basic(machine: &Machine, facts: &Facts<'_>, children: &[&str]) -> 
             ),
             file("/etc/kiln/report", 0o755, REPORT_SCRIPT),
         ]},
-        "systemd": {"units": [
-            {"name": "kiln-report.service", "enabled": true, "contents": REPORT_UNIT},
-        ]},
+        "systemd": {"units": units},
     })
 }
 

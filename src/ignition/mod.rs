@@ -17,6 +17,7 @@ mod error;
 mod fragment;
 mod identity;
 mod lint;
+mod mounts;
 mod profile;
 mod render;
 mod template;

@@ -14,6 +14,7 @@ use crate::cluster::{ClusterName, IgnitionSource, Machine, MachineName, Profile}
 use crate::etcd::Membership;
 use crate::keys::KeyPair;
 use crate::nocloud::{self, Seed};
+use crate::state::record::ShareRecord;
 
 /// By fw_cfg 200 KB cost 4 s and 2 MB cost 80 s under TCG.
 const FW_CFG_COMFORT: usize = 1 << 20;
@@ -30,6 +31,8 @@ pub struct Facts<'a> {
     pub peers: &'a [Peer],
     /// Who may log in as `core`: the cluster's own public key and those of the spec.
     pub authorized_keys: &'a [String],
+    /// The folders of the host that it mounts.
+    pub shares: &'a [ShareRecord],
     /// The machine's own ssh host key.
     pub host_key: &'a KeyPair,
     /// Its part in the cluster's etcd; only that profile's templates ask.

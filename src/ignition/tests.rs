@@ -67,6 +67,7 @@ fn machine(file: &str, text: &str) -> Machine {
         restart: RestartPolicy::OnFailure,
         firmware: crate::cluster::FirmwareWish::Auto,
         tpm: false,
+        shares: Vec::new(),
         ignition_transport: None,
     }
 }
@@ -88,6 +89,7 @@ fn rendered(machine: &Machine) -> Result<Rendered, IgnitionError> {
     render(
         machine,
         &Facts {
+            shares: &[],
             cluster: &cluster,
             domain: "demo.kiln.internal",
             ip: Ipv4Addr::new(10, 80, 1, 10),

@@ -17,6 +17,7 @@ pub mod pins;
 pub mod pull;
 pub mod qcow2;
 pub mod source;
+mod sparse;
 pub mod store;
 mod tables;
 pub mod trust;

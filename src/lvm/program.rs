@@ -177,6 +177,15 @@ impl Lvm {
         self.change("lvchange", &["-ay", "--select", &by, &volume.group])
     }
 
+    /// Makes the node be as the group says, and lets those go on that use it.
+    ///
+    /// # Errors
+    /// [`LvmError`]
+    pub fn refresh(&self, volume: &Volume) -> Result<(), LvmError> {
+        let by = by_uuid(volume);
+        self.change("lvchange", &["--refresh", "--select", &by, &volume.group])
+    }
+
     /// Makes the volume as large as so many bytes; it is smaller, and may be in use.
     ///
     /// # Errors
@@ -317,7 +326,7 @@ mod tests {
     fn volume(uuid: &str, tags: &str) -> Volume {
         let row = format!(
             r#"{{"report":[{{"lv":[{{"vg_uuid":"g","vg_name":"vg0","lv_uuid":"{uuid}",
-            "lv_name":"kiln.demo.a.root","lv_size":"4194304","lv_tags":"{tags}","lv_path":"",
+            "lv_name":"kiln.demo.a.root","lv_size":"4194304","lv_tags":"{tags}","lv_path":"","lv_suspended":"",
             "lv_kernel_major":"-1","lv_kernel_minor":"-1"}}]}}]}}"#
         );
         report::volumes(&row).unwrap().remove(0)

@@ -12,8 +12,7 @@ use super::name;
 /// The columns that [`groups`] needs.
 pub(super) const GROUP_COLUMNS: &str = "vg_uuid,vg_name,vg_extent_size,vg_free_count";
 /// The columns that [`volumes`] needs.
-pub(super) const VOLUME_COLUMNS: &str =
-    "vg_uuid,vg_name,lv_uuid,lv_name,lv_size,lv_tags,lv_path,lv_kernel_major,lv_kernel_minor";
+pub(super) const VOLUME_COLUMNS: &str = "vg_uuid,vg_name,lv_uuid,lv_name,lv_size,lv_tags,lv_path,lv_suspended,lv_kernel_major,lv_kernel_minor";
 
 /// A volume group.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -49,6 +48,8 @@ pub struct Volume {
     /// The node's name, where it is active.
     #[serde(rename = "lv_path")]
     pub path: PathBuf,
+    #[serde(rename = "lv_suspended")]
+    suspended: String,
     #[serde(rename = "lv_kernel_major", deserialize_with = "number")]
     major: i64,
     #[serde(rename = "lv_kernel_minor", deserialize_with = "number")]
@@ -61,6 +62,11 @@ impl Volume {
         let major = u32::try_from(self.major).ok()?;
         let minor = u32::try_from(self.minor).ok()?;
         Some(nix::libc::makedev(major, minor))
+    }
+
+    /// Whether who uses the node waits: an lvm2 was killed while it changed the volume.
+    pub fn is_suspended(&self) -> bool {
+        self.suspended == "suspended"
     }
 
     pub fn has_tag(&self, tag: &str) -> bool {
@@ -159,8 +165,8 @@ mod tests {
       "report": [
           {
               "lv": [
-                  {"vg_uuid":"8R31Sp-Po7E-xhzK-jA6t-Ium6-c157-cxldfd", "vg_name":"ktest", "lv_uuid":"ZmUmj3-Jcgj-T8u1-be7n-a7T4-AJxr-Xnxcqo", "lv_name":"kiln.demo.node-1.root", "lv_size":"12582912", "lv_tags":"kiln.unfinished,kiln/8f-aa/node-1/root/abc", "lv_path":"/dev/ktest/kiln.demo.node-1.root", "lv_kernel_major":"-1", "lv_kernel_minor":"-1"},
-                  {"vg_uuid":"8R31Sp-Po7E-xhzK-jA6t-Ium6-c157-cxldfd", "vg_name":"ktest", "lv_uuid":"x", "lv_name":"mine", "lv_size":"4194304", "lv_tags":"", "lv_path":"/dev/ktest/mine", "lv_kernel_major":"253", "lv_kernel_minor":"7"}
+                  {"vg_uuid":"8R31Sp-Po7E-xhzK-jA6t-Ium6-c157-cxldfd", "vg_name":"ktest", "lv_uuid":"ZmUmj3-Jcgj-T8u1-be7n-a7T4-AJxr-Xnxcqo", "lv_name":"kiln.demo.node-1.root", "lv_size":"12582912", "lv_tags":"kiln.unfinished,kiln/8f-aa/node-1/root/abc", "lv_path":"/dev/ktest/kiln.demo.node-1.root", "lv_suspended":"unknown", "lv_kernel_major":"-1", "lv_kernel_minor":"-1"},
+                  {"vg_uuid":"8R31Sp-Po7E-xhzK-jA6t-Ium6-c157-cxldfd", "vg_name":"ktest", "lv_uuid":"x", "lv_name":"mine", "lv_size":"4194304", "lv_tags":"", "lv_path":"/dev/ktest/mine", "lv_suspended":"suspended", "lv_kernel_major":"253", "lv_kernel_minor":"7"}
               ]
           }
       ]
@@ -176,6 +182,7 @@ mod tests {
         assert!(ours.has_tag("kiln/8f-aa/node-1/root/abc") && !ours.is_finished());
         assert_eq!((ours.size, ours.device()), (12 << 20, None));
         assert!(mine.tags.is_empty() && mine.is_finished());
+        assert!(mine.is_suspended() && !ours.is_suspended());
         assert_eq!(mine.device(), Some(nix::libc::makedev(253, 7)));
     }
 

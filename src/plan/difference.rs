@@ -6,7 +6,7 @@ use super::Grown;
 use crate::cluster::{ROOT_SERIAL, Size};
 use crate::state::record::{
     BusRecord, DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind, FirmwareRecord,
-    KernelRecord, MachineRecord, SectorRecord, TransportRecord,
+    KernelRecord, MachineRecord, SectorRecord, ShareRecord, TransportRecord,
 };
 
 /// One thing that changed.
@@ -51,6 +51,7 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         kernel,
         disk,
         data_disks,
+        shares,
         ignition: _,
         ignition_transport,
         mac,
@@ -106,6 +107,7 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         found.add(what, old.bus.name(), new.bus.name(), Price::Restart);
     }
     found.data_disks(data_disks, &new.data_disks);
+    found.shares(shares, &new.shares, has_disk && *reports);
     found.add(
         "kernel",
         &kernel.as_ref().map_or(String::new(), kernel_text),
@@ -241,6 +243,36 @@ impl Found {
         );
     }
 
+    /// Shares are compared by where they are mounted. Mount units come by Ignition, so what it wrote
+    /// to a disk stays until there is a new one.
+    fn shares(&mut self, old: &[ShareRecord], new: &[ShareRecord], has_units: bool) {
+        for share in old {
+            let to = &share.to;
+            let new = new.iter().find(|new| new.to == *to);
+            let now = new.map_or(String::new(), share_text);
+            self.add(
+                &format!("share `{to}`"),
+                &share_text(share),
+                &now,
+                Price::Restart,
+            );
+        }
+        for share in new {
+            if !old.iter().any(|old| old.to == share.to) {
+                let mut text = share_text(share);
+                if has_units {
+                    let by_hand = format!(
+                        ", to be mounted by hand (`mount -t {} {}`) until there is a new disk: it",
+                        share.word(),
+                        share.tag
+                    );
+                    text.push_str(&by_hand);
+                }
+                self.add(&format!("share `{}`", share.to), "", &text, Price::Restart);
+            }
+        }
+    }
+
     fn data_disk(&mut self, what: &str, old: &DataDiskRecord, new: &DataDiskRecord) {
         let keeps = match (&old.source, &new.source) {
             (
@@ -326,6 +358,11 @@ fn source_text(disk: &DataDiskRecord) -> String {
             format!("{} ({}{readonly})", path.display(), format.word())
         }
     }
+}
+
+fn share_text(share: &ShareRecord) -> String {
+    let readonly = if share.readonly { ", read-only" } else { "" };
+    format!("{} ({}{readonly})", share.from.display(), share.word())
 }
 
 fn firmware_text(firmware: &FirmwareRecord) -> String {

@@ -120,6 +120,14 @@ pub enum PlanError {
     },
     #[error(transparent)]
     Volume(#[from] VolumeFault),
+    #[error(
+        "the machines that would run have {wanted} of memory, of which they use {held} now, and this host has {left} left"
+    )]
+    NoMemory {
+        wanted: Size,
+        held: Size,
+        left: Size,
+    },
     #[error("nothing is known of the image of machine `{machine}`")]
     NoImage { machine: String },
 }

@@ -13,6 +13,7 @@ use crate::host::distribution::Distribution;
 use crate::host::firmware::Firmwares;
 use crate::host::kvm::KvmState;
 use crate::host::qemu::Qemu;
+use crate::host::room::Room;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{
     ClusterRecord, DiskRecord, DisksRecord, KernelRecord, MachineRecord, RunRecord, StateRecord,
@@ -31,6 +32,8 @@ pub struct HostFacts {
     pub firmwares: Firmwares,
     /// The emulator of TPMs, where it is installed.
     pub swtpm: Option<PathBuf>,
+    /// The virtiofsd that works here, or why none does; absent where no machine can want it.
+    pub virtiofsd: Option<Result<PathBuf, String>>,
     /// Whose commands install what is missing.
     pub distribution: Distribution,
     /// Whether qemu-img is installed, which makes the machines' disks.
@@ -67,6 +70,10 @@ pub struct Inventory {
     pub disks: Option<DisksRecord>,
     /// The disks that kiln made and that are no longer there.
     pub gone: Vec<GoneDisk>,
+    /// What the host has left.
+    pub room: Room,
+    /// What the QEMUs of this cluster use of their memory now, in bytes.
+    pub memory_held: u64,
     /// The sizes, in bytes, of the user's own files that are data disks.
     pub data_files: BTreeMap<PathBuf, u64>,
     /// The volume group that the spec names.

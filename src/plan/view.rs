@@ -6,8 +6,9 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use serde::Serialize;
 
-use super::Plan;
-use crate::report::view::mode_word;
+use super::{Action, Plan, Step};
+use crate::report::view::{ShareView, mode_word};
+use crate::state::record::ShareRecord;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -30,6 +31,10 @@ impl fmt::Display for Plan {
                 write!(f, " ({}, {})", record.arch, record.ip)?;
             }
             writeln!(f)?;
+            let settled = step.action == Action::Keep && step.why.is_empty();
+            for share in record_shares(step).filter(|_| !settled) {
+                writeln!(f, "            share {share}")?;
+            }
             for why in &step.why {
                 writeln!(f, "            {why}")?;
             }
@@ -38,6 +43,22 @@ impl fmt::Display for Plan {
             writeln!(f, "nothing to do")?;
         }
         Ok(())
+    }
+}
+
+fn record_shares(step: &Step) -> impl Iterator<Item = &ShareRecord> {
+    step.record.iter().flat_map(|record| &record.shares)
+}
+
+impl fmt::Display for ShareRecord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let readonly = if self.readonly { ", read-only" } else { "" };
+        let (from, to, by) = (self.from.display(), &self.to, self.word());
+        write!(f, "{from} on {to}{readonly}, by {by}")?;
+        match self.reason.as_str() {
+            "" => Ok(()),
+            why => write!(f, " ({why})"),
+        }
     }
 }
 
@@ -63,6 +84,7 @@ pub struct StepView {
     pub arch: Option<String>,
     pub ip: Option<Ipv4Addr>,
     pub mac: Option<String>,
+    pub shares: Vec<ShareView>,
 }
 
 impl Plan {
@@ -91,6 +113,7 @@ impl Plan {
                         arch: record.map(|record| record.arch.clone()),
                         ip: record.map(|record| record.ip),
                         mac: record.map(|record| record.mac.clone()),
+                        shares: record.map_or_else(Vec::new, ShareView::all),
                     }
                 })
                 .collect(),

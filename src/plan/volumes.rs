@@ -263,3 +263,80 @@ fn volumes(step: &Step) -> impl Iterator<Item = (&VolumeRecord, u64, bool)> {
         root.chain(data)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(free: u64, volumes: &str) -> GroupFacts {
+        let text = format!(r#"{{"report": [{{"lv": [{volumes}]}}]}}"#);
+        GroupFacts {
+            group: Group {
+                uuid: "g".to_owned(),
+                name: "vg0".to_owned(),
+                extent: 4 << 20,
+                free,
+            },
+            volumes: crate::lvm::report::volumes(&text).unwrap(),
+            token: "t".to_owned(),
+        }
+    }
+
+    #[test]
+    fn sizes_are_whole_extents() {
+        let facts = facts(1, "");
+        let mib = |count: u64| count << 20;
+        for (asked, want) in [(1, mib(4)), (mib(4), mib(4)), (mib(4) + 1, mib(8))] {
+            assert_eq!(facts.rounded(asked), want);
+        }
+        assert_eq!(facts.rounded(u64::MAX), u64::MAX);
+    }
+
+    #[test]
+    fn a_root_volume_that_was_begun_is_gone_on_with_and_another_group_is_another_volume() {
+        let facts = facts(1, "");
+        let owner = Owner {
+            cluster: "demo",
+            uuid: "u",
+            machine: "node-1",
+            serial: "root",
+        };
+        let new = new(&facts, &owner).unwrap();
+        assert_eq!(new.name, "kiln.demo.node-1.root");
+        assert_eq!(new.tag, "kiln/u/node-1/root/t");
+        let begun = VolumeRecord {
+            tag: "kiln/u/node-1/root/earlier".to_owned(),
+            ..new.clone()
+        };
+        let elsewhere = VolumeRecord {
+            group_uuid: "h".to_owned(),
+            tag: "kiln/u/node-1/root/elsewhere".to_owned(),
+            ..new.clone()
+        };
+        let chosen = |volumes: &[(&str, &VolumeRecord)]| {
+            let known = volumes
+                .iter()
+                .map(|(name, it)| ((*name).to_owned(), (*it).clone()));
+            let inventory = Inventory {
+                root_volumes: known.collect(),
+                ..Inventory::default()
+            };
+            root(&facts, &inventory, &owner).unwrap()
+        };
+        assert_eq!(chosen(&[]), new);
+        assert_eq!(chosen(&[("node-1", &begun), ("node-1", &elsewhere)]), begun);
+        assert_eq!(chosen(&[("node-2", &begun), ("node-1", &elsewhere)]), new);
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_refused() {
+        let owner = Owner {
+            cluster: &"c".repeat(40),
+            uuid: "u",
+            machine: &"m".repeat(63),
+            serial: &"s".repeat(20),
+        };
+        let refused = new(&facts(1, ""), &owner).unwrap_err();
+        assert!(matches!(refused, VolumeFault::LongName { .. }), "{refused}");
+    }
+}

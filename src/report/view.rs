@@ -73,6 +73,8 @@ pub struct MachineView {
     pub image: Option<String>,
     /// In the order in which the guest sees them; the root disk is the first.
     pub disks: Vec<DiskView>,
+    /// In the order in which the guest sees them.
+    pub shares: Vec<ShareView>,
     /// RFC 3339.
     pub started_at: Option<String>,
     /// What does not work of it while it runs, a sentence each.
@@ -93,6 +95,21 @@ pub struct DiskView {
     pub readonly: bool,
     /// Whether it outlives `down`.
     pub keep: bool,
+}
+
+/// A folder of the host that a machine mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ShareView {
+    pub from: PathBuf,
+    /// Where the guest mounts it.
+    pub to: String,
+    pub readonly: bool,
+    /// `virtiofs` or `9p`.
+    pub by: &'static str,
+    /// Why not by virtiofs; empty where it is.
+    pub reason: String,
+    /// By what the guest mounts it.
+    pub tag: String,
 }
 
 /// A data disk that kiln made and that no machine has now.
@@ -195,6 +212,20 @@ impl DiskView {
     }
 }
 
+impl ShareView {
+    pub fn all(record: &MachineRecord) -> Vec<ShareView> {
+        let shares = record.shares.iter().map(|share| ShareView {
+            from: share.from.clone(),
+            to: share.to.clone(),
+            readonly: share.readonly,
+            by: share.word(),
+            reason: share.reason.clone(),
+            tag: share.tag.clone(),
+        });
+        shares.collect()
+    }
+}
+
 impl KeptDiskView {
     /// All of the list.
     pub fn all(record: &DisksRecord, files: &DisksFiles) -> Vec<KeptDiskView> {
@@ -243,6 +274,7 @@ impl MachineView {
             ports: record.map_or_else(Vec::new, |record| record.ports.clone()),
             image: record.map(|record| record.image.clone()),
             disks: record.map_or_else(Vec::new, |record| DiskView::all(record, files)),
+            shares: record.map_or_else(Vec::new, ShareView::all),
             started_at: status.started_at.clone(),
             notes: status.notes.clone(),
             ssh: record.is_some_and(|record| record.reports),
@@ -419,6 +451,24 @@ impl ClusterView {
         let told = |(why, names): (&str, Vec<&str>)| {
             format!("{} not run by KVM: {why}", these_are(&names))
         };
+        groups.into_iter().map(told).collect()
+    }
+
+    /// Why shares go by 9p: told in `up`.
+    pub fn why_slow_shares(&self) -> Vec<String> {
+        let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+        for machine in &self.machines {
+            let mut reasons = machine.shares.iter().map(|share| share.reason.as_str());
+            let Some(why) = reasons.find(|why| !why.is_empty()) else {
+                continue;
+            };
+            match groups.iter_mut().find(|(known, _)| *known == why) {
+                Some((_, names)) => names.push(&machine.name),
+                None => groups.push((why, vec![&machine.name])),
+            }
+        }
+        let told =
+            |(why, names): (&str, Vec<&str>)| format!("{}: shares by 9p: {why}", names.join(", "));
         groups.into_iter().map(told).collect()
     }
 

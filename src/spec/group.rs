@@ -17,6 +17,7 @@ use super::image::{self, PlacedImage};
 use super::load::Scale;
 use super::port::{self, PlacedPort};
 use super::profile;
+use super::share;
 use super::stream;
 use super::suggest;
 use super::warning::SpecWarning;
@@ -48,14 +49,12 @@ const KEYS: Keys = Keys {
         "tpm",
         "address",
         "mac",
+        "shares",
     ],
-    not_built: &[
-        (
-            "butane",
-            "translate it with `butane --strict FILE` and name the result in `ignition:`",
-        ),
-        ("shares", "leave it out; `ignition:` can carry small files"),
-    ],
+    not_built: &[(
+        "butane",
+        "translate it with `butane --strict FILE` and name the result in `ignition:`",
+    )],
 };
 
 /// Machines in one group at most; the cluster's subnet is the tighter limit.
@@ -180,10 +179,17 @@ pub(super) fn group(
     let disks = fields.take_as("disks", |node, key| {
         disks::disks(node, key, &owner, arch, names.len(), folders)
     })?;
+    let shares = fields.take_as("shares", |node, key| {
+        share::shares(node, key, &owner, folders)
+    })?;
     let Config {
         source: ignition,
         cloud_init,
     } = config::config(&mut fields, folders, transport)?;
+    if cloud_init && shares.as_ref().is_some_and(|shares| !shares.is_empty()) {
+        let why = "Ignition's units mount shares, and the group has `cloud_init`";
+        return Err(Fault::bad_value(key.place, "shares", why));
+    }
     let profile = profile::profile(&mut fields, folders, cloud_init)?;
     let uses_vars = ignition.as_ref().is_some_and(|source| source.template)
         || matches!(profile, Profile::Etcd { .. } | Profile::Own(_));
@@ -227,6 +233,7 @@ pub(super) fn group(
         disk: root.size,
         root_bus: root.bus,
         disks: disks.clone().unwrap_or_default(),
+        shares: shares.clone().unwrap_or_default(),
         ignition: ignition.clone(),
         cloud_init,
         vars: vars.clone(),

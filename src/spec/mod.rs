@@ -24,6 +24,7 @@ mod init;
 mod load;
 mod port;
 mod profile;
+mod share;
 mod storage;
 mod stream;
 mod suggest;

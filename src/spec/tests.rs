@@ -173,6 +173,7 @@ machines:
     memory: 2GiB
     disk: {size: 20GiB, bus: nvme}
     disks: [{size: 5GiB, serial: db, keep: true}, {size: 1GiB, bus: scsi, sector: 4096}, {file: disk.iso, format: raw, readonly: true}]
+    shares: [{from: ./, to: //var/mnt/src/, readonly: true}, {from: ~/, to: '/var/my out'}]
     ignition: node.ign.j2
     vars: {role: worker, deep: [1, {a: yes}]}
     profile: none

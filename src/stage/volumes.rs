@@ -197,6 +197,11 @@ fn settle(
         lvm.activate(&volume)?;
         volume = again()?;
     }
+    // A former `lvextend` was killed with its kiln.
+    if volume.is_suspended() {
+        lvm.refresh(&volume)?;
+        volume = again()?;
+    }
     if volume.size < size {
         if volume.zero_from().is_none() {
             lvm.tag(&volume, &name::zero_from(volume.size))?;

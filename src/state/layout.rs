@@ -272,6 +272,16 @@ impl MachineFiles {
         self.folder.join("tpm")
     }
 
+    /// What those say that serve its shares.
+    pub fn share_log(&self) -> PathBuf {
+        self.folder.join("virtiofsd.log")
+    }
+
+    /// By which a virtiofsd and its QEMU are joined; gone when they are.
+    pub fn share_socket(&self) -> PathBuf {
+        self.sockets.join("share.sock")
+    }
+
     pub fn tpm_log(&self) -> PathBuf {
         self.folder.join("swtpm.log")
     }

@@ -13,6 +13,7 @@
 //!     machines/M/run.json         what became of it; written by the supervisor alone
 //!     machines/M/config.ign, disk.qcow2, console.log, qemu.log
 //!     machines/M/uefi-vars.fd     its own copy of the firmware's variables
+//!     machines/M/virtiofsd.log     what those said that serve its shares
 //!     machines/M/tpm/, swtpm.log  the TPM's state, QEMU's user's, and what its emulator said
 //!     uplink/                     the QEMU that is the fabric's way out
 //! STATE/clusters/NAME.disks/      0700; outlives the cluster while there is a disk in it

@@ -115,6 +115,9 @@ pub struct MachineRecord {
     /// In the order in which the guest sees them, after the root disk.
     #[serde(default)]
     pub data_disks: Vec<DataDiskRecord>,
+    /// Folders of the host, in the order in which the guest sees them.
+    #[serde(default)]
+    pub shares: Vec<ShareRecord>,
     /// Whether `config.ign` is handed to the guest.
     pub ignition: bool,
     /// How, where it is not as the architecture has it.
@@ -298,6 +301,32 @@ pub enum DataSourceRecord {
         /// As the guest sees it, in bytes, when the plan was made.
         size: u64,
     },
+}
+
+/// A folder of the host that the machine mounts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareRecord {
+    pub from: PathBuf,
+    /// Where the guest mounts it.
+    pub to: String,
+    /// By what the guest mounts it.
+    pub tag: String,
+    pub readonly: bool,
+    pub by: ShareByRecord,
+    /// Why not by virtiofs, in words for people; empty where it is.
+    #[serde(default)]
+    pub reason: String,
+}
+
+/// Who answers the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ShareByRecord {
+    /// This virtiofsd, beside QEMU.
+    Virtiofs { program: PathBuf },
+    /// QEMU itself.
+    #[serde(rename = "9p")]
+    NineP,
 }
 
 /// Every data disk that kiln made for machines of a cluster's name and that still exists, or may:

@@ -5,6 +5,8 @@
 //! that each will have in QEMU. [`open`] then opens them in that order. QEMU gets
 //! descriptors and no path of the cluster's folder, so it needs no right to it.
 
+mod drives;
+
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::num::{NonZeroU16, NonZeroU32};
@@ -14,26 +16,31 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use kiln_arch::machine::{
-    Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Format, Ignition,
-    IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName, Run,
-    Sandbox, Sector, Socket as QemuSocket, Source, Uplink, UplinkPort, UserNet,
+    Accel, ChildFd, Console, ConsoleBackend, Drive, Firmware, Format, Ignition, IgnitionTransport,
+    Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName, Run, Sandbox,
+    Socket as QemuSocket, Source, Uplink, UplinkPort, UserNet,
 };
-use kiln_arch::{Arch, Unsupported, drive_node};
+use kiln_arch::{Arch, Unsupported};
 use kiln_netsetup::address::Subnet;
 use nix::libc;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::cluster::{DataFormat, DiskFormat, ROOT_SERIAL};
+use crate::cluster::{DataFormat, DiskFormat};
 use crate::image::ImageError;
 use crate::image::base::Changed;
 use crate::image::data;
-use crate::lvm::node;
 use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
-    AccelRecord, ClusterRecord, DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind,
-    FirmwareRecord, MachineRecord, ModeRecord, TransportRecord, VolumeRecord,
+    AccelRecord, ClusterRecord, FirmwareKind, FirmwareRecord, MachineRecord, ModeRecord,
+    ShareRecord, TransportRecord, VolumeRecord,
 };
+use crate::supervisor::beside::Wanted;
 use crate::supervisor::network::helper;
+use crate::supervisor::process::Identity;
+use crate::supervisor::share::{self, ShareError};
+
+pub use self::drives::node_name;
+use self::drives::{by_path, data_drive, open_volume, root_drive};
 
 /// One descriptor that a QEMU is handed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,6 +65,8 @@ pub enum Handle {
     },
     /// An end of a pair of sockets, the other for whoever emulates the TPM.
     Tpm,
+    /// A folder that the guest mounts; or, where another program serves it, a socket to that one.
+    Share(ShareRecord),
     /// A tap in the cluster's namespace.
     Tap,
     /// A sealed memfd with the content of this file: no path, no secret in argv.
@@ -98,6 +107,8 @@ pub enum LaunchError {
     },
     #[error("it has no tap in the cluster's network")]
     NoTap,
+    #[error("a share cannot be served")]
+    Share(#[from] ShareError),
     #[error("cannot make sockets for the TPM")]
     Pair(#[source] io::Error),
     #[error("its disk cannot be used")]
@@ -184,7 +195,15 @@ pub fn supervised(
         .ignition
         .then(|| handles.source(Handle::Sealed(files.ignition())));
     let firmware = firmware(record, |firmware| Pflash {
-        code: handles.source(Handle::Read(firmware.code.clone())),
+        code: handles.source(match firmware.code_format {
+            DiskFormat::Raw => Handle::Read(firmware.code.clone()),
+            // A user may have written its descriptor; the header could lead anywhere.
+            DiskFormat::Qcow2 => Handle::Disk {
+                path: firmware.code.clone(),
+                format: DataFormat::Qcow2,
+                readonly: true,
+            },
+        }),
         code_format: flash_format(firmware.code_format),
         vars: handles.source(match firmware.vars_format {
             DiskFormat::Raw => Handle::ReadWrite(files.uefi_vars()),
@@ -198,6 +217,8 @@ pub fn supervised(
         vars_format: flash_format(firmware.vars_format),
     });
     let tpm = record.tpm.as_ref().map(|_| handles.add(Handle::Tpm));
+    let add = |share: &ShareRecord| handles.add(Handle::Share(share.clone()));
+    let shares = share::served(&record.shares, add);
     let machine = Machine {
         firmware,
         tpm,
@@ -208,6 +229,7 @@ pub fn supervised(
         kernel,
         drives,
         ignition: ignition(record, config),
+        shares,
         run: Run::Supervised,
         ..bare(cluster, record)?
     };
@@ -251,6 +273,7 @@ pub fn alone(
             record,
             record.ignition.then(|| Source::Path(config.to_owned())),
         ),
+        shares: share::alone(&record.shares),
         run: Run::Alone,
         // Not kiln's: the uuid by which kiln knows its own, and ends them, is not on it.
         uuid: None,
@@ -334,6 +357,7 @@ fn bare(cluster: &str, record: &MachineRecord) -> Result<Machine, LaunchError> {
         kernel: None,
         drives: Vec::new(),
         ignition: Ignition::None,
+        shares: Vec::new(),
         nics: Vec::new(),
         monitors: Vec::new(),
         console: Console {
@@ -389,136 +413,13 @@ fn parsed<T: std::str::FromStr>(
         value: value.to_owned(),
     })
 }
-
-fn base(disk: &DiskRecord, source: Source) -> Image {
-    match disk.base.format {
-        DiskFormat::Raw => Image::Raw(source),
-        DiskFormat::Qcow2 => Image::Qcow2 {
-            source,
-            backing: None,
-        },
-    }
-}
-
-/// A handle by its path, for a QEMU that opens it by itself.
-fn by_path(handle: Handle) -> Source {
-    Source::Path(match handle {
-        Handle::Volume(volume) => volume.path(),
-        Handle::Listener(path)
-        | Handle::Read(path)
-        | Handle::ReadWrite(path)
-        | Handle::Overlay(path)
-        | Handle::Append(path)
-        | Handle::Sealed(path)
-        | Handle::Disk { path, .. } => path,
-        Handle::Tpm | Handle::Tap => PathBuf::new(),
-    })
-}
-
-/// The root disk, whose bytes come from what `source` makes of each handle.
-fn root_drive(
-    disk: &DiskRecord,
-    files: &MachineFiles,
-    mut source: impl FnMut(Handle) -> Source,
-) -> Drive {
-    let image = match &disk.volume {
-        Some(volume) => Image::Device(source(Handle::Volume(volume.clone()))),
-        None => Image::Qcow2 {
-            source: source(Handle::Overlay(files.disk())),
-            backing: Some(Box::new(base(
-                disk,
-                source(Handle::Read(disk.base.path.clone())),
-            ))),
-        },
-    };
-    Drive {
-        image,
-        access: Access::ReadWrite,
-        serial: Some(ROOT_SERIAL.to_owned()),
-        bus: disk.bus.into(),
-        sector: Sector::Bytes512,
-    }
-}
-
-/// A data disk, in the same way.
-fn data_drive(
-    disk: &DataDiskRecord,
-    files: &MachineFiles,
-    source: impl FnOnce(Handle) -> Source,
-) -> Drive {
-    let (handle, format, readonly) = match &disk.source {
-        DataSourceRecord::Made {
-            volume: Some(volume),
-            ..
-        } => (
-            Handle::Volume((**volume).clone()),
-            DataFormat::Device,
-            false,
-        ),
-        DataSourceRecord::Made { volume: None, .. } => {
-            let format = DataFormat::Qcow2;
-            let path = files.data_disk(&disk.serial);
-            let readonly = false;
-            (
-                Handle::Disk {
-                    path,
-                    format,
-                    readonly,
-                },
-                format,
-                readonly,
-            )
-        }
-        DataSourceRecord::File {
-            path,
-            format,
-            readonly,
-            ..
-        } => (
-            Handle::Disk {
-                path: path.clone(),
-                format: *format,
-                readonly: *readonly,
-            },
-            *format,
-            *readonly,
-        ),
-    };
-    let source = source(handle);
-    Drive {
-        image: match format {
-            DataFormat::Raw => Image::Raw(source),
-            DataFormat::Device => Image::Device(source),
-            DataFormat::Qcow2 => Image::Qcow2 {
-                source,
-                backing: None,
-            },
-        },
-        access: if readonly {
-            Access::ReadOnly
-        } else {
-            Access::ReadWrite
-        },
-        serial: Some(disk.serial.clone()),
-        bus: disk.bus.into(),
-        sector: disk.sector.into(),
-    }
-}
-
-/// QEMU's name of the block node of a machine's disk, as [`supervised`] has them.
-pub fn node_name(record: &MachineRecord, serial: &str) -> Option<String> {
-    let root = record.disk.iter().map(|_| ROOT_SERIAL);
-    let data = record.data_disks.iter().map(|disk| disk.serial.as_str());
-    let index = root.chain(data).position(|other| other == serial)?;
-    Some(drive_node(index))
-}
-
-/// What QEMU is handed, and the other end of what is between it and its TPM.
+/// What QEMU is handed, the other end of what is between it and its TPM, and who serves its shares.
 #[derive(Debug)]
 pub struct Opened {
     /// Each with the number that it will have in QEMU.
     pub fds: Vec<(OwnedFd, RawFd)>,
     pub tpm: Option<OwnedFd>,
+    pub beside: Vec<Wanted>,
 }
 
 /// Opens the handles, in order, of which `plug` has those of the network. After them come what is only to be held, the
@@ -526,13 +427,19 @@ pub struct Opened {
 ///
 /// # Errors
 /// [`LaunchError::Open`] and [`LaunchError::Listen`] name the path.
-pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
+pub fn open(
+    handles: &[Handle],
+    plug: Plug,
+    files: &MachineFiles,
+    identity: Identity,
+) -> Result<Opened, LaunchError> {
     let Plug {
         mut tap,
         namespaces,
     } = plug;
     let mut fds = Vec::with_capacity(2 * handles.len());
     let mut tpm = None;
+    let mut beside = Vec::new();
     let number = |index| ChildFd::nth(index).map_or(0, |fd| RawFd::from(fd.number()));
     let mut names = Vec::new();
     let mut indices = 0u16..;
@@ -542,6 +449,11 @@ pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
                 let (ours, other) = UnixStream::pair().map_err(LaunchError::Pair)?;
                 tpm = Some(other.into());
                 ours.into()
+            }
+            Handle::Share(record) => {
+                let (fd, server) = share::open(record, files, identity)?;
+                beside.extend(server);
+                fd
             }
             Handle::Tap => tap.take().ok_or(LaunchError::NoTap)?,
             Handle::Listener(path) => {
@@ -591,23 +503,7 @@ pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
     for (held, index) in namespaces.into_iter().chain(names).zip(indices) {
         fds.push((held, number(index)));
     }
-    Ok(Opened { fds, tpm })
-}
-
-fn open_volume(volume: &VolumeRecord) -> Result<File, LaunchError> {
-    let path = volume.path();
-    let (file, _) = data::open(&path, DataFormat::Device, false).map_err(|source| {
-        let path = path.clone();
-        LaunchError::Disk { path, source }
-    })?;
-    let uuid = volume.made.as_ref().map_or("", |made| &made.uuid);
-    match node::is_volume(&file, &volume.group_uuid, uuid) {
-        Ok(true) => Ok(file),
-        Ok(false) => Err(LaunchError::NotVolume {
-            volume: Box::new(volume.clone()),
-        }),
-        Err(source) => Err(LaunchError::Open { path, source }),
-    }
+    Ok(Opened { fds, tpm, beside })
 }
 
 fn file(path: &Path, options: &mut OpenOptions) -> Result<OwnedFd, LaunchError> {

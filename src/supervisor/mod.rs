@@ -4,12 +4,13 @@
 //! to it over the control socket ([`protocol`]). If it dies the machines live, and
 //! the next command starts a new one, which adopts them.
 
+pub mod beside;
 pub mod console;
 mod control;
 pub mod diagnose;
 pub mod dispatcher;
 mod door;
-mod journal;
+pub mod journal;
 pub mod launch;
 pub mod machine;
 mod message;
@@ -19,7 +20,8 @@ pub mod process;
 pub mod protocol;
 pub mod qmp;
 mod regain;
+mod share;
 mod slot;
 mod tpm;
 mod uplink;
-mod watch;
+pub mod watch;

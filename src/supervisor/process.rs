@@ -11,12 +11,13 @@
 
 mod child;
 mod proc;
+mod step;
 mod stranger;
 #[cfg(test)]
 mod tests;
 
 use std::cell::OnceCell;
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -31,8 +32,9 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-pub use self::child::{SpawnError, Step};
+pub use self::child::confined;
 use self::proc::Carrier;
+pub use self::step::{SpawnError, Step};
 
 /// How to start a QEMU.
 #[derive(Debug)]
@@ -58,6 +60,11 @@ pub struct Companion {
     pub args: Vec<OsString>,
     pub fds: Vec<(OwnedFd, RawFd)>,
     pub output: OwnedFd,
+    /// What is left out of the modes of what it makes, where it does not say.
+    pub umask: nix::libc::mode_t,
+    /// A mount that is attached to nothing, and the folder on which this program, and no other,
+    /// finds it. Asks for root.
+    pub mount: Option<(OwnedFd, &'static CStr)>,
 }
 
 /// Who the child is.
@@ -136,7 +143,7 @@ pub struct Process {
 /// # Errors
 /// [`SpawnError`] says which step failed; then there is no child.
 pub fn spawn(launch: Launch) -> Result<Process, SpawnError> {
-    spawn_both(launch, None).map(|(process, _)| process)
+    spawn_all(launch, Vec::new()).map(|(process, _)| process)
 }
 
 /// As [`spawn`], under the name `PROGRAM:UUID`, by which [`Process::adopt`] and [`Carriers`] know a
@@ -148,25 +155,25 @@ pub fn spawn_tagged(launch: Launch, uuid: &str) -> Result<Process, SpawnError> {
     let mut name = OsString::from(launch.program.file_name().unwrap_or_default());
     name.push(":");
     name.push(uuid);
-    start(launch, Some(name), None).map(|(process, _)| process)
+    start(launch, Some(name), Vec::new()).map(|(process, _)| process)
 }
 
-/// As [`spawn`], with a companion, which is the second of what comes back.
+/// As [`spawn`], with companions, which come back in their order.
 ///
 /// # Errors
-/// As [`spawn`]; then there is neither of them.
-pub fn spawn_both(
+/// As [`spawn`]; then there is none of them.
+pub fn spawn_all(
     launch: Launch,
-    companion: Option<Companion>,
-) -> Result<(Process, Option<Process>), SpawnError> {
-    start(launch, None, companion)
+    companions: Vec<Companion>,
+) -> Result<(Process, Vec<Process>), SpawnError> {
+    start(launch, None, companions)
 }
 
 fn start(
     launch: Launch,
     name: Option<OsString>,
-    companion: Option<Companion>,
-) -> Result<(Process, Option<Process>), SpawnError> {
+    companions: Vec<Companion>,
+) -> Result<(Process, Vec<Process>), SpawnError> {
     let started = child::start(child::Plan {
         program: launch.program,
         name,
@@ -175,16 +182,17 @@ fn start(
         fds: launch.fds,
         output: launch.stderr,
         role: child::Role::Confined(launch.identity),
-        companion,
+        companions,
     })?;
     // The numbers are good: they are our children, and nobody else waits for them.
     let held = Process::hold(started.pid, None).and_then(|process| {
-        let companion = started.companion.map(|pid| Process::hold(pid, None));
-        Ok((process, companion.transpose()?))
+        let companions = started.companions.iter();
+        let companions = companions.map(|pid| Process::hold(*pid, None));
+        Ok((process, companions.collect::<io::Result<_>>()?))
     });
     held.map_err(|source| {
         child::abandon(started.pid);
-        started.companion.into_iter().for_each(child::abandon);
+        started.companions.into_iter().for_each(child::abandon);
         SpawnError::Watch { source }
     })
 }
@@ -204,7 +212,7 @@ pub fn spawn_detached(detached: Detached) -> Result<u32, SpawnError> {
         fds: detached.fds,
         output: detached.log.into(),
         role: child::Role::Daemon,
-        companion: None,
+        companions: Vec::new(),
     })
     .map(|started| started.pid)
 }
@@ -414,6 +422,23 @@ impl Process {
 
     pub fn pid(&self) -> u32 {
         self.pid
+    }
+
+    /// The other processes of its group, each with the words of its command line.
+    pub fn group(&self) -> Vec<(Process, Vec<OsString>)> {
+        use std::os::unix::ffi::OsStringExt;
+        let members = proc::group(self.pid).into_iter();
+        let held = members.filter_map(|(pid, start_time, line)| {
+            let process = Process::hold(pid, Some(start_time)).ok()?;
+            // It is still the one that was looked at.
+            if proc::start_time(pid).ok()? != start_time {
+                return None;
+            }
+            let words = line.split(|&byte| byte == 0);
+            let words = words.map(|word| OsString::from_vec(word.to_vec()));
+            Some((process, words.collect()))
+        });
+        held.collect()
     }
 
     /// When it started, in the kernel's ticks since boot (`/proc/PID/stat`,

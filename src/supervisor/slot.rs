@@ -22,6 +22,7 @@ use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
     MachineRecord, PortRecord, ReportRecord, RestartRecord, RunRecord, SeenRecord, StateRecord,
 };
+use crate::supervisor::beside;
 use crate::supervisor::console::ConsoleWatch;
 use crate::supervisor::diagnose::Finding;
 use crate::supervisor::launch::LaunchError;
@@ -227,21 +228,22 @@ impl Slot {
         self.keep_logs_short(consoles);
         self.publish_or_note(network);
         self.adopting = true;
-        // Its TPM, if it has one, is no child of ours; it ends with its QEMU.
-        self.attend(process, None, Origin::Found, inbox, network);
+        let beside = beside::found(&process, &self.files);
+        self.attend(process, beside, Origin::Found, inbox, network);
     }
 
     /// The logs of its programs, beside the machine's console. No machine's name has a slash.
-    fn logs(&self) -> [(String, PathBuf); 2] {
+    fn logs(&self) -> [(String, PathBuf); 3] {
         [
             (format!("{}/qemu", self.name), self.files.qemu_log()),
             (format!("{}/tpm", self.name), self.files.tpm_log()),
+            (format!("{}/shares", self.name), self.files.share_log()),
         ]
     }
 
     fn keep_logs_short(&self, consoles: &mut ConsoleWatch) {
         for (name, log) in self.logs() {
-            // Not every machine has a TPM.
+            // Not every machine has a TPM, or shares.
             if log.exists() {
                 consoles.keep_short(&name, &log);
             }

@@ -327,8 +327,8 @@ impl Uplink {
             let tap = bridge.uplink(own, helper::HOST);
             plug.tap = Some(tap.map_err(|error| in_one_line(&error))?);
         }
-        let launch::Opened { fds, .. } =
-            launch::open(&handles, plug).map_err(|error| in_one_line(&error))?;
+        let launch::Opened { fds, .. } = launch::open(&handles, plug, &self.files, identity)
+            .map_err(|error| in_one_line(&error))?;
         spawn(Launch {
             program: machine.qemu.clone(),
             args: command.argv().collect(),

@@ -15,12 +15,12 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::state::record::ReportRecord;
+use crate::supervisor::beside::{self, Beside};
 use crate::supervisor::console::{last_line, sanitize};
 use crate::supervisor::machine::{Event, GREETING_DEADLINE, RunStatus};
 use crate::supervisor::message::{Message, News};
 use crate::supervisor::process::{Exit, Process};
 use crate::supervisor::qmp::{Qmp, QmpError, QmpEvent};
-use crate::supervisor::tpm::Tpm;
 
 /// Between two questions whether QEMU still answers.
 const BEAT: Duration = Duration::from_secs(2);
@@ -55,19 +55,16 @@ impl Teller {
     }
 }
 
-/// Waits for the end of `process`, and of the TPM beside it, and tells it with the last words of
+/// Waits for the end of `process`, and of what runs beside it, and tells it with the last words of
 /// its log.
 pub(super) fn process(
     teller: Teller,
     process: Arc<Process>,
     log: PathBuf,
-    tpm: Option<Tpm>,
+    others: Vec<Beside>,
 ) -> JoinHandle<()> {
     tokio::spawn(async move {
-        let (exit, of_tpm) = match tpm {
-            Some(tpm) => tpm.watch(&process).await,
-            None => (process.exited().await, None),
-        };
+        let (exit, of_others) = beside::watch(&process, others).await;
         let (how, clean) = match &exit {
             Exit::Code(0) => ("status 0".to_owned(), true),
             Exit::Code(code) => (format!("QEMU exited with status {code}"), false),
@@ -81,7 +78,7 @@ pub(super) fn process(
             Some(line) if !clean => format!("{how}: {line}"),
             _ => how,
         };
-        let how = match (exit, of_tpm) {
+        let how = match (exit, of_others) {
             // It was killed for that.
             (Exit::Signal(_), Some(why)) => why,
             (_, Some(why)) => format!("{how}; {why}"),
@@ -247,7 +244,7 @@ pub(super) fn stream(socket: &std::path::Path) -> std::io::Result<UnixStream> {
 }
 
 /// One line of the report protocol (docs/report.md); what is not one is passed over.
-fn parse_report(line: &[u8]) -> Option<ReportRecord> {
+pub fn parse_report(line: &[u8]) -> Option<ReportRecord> {
     #[derive(Deserialize)]
     struct Line {
         kiln: u32,

@@ -6,9 +6,12 @@
 //! take turns, so that whatever else the host does falls on both. Every guest is killed before the
 //! next turn. A missed target is said and is no failure: a benchmark is no test.
 //!
-//! How many frames the fabric passes is measured beside the switch, in `netsetup`.
+//! What the networks carry needs root, and a network namespace for the benchmark alone: `just bench-network`.
 
+mod disks;
+mod guests;
 mod memory;
+mod network;
 mod pull;
 mod qmp;
 mod raw;
@@ -32,7 +35,8 @@ usage: bench [--guest FOLDER] [--kiln PROGRAM] [--rounds N] [--only WORD] [--jso
   --guest FOLDER   holds `kernel`, `initrd` and `cmdline`; built by tests/guest/build when absent
   --kiln PROGRAM   the kiln to measure; the one beside this program when absent
   --rounds N       pairs of each kind (default 20; fewer where one takes long)
-  --only WORD      start, up, ten, plan, memory or pull
+  --only WORD      start, up, ten, plan, memory, disks, pull, switch, taps or guests; the last two as root, in a
+                    network namespace of their own
 ";
 
 /// What was said on the command line.
@@ -92,22 +96,33 @@ fn asked(mut words: impl Iterator<Item = std::ffi::OsString>) -> Outcome<Asked> 
     Ok(asked)
 }
 
+/// What `--only network` measures.
+const NETWORK: [&str; 3] = ["switch", "taps", "guests"];
+
 fn bench(asked: &Asked) -> Outcome<()> {
     let world = World::new(asked.guest.as_deref(), asked.kiln.as_deref())?;
     let rounds = asked.rounds;
     let few = rounds.div_ceil(4);
     type Measure = fn(&World, usize) -> Outcome<Vec<Row>>;
-    let measures: [(&str, Measure, usize); 6] = [
+    let measures: [(&str, Measure, usize); 10] = [
         ("start", start, rounds),
         ("up", up, rounds),
         ("ten", ten, few),
         ("plan", plan, rounds),
         ("memory", memory, 1),
+        ("disks", disks::disks, rounds),
         ("pull", pull::pull, rounds.div_ceil(10)),
+        ("switch", network::switch, rounds),
+        ("taps", network::taps, rounds),
+        ("guests", guests::guests, few),
     ];
     let mut rows = Vec::new();
     for (name, measure, rounds) in measures {
-        if asked.only.as_ref().is_none_or(|only| only == name) {
+        let wanted = match &asked.only {
+            Some(only) => only == name || only == "network" && NETWORK.contains(&name),
+            None => !NETWORK.contains(&name),
+        };
+        if wanted {
             let _ = writeln!(std::io::stderr(), "bench: {name}, {rounds} rounds");
             rows.extend(measure(&world, rounds)?);
         }

@@ -15,6 +15,7 @@ use kiln::state::files;
 use kiln::state::layout::{MachineFiles, Socket};
 use kiln::state::record::{MachineRecord, ModeRecord};
 use kiln::supervisor::launch::{self, Plug};
+use kiln::supervisor::process::Identity;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 use crate::world::Cluster;
@@ -106,7 +107,7 @@ pub(crate) fn launch(mut words: impl Iterator<Item = OsString>) -> Outcome<()> {
     let (machine, handles) = launch::supervised("raw", ModeRecord::Fabric, &record, &own)?;
     let command = kiln_arch::render(&machine)?;
     // Each takes the lowest free number, so they come in the order of the command line.
-    let opened = launch::open(&handles, Plug::default())?;
+    let opened = launch::open(&handles, Plug::default(), &own, Identity::Same)?;
     for (fd, number) in &opened.fds {
         if std::os::fd::AsRawFd::as_raw_fd(fd) != *number {
             return Err(format!("descriptor {number} came out as {fd:?}").into());

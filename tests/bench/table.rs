@@ -18,6 +18,8 @@ pub(crate) enum Target {
     Over(f64),
     /// At most so many times raw.
     Ratio(f64),
+    /// At least so many times raw: of what is better the more there is of it.
+    Share(f64),
 }
 
 /// A line of the table.
@@ -38,6 +40,11 @@ pub(crate) struct Row {
 impl Samples {
     pub(crate) fn push(&mut self, took: Duration) {
         self.0.push(took.as_secs_f64() * 1000.0);
+    }
+
+    /// Something else than a time.
+    pub(crate) fn push_value(&mut self, value: f64) {
+        self.0.push(value);
     }
 
     pub(crate) fn median(&self) -> f64 {
@@ -70,13 +77,24 @@ impl Row {
 
     /// From samples of as many turns each.
     pub(crate) fn pair(what: &str, raws: &Samples, kilns: &Samples, target: Target) -> Row {
+        Row::beside(what, "ms", raws, kilns, target)
+    }
+
+    /// The same in another unit.
+    pub(crate) fn beside(
+        what: &str,
+        unit: &'static str,
+        raws: &Samples,
+        kilns: &Samples,
+        target: Target,
+    ) -> Row {
         let pairs = || raws.0.iter().zip(&kilns.0);
         let compared = Compared {
             raw: raws.median(),
             difference: median(pairs().map(|(raw, kiln)| kiln - raw).collect()),
             ratio: median(pairs().map(|(raw, kiln)| kiln / raw).collect()),
         };
-        Row::new(what, "ms", Some(compared), kilns.median(), target)
+        Row::new(what, unit, Some(compared), kilns.median(), target)
     }
 
     fn new(
@@ -97,6 +115,10 @@ impl Row {
                 difference.map(|difference| difference <= most),
             ),
             Target::Ratio(most) => (format!("raw x {most}"), ratio.map(|ratio| ratio <= most)),
+            Target::Share(least) => (
+                format!(">= raw x {least}"),
+                ratio.map(|ratio| ratio >= least),
+            ),
         };
         Row {
             what: what.to_owned(),
@@ -124,7 +146,7 @@ pub(crate) fn text(rows: &[Row]) -> String {
         let verdict = match row.within {
             None => "",
             Some(true) => "ok",
-            Some(false) => "OVER",
+            Some(false) => "MISSED",
         };
         let line = format!(
             "{:<32} {:>10} {:>10} {:<4} {:>10} {:>6}  {:<12} {verdict}",

@@ -53,6 +53,26 @@ impl World {
     }
 
     pub(crate) fn cluster(&self, name: &str, count: usize) -> Outcome<Cluster<'_>> {
+        self.cluster_of("fabric", name, count, None)
+    }
+
+    /// A cluster whose machines have their disks over this image.
+    pub(crate) fn cluster_on(&self, name: &str, count: usize, base: &Path) -> Outcome<Cluster<'_>> {
+        self.cluster_of("fabric", name, count, Some(base))
+    }
+
+    /// A cluster whose machines are joined in this mode.
+    pub(crate) fn cluster_in(&self, mode: &str, name: &str, count: usize) -> Outcome<Cluster<'_>> {
+        self.cluster_of(mode, name, count, None)
+    }
+
+    fn cluster_of(
+        &self,
+        mode: &str,
+        name: &str,
+        count: usize,
+        base: Option<&Path>,
+    ) -> Outcome<Cluster<'_>> {
         let cluster = Cluster {
             world: self,
             name: name.to_owned(),
@@ -61,18 +81,30 @@ impl World {
         let guest = |file: &str| self.guest.join(file);
         let spec = format!(
             "cluster: {name}\n\
-             image: {{kernel: {:?}, initrd: {:?}, cmdline: {:?}}}\n\
-             network: {{mode: fabric, subnet: 10.{}.0.0/16}}\n\
+             image: {{kernel: {:?}, initrd: {:?}, cmdline: {:?}{}}}\n\
+             network: {{mode: {mode}, subnet: 10.{}.0.0/16}}\n\
              machines:\n  node: {{count: {count}, accel: tcg, memory: 256MiB}}\n",
             guest("kernel"),
             guest("initrd"),
             std::fs::read_to_string(guest("cmdline"))?.trim_end(),
+            base.map_or_else(String::new, |base| format!(", disk: {base:?}")),
             // Apart from each other: two clusters may be there at once.
             200 + name.len(),
         );
         std::fs::create_dir_all(cluster.folder())?;
         std::fs::write(cluster.folder().join("kiln.yaml"), spec)?;
         Ok(cluster)
+    }
+
+    /// Kernel, initial RAM disk and kernel command line of the guest.
+    pub(crate) fn guest(&self) -> Outcome<(PathBuf, PathBuf, String)> {
+        let file = |name: &str| self.guest.join(name);
+        let cmdline = std::fs::read_to_string(file("cmdline"))?;
+        Ok((
+            file("kernel"),
+            file("initrd"),
+            cmdline.trim_end().to_owned(),
+        ))
     }
 
     /// An empty folder for a raw QEMU's files.
@@ -111,6 +143,25 @@ impl Cluster<'_> {
     /// Runs kiln to its end and gives the time that it took.
     pub(crate) fn kiln(&self, words: &[&str]) -> Outcome<Duration> {
         self.run(words).map(|(_, took)| took)
+    }
+
+    /// What a command in a machine prints.
+    pub(crate) fn ssh(&self, machine: &str, script: &str) -> Outcome<String> {
+        let (output, _) = self.run(&["ssh", machine, "--", script])?;
+        Ok(String::from_utf8(output.stdout)?)
+    }
+
+    /// The address of a machine.
+    pub(crate) fn address(&self, machine: &str) -> Outcome<String> {
+        let (output, _) = self.run(&["ps", "--json"])?;
+        let answer: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+        let machines = answer["result"]["machines"].as_array();
+        let found = machines
+            .into_iter()
+            .flatten()
+            .find(|it| it["name"] == machine);
+        let ip = found.and_then(|it| it["reserved_ip"].as_str());
+        Ok(ip.ok_or("`kiln ps` names no address")?.to_owned())
     }
 
     /// The supervisor's process.

@@ -31,6 +31,8 @@ fn a_data_disk_that_somebody_removed_is_made_anew_only_when_asked_for() {
         assert!(!data(&world).exists());
     };
     refused();
+    let anew = world.kiln(&["reprovision", "node-1"]);
+    assert_eq!(anew.code, Some(9), "{}", anew.stderr);
     // Its machine has it as long as it runs.
     assert_eq!(world.pids()["node-1"], pid);
     let plan = world.json(&["plan"]);

@@ -166,7 +166,7 @@ fn whatever_is_killed_in_the_middle_the_next_up_ends_it() {
 #[test]
 fn a_scaling_that_is_killed_is_ended_by_the_next_up() {
     let world = World::new();
-    world.nodes(3, "");
+    world.nodes(3, "memory: 64MiB");
     world.ok(&["up"]);
     let three = world.pids();
     for (count, delay) in [(5, 20), (3, 40), (6, 80), (3, 120), (7, 200), (2, 300)] {

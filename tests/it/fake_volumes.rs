@@ -410,38 +410,141 @@ fn volumes_grow_with_zeros_and_never_shrink_as_root() {
     world.assert_clean();
 }
 
+/// What an `up` asks before it does anything: the version, the group and its volumes, twice.
+const ASKED: u32 = 6;
+
+/// Has `args` killed after each call of lvm2's, from this one on, until it is done before. `then`
+/// looks at what each time has left.
+fn killed_at_each_call(story: &Story, args: &[&str], first: u32, mut then: impl FnMut(u32)) -> u32 {
+    for calls in first.. {
+        story.group.kill_after(calls);
+        let ended = story.world.kiln(args);
+        story.group.kill_nobody();
+        if ended.signal != Some(9) {
+            assert_eq!(ended.code, Some(0), "call {calls}: {}", ended.stderr);
+            return calls;
+        }
+        then(calls);
+    }
+    unreachable!()
+}
+
 #[test]
-fn an_up_on_volumes_may_be_killed_at_any_moment_as_root() {
+fn an_up_on_volumes_may_be_killed_at_any_call_as_root() {
     let story = Story::new(64);
     let Story { world, group } = &story;
     let before = group.seen();
-    story.spec(2, "disks: [{size: 1MiB, serial: d}]");
-    let whole = world.kiln(&["up"]).took;
-    world.ok(&["down", "--remove-disks", "--timeout", "0s"]);
-    assert_eq!(group.seen(), before);
-    for round in 0..6 {
-        world.start(&["up"]).killed_after(whole * round / 6);
-        if round % 2 == 0 {
+    story.spec(1, "disks: [{size: 1MiB, serial: d}]");
+    let calls = killed_at_each_call(&story, &["up"], ASKED, |call| {
+        if call % 2 == 0 {
             world.ok(&["gc"]);
-        }
-        if round % 4 < 2 {
+            // No record has the machine; the list has its data disk.
+            let left = group.volumes();
+            assert!(
+                !left.iter().any(|line| line.contains("root")),
+                "call {call}: {left:?}"
+            );
+        } else {
             world.ok(&["up"]);
-            assert_eq!(group.volumes().len(), 4, "round {round}");
-            for machine in ["node-1", "node-2"] {
-                assert!(
-                    is_fresh(&group.content(&format!("kiln.demo.{machine}.root"))),
-                    "round {round}"
-                );
-            }
+            assert!(
+                is_fresh(&group.content("kiln.demo.node-1.root")),
+                "call {call}"
+            );
+            let data = group.content("kiln.demo.node-1.d");
+            assert!(data.iter().all(|byte| *byte == 0), "call {call}");
         }
-        world
-            .start(&["down", "--timeout", "0s"])
-            .killed_after(whole * (5 - round) / 6);
         world.ok(&["down", "--timeout", "0s"]);
-        world.ok(&["down", "--remove-disks"]);
-        assert_eq!(group.seen(), before, "round {round}");
+        assert_eq!(group.seen(), before, "call {call}");
         world.assert_clean();
-    }
+    });
+    assert!(calls > 10, "{calls}");
+    let calls = killed_at_each_call(&story, &["down", "--timeout", "0s"], 1, |call| {
+        if call % 2 == 0 {
+            world.ok(&["up"]);
+        }
+    });
+    assert!(calls > 3, "{calls}");
+    assert_eq!(group.seen(), before);
+    world.assert_clean();
+}
+
+#[test]
+fn a_volume_whose_growth_is_killed_grows_all_the_same_as_root() {
+    let story = Story::new(64);
+    let Story { world, group } = &story;
+    let before = group.seen();
+    let spec = |size: u64| story.spec(1, &format!("disks: [{{size: {size}MiB, serial: d}}]"));
+    spec(1);
+    world.ok(&["up"]);
+    let data = "kiln.demo.node-1.d";
+    let mut size = 2;
+    spec(size);
+    // What the guest writes stays, and what is new is zero.
+    let is_right = |size: u64| {
+        let content = group.content(data);
+        let (old, new) = content.split_at(usize::try_from(size - 1).unwrap() << 20);
+        content.len() as u64 == size << 20
+            && old.iter().all(|byte| *byte == b'g')
+            && new.iter().all(|byte| *byte == 0)
+    };
+    let write = |size: u64| {
+        fs::write(
+            group.node(data),
+            vec![b'g'; usize::try_from(size).unwrap() << 20],
+        )
+    };
+    write(1).unwrap();
+    killed_at_each_call(&story, &["up"], ASKED, |call| {
+        world.ok(&["up"]);
+        assert!(is_right(size), "call {call}");
+        write(size).unwrap();
+        size += 1;
+        spec(size);
+    });
+    assert!(is_right(size));
+    assert!(size > 4, "{size}");
+    world.ok(&["down", "--timeout", "0s"]);
+    assert_eq!(group.seen(), before);
+    world.assert_clean();
+}
+
+#[test]
+fn an_up_that_fails_takes_its_volumes_back_as_root() {
+    let story = Story::new(64);
+    let Story { world, group } = &story;
+    let before = group.seen();
+    let real = fs::canonicalize(world.path("bin/qemu-img")).unwrap();
+    let becomes = |path: &std::path::Path| {
+        fs::remove_file(world.path("bin/qemu-img")).unwrap();
+        std::os::unix::fs::symlink(path, world.path("bin/qemu-img")).unwrap();
+    };
+    world.write(
+        "fails",
+        "#!/bin/sh\necho 'qemu-img: Input/output error' >&2\nexit 1\n",
+    );
+    fs::set_permissions(
+        world.path("fails"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    becomes(&world.path("fails"));
+    story.spec(1, "disks: [{size: 1MiB}]");
+    let up = world.kiln(&["up"]);
+    assert_eq!(up.code, Some(1), "{}", up.stderr);
+    assert!(up.stderr.contains("Input/output error"), "{}", up.stderr);
+    assert_eq!(group.seen(), before);
+    world.assert_clean();
+    // What was there before stays.
+    becomes(&real);
+    world.ok(&["up"]);
+    let (seen, pids) = (group.seen(), world.pids());
+    becomes(&world.path("fails"));
+    story.spec(2, "disks: [{size: 1MiB}]");
+    assert_eq!(world.kiln(&["up", "node-2"]).code, Some(1));
+    assert_eq!((group.seen(), world.pids()), (seen, pids));
+    world.ok(&["down", "--timeout", "0s"]);
+    assert_eq!(group.seen(), before);
+    world.assert_clean();
 }
 
 #[test]

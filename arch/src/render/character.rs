@@ -39,7 +39,7 @@ pub(crate) fn take_socket(command: &mut QemuCommand, socket: &Socket) -> Result<
     }
 }
 
-fn chardev(
+pub(super) fn chardev(
     command: &mut QemuCommand,
     id: &str,
     backend: ChardevBackend<'_>,

@@ -248,7 +248,7 @@ impl Render<'_> {
     }
 
     /// The name under which QEMU opens a file anew.
-    fn reopened(&mut self, source: &Source) -> Result<OsString, Unsupported> {
+    pub(super) fn reopened(&mut self, source: &Source) -> Result<OsString, Unsupported> {
         if let Source::Fd(fd) = source {
             self.command.inherit(*fd)?;
         }

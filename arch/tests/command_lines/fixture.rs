@@ -9,7 +9,8 @@ use kiln_arch::Arch;
 use kiln_arch::machine::{
     Accel, Access, ChildFd, Console, ConsoleBackend, DiskBus, Drive, Firmware, Format, Forward,
     Ignition, IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port,
-    PortName, Protocol, Run, Sandbox, Sector, Socket, Source, Uplink, UplinkPort, UserNet,
+    PortName, Protocol, Run, Sandbox, Sector, Share, ShareServer, Socket, Source, Uplink,
+    UplinkPort, UserNet,
 };
 use macaddr::MacAddr6;
 
@@ -192,6 +193,7 @@ pub(crate) fn direct(arch: Arch) -> Machine {
             sector: Sector::Bytes512,
         }],
         ignition: Ignition::Config(fds.source()),
+        shares: Vec::new(),
         sandbox: Sandbox::Full,
         run: Run::Supervised,
     }
@@ -329,6 +331,35 @@ pub(crate) fn shell(arch: Arch) -> Machine {
         ignition: Ignition::Config(path("/run/kiln/a,b.ign")),
         run: Run::Alone,
         sandbox: Sandbox::Absent,
+        ..direct(arch)
+    }
+}
+
+/// As [`direct`], with folders of the host by both ways.
+pub(crate) fn shares(arch: Arch) -> Machine {
+    let mut fds = Fds(30);
+    let share = |tag: &str, server| Share {
+        tag: tag.to_owned(),
+        server,
+    };
+    Machine {
+        shares: vec![
+            share("var-src", ShareServer::Virtiofs(fds.next())),
+            share(
+                "var-tools",
+                ShareServer::Qemu {
+                    folder: fds.source(),
+                    access: Access::ReadOnly,
+                },
+            ),
+            share(
+                "var-out",
+                ShareServer::Qemu {
+                    folder: fds.source(),
+                    access: Access::ReadWrite,
+                },
+            ),
+        ],
         ..direct(arch)
     }
 }

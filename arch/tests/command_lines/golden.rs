@@ -68,7 +68,7 @@ fn no_golden_file_is_left_over() {
         known.push(format!("{arch}-buses.args"));
         known.push(format!("{arch}-direct.reasons"));
     }
-    known.extend(["tpm.args", "uplink.args", "uplink.reasons"].map(str::to_owned));
+    known.extend(["shares.args", "tpm.args", "uplink.args", "uplink.reasons"].map(str::to_owned));
     known.sort();
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden");
     let mut found: Vec<String> = std::fs::read_dir(folder)
@@ -119,6 +119,23 @@ fn every_tpm_sits_where_its_board_has_it() {
         );
     }
     check("tpm.args", text.trim_end());
+}
+
+#[test]
+fn every_board_shares_folders() {
+    let mut text = String::new();
+    for arch in Arch::ALL {
+        let [with, without] = [fixture::shares(arch), fixture::direct(arch)]
+            .map(|machine| render(&machine).unwrap().to_string());
+        let without: Vec<&str> = without.lines().collect();
+        let lines = with.lines().filter(|line| !without.contains(line));
+        text.extend(
+            [arch.name(), "\n"]
+                .into_iter()
+                .chain(lines.flat_map(|line| [line, "\n"])),
+        );
+    }
+    check("shares.args", text.trim_end());
 }
 
 #[test]

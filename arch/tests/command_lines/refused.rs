@@ -71,6 +71,19 @@ fn a_tpm_where_there_is_none() {
 }
 
 #[test]
+fn a_tag_that_no_guest_could_mount_by() {
+    for tag in ["", "thirty-two-bytes-are-one-too-many"] {
+        let mut machine = fixture::shares(Arch::X86_64);
+        machine.shares[1].tag = tag.to_owned();
+        let error = render(&machine).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!("share tag `{tag}` is not 1 to 31 bytes long")
+        );
+    }
+}
+
+#[test]
 fn fw_cfg_where_there_is_none() {
     for arch in [Arch::S390x, Arch::Ppc64le] {
         let mut machine = direct(arch);

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::time::Instant;
 
 use nix::sys::socket::{SockaddrIn, bind};
 use tokio::net::UdpSocket;
@@ -17,8 +18,8 @@ use crate::address::{Reservation, Subnet};
 use crate::dhcp;
 use crate::dns::{self, Code, Outcome, Zone};
 use crate::ether::{ARP, Ethernet, IPV4, IPV4_HEADER, Ipv4, UDP_HEADER, Udp};
-use crate::fabric::FabricEvent;
 use crate::fabric::resolve::Resolver;
+use crate::fabric::{FabricEvent, LEASE_PAUSE};
 use crate::lease::{self, Source};
 use crate::link::Present;
 use crate::name::IfName;
@@ -54,6 +55,8 @@ pub(super) struct Service {
     ports: HashMap<String, u32>,
     /// Machines whose address was seen in use since they have their tap.
     seen: HashSet<String>,
+    /// When a machine's lease was told last.
+    leased: HashMap<String, Instant>,
     sniffer: Sniffer,
     names: UdpSocket,
     resolver: Resolver,
@@ -93,6 +96,7 @@ impl Service {
             machines: config.machines.clone(),
             ports: config.machines.iter().filter_map(port).collect(),
             seen: HashSet::new(),
+            leased: HashMap::new(),
             resolver: Resolver::new(config.settings.resolvers.clone()),
             subnet: config.subnet,
             sniffer,
@@ -138,6 +142,8 @@ impl Service {
         match command {
             Command::Machines(machines) => {
                 self.zone = Zone::new(&self.dhcp.settings, self.subnet, &machines);
+                self.leased
+                    .retain(|name, _| machines.iter().any(|machine| machine.name == *name));
                 self.ports
                     .retain(|name, _| machines.iter().any(|machine| machine.name == *name));
                 self.machines = machines;
@@ -149,6 +155,7 @@ impl Service {
             }
             Command::Port { machine, index } => {
                 self.seen.remove(&machine);
+                self.leased.remove(&machine);
                 self.ports.insert(machine, index);
             }
         }
@@ -187,7 +194,7 @@ impl Service {
         }
     }
 
-    fn lend(&self, machine: &Reservation, request: &[u8]) {
+    fn lend(&mut self, machine: &Reservation, request: &[u8]) {
         let find = |mac| (mac == machine.mac).then_some(machine);
         let Some(reply) = self.dhcp.answer(request, find) else {
             return;
@@ -201,7 +208,12 @@ impl Service {
         }
         if let Some(event) = lease::observe(&reply)
             && event.source == Source::Lease
+            && self
+                .leased
+                .get(&machine.name)
+                .is_none_or(|told| told.elapsed() >= LEASE_PAUSE)
         {
+            self.leased.insert(machine.name.clone(), Instant::now());
             self.report(FabricEvent::Lease {
                 machine: machine.name.clone(),
                 ip: event.ip,

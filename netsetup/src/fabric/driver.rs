@@ -19,7 +19,7 @@ use super::resolve::Resolver;
 use super::stack::{Shared, Stack};
 use super::stream::FabricStream;
 use super::wire::Wire;
-use super::{FabricCounters, FabricEvent};
+use super::{FabricCounters, FabricEvent, LEASE_PAUSE};
 use crate::address::Reservation;
 use crate::dns::{self, Code};
 use crate::ether::{ETHERNET_HEADER, IPV4_HEADER, UDP_HEADER};
@@ -35,8 +35,6 @@ const LEAST_MTU: u16 = 576;
 const BUFFER: usize = LONGEST + 4;
 /// Rounds over all ports before other tasks have their turn.
 const ROUNDS: usize = 4;
-/// The least time between two events of one machine's lease.
-const LEASE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the handle asks for.
 #[derive(Debug)]

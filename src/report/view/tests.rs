@@ -20,6 +20,7 @@ fn record(name: &str, last: u8) -> MachineRecord {
         memory_mib: 512,
         firmware: None,
         tpm: None,
+        shares: Vec::new(),
         kernel: None,
         disk: None,
         data_disks: Vec::new(),
@@ -129,7 +130,7 @@ fn ip_shows_what_was_seen_and_what_is_reserved() {
 #[test]
 fn programs_get_every_field() {
     expect![[r#"
-        {"schema":1,"ok":true,"result":{"cluster":"demo","spec":"/home/ann/kiln.yaml","network":{"mode":"fabric","reason":"`namespace` is not built yet","subnet":"10.80.1.0/24","domain":"demo.kiln","uplink":"","isolated":false},"supervisor":{"pid":42},"machines":[{"name":"node-1","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"ready","reason":"","phase":"kernel","ready":true,"pid":4711,"mac":"52:54:00:00:00:0b","reserved_ip":"10.80.1.11","addresses":[{"ip":"10.80.1.11","source":"lease"},{"ip":"10.80.1.11","source":"report"}],"ports":[{"bind":"127.0.0.1","host":8091,"guest":80}],"image":"tiny","disks":[],"started_at":"2026-01-02T03:04:05Z","notes":[]},{"name":"node-2","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"failed","reason":"emergency shell: \u001b[2Jno","phase":"kernel","ready":false,"pid":null,"mac":"52:54:00:00:00:0c","reserved_ip":"10.80.1.12","addresses":[],"ports":[{"bind":"127.0.0.1","host":8092,"guest":80}],"image":"tiny","disks":[],"started_at":null,"notes":[]},{"name":"node-3","arch":null,"accel":null,"accel_reason":"","state":"damaged","reason":"machine.json is empty","phase":"kernel","ready":false,"pid":null,"mac":null,"reserved_ip":null,"addresses":[],"ports":[],"image":null,"disks":[],"started_at":null,"notes":[]}],"kept_disks":[]}}
+        {"schema":1,"ok":true,"result":{"cluster":"demo","spec":"/home/ann/kiln.yaml","network":{"mode":"fabric","reason":"`namespace` is not built yet","subnet":"10.80.1.0/24","domain":"demo.kiln","uplink":"","isolated":false},"supervisor":{"pid":42},"machines":[{"name":"node-1","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"ready","reason":"","phase":"kernel","ready":true,"pid":4711,"mac":"52:54:00:00:00:0b","reserved_ip":"10.80.1.11","addresses":[{"ip":"10.80.1.11","source":"lease"},{"ip":"10.80.1.11","source":"report"}],"ports":[{"bind":"127.0.0.1","host":8091,"guest":80}],"image":"tiny","disks":[],"shares":[],"started_at":"2026-01-02T03:04:05Z","notes":[]},{"name":"node-2","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"failed","reason":"emergency shell: \u001b[2Jno","phase":"kernel","ready":false,"pid":null,"mac":"52:54:00:00:00:0c","reserved_ip":"10.80.1.12","addresses":[],"ports":[{"bind":"127.0.0.1","host":8092,"guest":80}],"image":"tiny","disks":[],"shares":[],"started_at":null,"notes":[]},{"name":"node-3","arch":null,"accel":null,"accel_reason":"","state":"damaged","reason":"machine.json is empty","phase":"kernel","ready":false,"pid":null,"mac":null,"reserved_ip":null,"addresses":[],"ports":[],"image":null,"disks":[],"shares":[],"started_at":null,"notes":[]}],"kept_disks":[]}}
     "#]].assert_eq(&json_ok(&cluster()).unwrap());
 }
 

@@ -140,12 +140,40 @@ fn what_is_not_built_is_said() {
         &[
             "butane: node.bu",
             "ignition: node.bu",
-            "shares: []",
             "graphics: vnc",
             "ports: [\"53:53/udp\"]",
             "ports: [\"[::1]:80:80\"]",
         ],
         &expect_file!["../golden/what_is_not_built_is_said.txt"],
+    );
+}
+
+#[test]
+fn shares_are_refused_with_their_reasons() {
+    let many: Vec<String> = (0..9)
+        .map(|index| format!("{{from: ., to: /mnt/{index}}}"))
+        .collect();
+    let many = format!("shares: [{}]", many.join(", "));
+    refused(
+        with_group,
+        &[
+            "shares: ./src",
+            "shares: [./src]",
+            "shares: [{}]",
+            "shares: [{from: .}]",
+            "shares: [{from: missing, to: /mnt}]",
+            "shares: [{from: node.ign, to: /mnt}]",
+            "shares: [{from: '', to: /mnt}]",
+            "shares: [{from: ., to: mnt}]",
+            "shares: [{from: ., to: /}]",
+            "shares: [{from: ., to: /var/../etc}]",
+            "shares: [{from: ., to: \"/a\\nb\"}]",
+            "shares: [{from: ., to: /mnt, readonly: sure}]",
+            "shares: [{from: ., to: /mnt, readonyl: true}]",
+            "shares: [{from: ., to: /mnt}, {from: ., to: //mnt/}]",
+            &many,
+        ],
+        &expect_file!["../golden/shares_are_refused_with_their_reasons.txt"],
     );
 }
 

@@ -13,7 +13,7 @@
     reason = "fork, and what comes between it and exec, is in system calls"
 )]
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CStr, CString, OsString};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -28,7 +28,9 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, pthread_sigmask};
 use nix::sys::wait::waitpid;
 use nix::unistd::{Pid, pipe2};
 
+use super::step::{SpawnError, Step};
 use super::{Companion, Identity};
+use crate::detached::clone_process;
 
 /// What the child becomes.
 pub(super) struct Plan {
@@ -40,15 +42,16 @@ pub(super) struct Plan {
     pub(super) fds: Vec<(OwnedFd, RawFd)>,
     pub(super) output: OwnedFd,
     pub(super) role: Role,
-    /// Another program with the same rights, in the same session and process group.
-    pub(super) companion: Option<Companion>,
+    /// Other programs with the same rights, in the same session and process group.
+    pub(super) companions: Vec<Companion>,
 }
 
 /// The pids of what was started.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Started {
     pub(super) pid: u32,
-    pub(super) companion: Option<u32>,
+    /// In the order in which they were asked for.
+    pub(super) companions: Vec<u32>,
 }
 
 #[derive(Clone, Copy)]
@@ -59,82 +62,10 @@ pub(super) enum Role {
     Daemon,
 }
 
-/// Why a process could not be started.
-#[derive(Debug, thiserror::Error)]
-pub enum SpawnError {
-    #[error("an argument of `{program}` contains a NUL byte")]
-    Nul { program: PathBuf },
-    /// A number below 3, or given twice.
-    #[error("descriptor number {number} cannot be given to `{program}`")]
-    Number { program: PathBuf, number: RawFd },
-    #[error("cannot prepare the start of `{program}`")]
-    Prepare {
-        program: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("cannot {step} for `{program}`")]
-    Child {
-        program: PathBuf,
-        step: Step,
-        #[source]
-        source: io::Error,
-    },
-    #[error("the new process died before it could run `{program}`")]
-    Died { program: PathBuf },
-    #[error("cannot watch the new process")]
-    Watch {
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// A step between fork and exec.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(i32)]
-pub enum Step {
-    Fork = 1,
-    Session,
-    Descriptors,
-    Directory,
-    Limits,
-    Identity,
-    Privileges,
-    Execute,
-}
-
-impl Step {
-    const ALL: [Step; 8] = [
-        Step::Fork,
-        Step::Session,
-        Step::Descriptors,
-        Step::Directory,
-        Step::Limits,
-        Step::Identity,
-        Step::Privileges,
-        Step::Execute,
-    ];
-}
-
-impl std::fmt::Display for Step {
-    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        out.write_str(match self {
-            Step::Fork => "fork",
-            Step::Session => "begin a session",
-            Step::Descriptors => "hand over the descriptors",
-            Step::Directory => "change the directory to /",
-            Step::Limits => "forbid core dumps",
-            Step::Identity => "become the machine's own user",
-            Step::Privileges => "give up all privileges",
-            Step::Execute => "execute the program",
-        })
-    }
-}
-
 /// Everything that the child needs, in the form in which the kernel takes it.
 struct Ready {
     main: Target,
-    companion: Option<Target>,
+    companions: Vec<Target>,
     /// As all other descriptors here, with a number above every wanted one.
     input: OwnedFd,
     report: OwnedFd,
@@ -149,19 +80,26 @@ struct Target {
     envp: Vec<*const c_char>,
     output: OwnedFd,
     fds: Vec<(OwnedFd, RawFd)>,
+    umask: libc::mode_t,
+    /// A mount that nobody else sees, and where it goes.
+    mount: Option<(OwnedFd, &'static CStr)>,
     /// Own what `argv` and `envp` point to.
     _strings: Vec<CString>,
 }
 
 /// In place of a step in the child's report: its pid follows.
 const PID: i32 = 0;
-/// Added to what the companion reports.
+/// Added to what the first companion reports; twice to what the second one does, and so on.
 const COMPANION: i32 = 64;
 
 /// Starts it, waits until it runs the program, and gives its pid.
 pub(super) fn start(plan: Plan) -> Result<Started, SpawnError> {
     let program = plan.program.clone();
-    let beside = plan.companion.as_ref().map(|it| it.program.clone());
+    let beside: Vec<PathBuf> = plan
+        .companions
+        .iter()
+        .map(|it| it.program.clone())
+        .collect();
     let role = plan.role;
     let (mut report, ready) = prepare(plan)?;
     let failed = |source: io::Error| SpawnError::Prepare {
@@ -202,15 +140,17 @@ pub(super) fn start(plan: Plan) -> Result<Started, SpawnError> {
     let mut words = said
         .chunks_exact(4)
         .map(|word| i32::from_ne_bytes(word.try_into().unwrap_or_default()));
-    let (mut pid, mut companion, mut failure) = (None, None, None);
+    let (mut pid, mut companions, mut failure) = (None, Vec::new(), None);
     while let (Some(what), Some(value)) = (words.next(), words.next()) {
-        let by = match what >= COMPANION {
-            true => beside.as_ref(),
-            false => Some(&program),
+        let by = match usize::try_from(what / COMPANION) {
+            Ok(0) => Some(&program),
+            Ok(count) => beside.get(count - 1),
+            Err(_) => None,
         };
-        match what {
-            PID => pid = u32::try_from(value).ok(),
-            COMPANION => companion = u32::try_from(value).ok(),
+        match (what % COMPANION, what / COMPANION) {
+            (PID, 0) => pid = u32::try_from(value).ok(),
+            // Each is begun when the one before has said its number.
+            (PID, _) => companions.extend(u32::try_from(value).ok()),
             _ => {
                 let step = Step::ALL
                     .into_iter()
@@ -229,13 +169,16 @@ pub(super) fn start(plan: Plan) -> Result<Started, SpawnError> {
         (Some(failure), _, _) => Err(failure),
         (None, Err(source), _) => Err(SpawnError::Prepare { program, source }),
         (None, Ok(_), None) => Err(SpawnError::Died { program }),
-        (None, Ok(_), Some(pid)) => Ok(Started { pid, companion }),
+        (None, Ok(_), Some(pid)) => Ok(Started {
+            pid,
+            companions: companions.clone(),
+        }),
     };
     if started.is_err()
         && let Role::Confined(_) = role
     {
         // Neither goes on without the other.
-        companion.into_iter().for_each(abandon);
+        companions.into_iter().for_each(abandon);
         abandon(child.as_raw().cast_unsigned());
     }
     started
@@ -264,29 +207,24 @@ fn prepare(plan: Plan) -> Result<(File, Ready), SpawnError> {
         fds,
         output,
         role,
-        companion,
+        companions,
     } = plan;
     let failed = |source: io::Error| SpawnError::Prepare {
         program: program.clone(),
         source,
     };
     // Above all wanted numbers, nothing can be overwritten before it was moved.
-    let beside = companion.as_ref().map_or(&[][..], |it| &it.fds);
+    let beside = companions.iter().flat_map(|it| &it.fds);
     let wanted = fds.iter().chain(beside).map(|&(_, number)| number);
     let above = 1 + wanted.max().unwrap_or(2);
 
     let (report, writer) = pipe2(OFlag::O_CLOEXEC).map_err(|error| failed(error.into()))?;
     let null = File::open("/dev/null").map_err(failed)?;
     let ready = Ready {
-        companion: match companion {
-            Some(it) => {
-                let (name, none) = (it.program.clone().into_os_string(), Vec::new());
-                Some(target(
-                    it.program, name, it.args, none, it.fds, it.output, above,
-                )?)
-            }
-            None => None,
-        },
+        companions: companions
+            .into_iter()
+            .map(|it| companion(it, above))
+            .collect::<Result<_, _>>()?,
         input: raise(null.into(), above).map_err(failed)?,
         report: raise(writer, above).map_err(failed)?,
         main: {
@@ -297,6 +235,32 @@ fn prepare(plan: Plan) -> Result<(File, Ready), SpawnError> {
         descriptors: above.max(65_536),
     };
     Ok((report.into(), ready))
+}
+
+fn companion(companion: Companion, above: RawFd) -> Result<Target, SpawnError> {
+    let Companion {
+        program,
+        args,
+        fds,
+        output,
+        umask,
+        mount,
+    } = companion;
+    let failed = |source: io::Error| SpawnError::Prepare {
+        program: program.clone(),
+        source,
+    };
+    let mount = match mount {
+        Some((mount, place)) => Some((raise(mount, above).map_err(failed)?, place)),
+        None => None,
+    };
+    let name = program.clone().into_os_string();
+    let target = target(program, name, args, Vec::new(), fds, output, above)?;
+    Ok(Target {
+        umask,
+        mount,
+        ..target
+    })
 }
 
 fn target(
@@ -351,6 +315,8 @@ fn target(
             .into_iter()
             .map(|(fd, number)| Ok((raise(fd)?, number)))
             .collect::<Result<Vec<_>, SpawnError>>()?,
+        umask: 0o077,
+        mount: None,
         _strings: variables,
     })
 }
@@ -423,37 +389,29 @@ unsafe fn steps(ready: &Ready) -> Result<std::convert::Infallible, Step> {
             }
         }
         report(ready, PID, libc::getpid());
-        if let Some(companion) = &ready.companion {
-            match sibling() {
+        let mut offset = 0;
+        for companion in &ready.companions {
+            offset += COMPANION;
+            // A child of our parent's, who can so wait for it; in our session and process group.
+            match clone_process(libc::CLONE_PARENT) {
                 0 => {
-                    report(ready, COMPANION + PID, libc::getpid());
                     let step = match become_program(ready, companion) {
                         Ok(never) => match never {},
                         Err(step) => step,
                     };
-                    report(ready, COMPANION + step as i32, *libc::__errno_location());
+                    report(ready, offset + step as i32, *libc::__errno_location());
                     libc::_exit(127)
                 }
                 -1 => return Err(Step::Fork),
-                _ => {}
+                // In the order of the list, whichever of them is the faster.
+                pid => report(
+                    ready,
+                    offset + PID,
+                    c_int::try_from(pid).unwrap_or_default(),
+                ),
             }
         }
         become_program(ready, &ready.main)
-    }
-}
-
-/// As fork, but the new process is a child of our parent's, who can so wait for it; it is in our
-/// session and process group.
-///
-/// SAFETY: as [`run`].
-unsafe fn sibling() -> c_long {
-    let flags = c_long::from(libc::CLONE_PARENT | libc::SIGCHLD);
-    // SAFETY: without memory of its own the new process has a copy of ours, as by fork.
-    unsafe {
-        #[cfg(target_arch = "s390x")]
-        return libc::syscall(libc::SYS_clone, 0, flags, 0, 0, 0);
-        #[cfg(not(target_arch = "s390x"))]
-        libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0)
     }
 }
 
@@ -463,7 +421,10 @@ unsafe fn sibling() -> c_long {
 unsafe fn become_program(ready: &Ready, target: &Target) -> Result<std::convert::Infallible, Step> {
     // SAFETY: system calls on numbers, and on memory that `ready` owns.
     unsafe {
-        libc::umask(0o077);
+        libc::umask(target.umask);
+        if let Some((mount, place)) = &target.mount {
+            check(attach(mount, place), Step::Mount)?;
+        }
         check(c_long::from(libc::chdir(c"/".as_ptr())), Step::Directory)?;
         // 1 and not 0: the kernel gives dumps to a core_pattern program at any
         // limit but 1, and writes none to files below a page.
@@ -504,6 +465,34 @@ unsafe fn become_program(ready: &Ready, target: &Target) -> Result<std::convert:
     }
 }
 
+/// Puts a mount where only this process and its children see it. Asks for root.
+///
+/// SAFETY: as [`run`].
+unsafe fn attach(mount: &OwnedFd, place: &CStr) -> c_long {
+    // SAFETY: system calls on numbers and on text that the caller owns.
+    unsafe {
+        let unshared = libc::unshare(libc::CLONE_NEWNS);
+        if unshared != 0 {
+            return c_long::from(unshared);
+        }
+        // Nothing that is done here shows outside.
+        let own = libc::MS_REC | libc::MS_PRIVATE;
+        let (none, root) = (null::<c_char>(), c"/".as_ptr());
+        let alone = libc::mount(none, root, none, own, null());
+        if alone != 0 {
+            return c_long::from(alone);
+        }
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_FDCWD,
+            place.as_ptr(),
+            libc::MOVE_MOUNT_F_EMPTY_PATH | libc::MOVE_MOUNT_T_SYMLINKS,
+        )
+    }
+}
+
 /// SAFETY: as [`run`].
 unsafe fn close_all_at_exec(descriptors: c_int) {
     // SAFETY: system calls on numbers.
@@ -521,6 +510,22 @@ unsafe fn close_all_at_exec(descriptors: c_int) {
             }
         }
     }
+}
+
+/// For a short-lived program, between fork and exec: what a [`Companion`] has of mounts and rights.
+///
+/// # Errors
+/// The kernel's.
+pub fn confined(identity: Identity, mount: Option<&(OwnedFd, &'static CStr)>) -> io::Result<()> {
+    let confined = || {
+        if let Some((mount, place)) = mount {
+            // SAFETY: a descriptor and a text that are there.
+            check(unsafe { attach(mount, place) }, Step::Mount)?;
+        }
+        // SAFETY: it is only this process, which is about to become another program.
+        unsafe { confine(identity) }
+    };
+    confined().map_err(|_| io::Error::last_os_error())
 }
 
 /// Gives up everything that can be given up.

@@ -56,6 +56,22 @@ pub(super) fn carriers() -> io::Result<Vec<Carrier>> {
     Ok(found)
 }
 
+/// The other processes of the group that `leader` leads: pid, start time, and command line, its
+/// words ended by NUL.
+pub(super) fn group(leader: u32) -> Vec<(u32, u64, Vec<u8>)> {
+    let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let member = |pid: u32| {
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        let group: u32 = fields(&stat)?.nth(5 - 3)?.parse().ok()?;
+        if group != leader || pid == leader {
+            return None;
+        }
+        Some((pid, parse_start_time(&stat)?, cmdline(pid).ok()?))
+    };
+    pids.filter_map(member).collect()
+}
+
 /// Field 52 of `/proc/PID/stat`, as wait(2) has it, of a process that has ended and that nobody has
 /// reaped yet.
 pub(super) fn exit_status(pid: u32, started: u64) -> Option<i32> {

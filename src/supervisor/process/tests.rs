@@ -323,10 +323,12 @@ async fn a_companion_is_a_child_in_the_same_group_and_is_killed_with_it() {
         args: ["-c", "cat <&5; exec sleep 60"].map(OsString::from).into(),
         fds: vec![(input, 5)],
         output: write,
+        umask: 0o077,
+        mount: None,
     };
     let main = launch("/bin/sleep", &["60"], null());
-    let (main, companion) = spawn_both(main, Some(companion)).unwrap();
-    let companion = companion.unwrap();
+    let (main, companions) = spawn_all(main, vec![companion]).unwrap();
+    let [companion] = companions.try_into().unwrap();
     File::from(output).write_all(b"heard").unwrap();
     let mut heard = [0; 5];
     (&read).read_exact(&mut heard).unwrap();
@@ -350,9 +352,11 @@ async fn without_its_companion_nothing_is_started() {
         args: Vec::new(),
         fds: Vec::new(),
         output: null(),
+        umask: 0o077,
+        mount: None,
     };
     let main = launch("/bin/sh", &["-c", "exec sleep 60"], write);
-    let error = spawn_both(main, Some(companion)).unwrap_err();
+    let error = spawn_all(main, vec![companion]).unwrap_err();
     assert_eq!(
         error.to_string(),
         "cannot execute the program for `/nowhere/swtpm`"

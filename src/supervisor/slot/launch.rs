@@ -12,14 +12,16 @@ use super::{PLUG_LIMIT, Slot, StartError};
 use crate::folder;
 use crate::state::layout::Socket;
 use crate::state::record::{ClusterRecord, PortRecord};
+use crate::supervisor::beside::{self, Beside};
 use crate::supervisor::console::ConsoleWatch;
 use crate::supervisor::journal;
 use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::message::Message;
 use crate::supervisor::network::Network;
 use crate::supervisor::ports;
-use crate::supervisor::process::{Identity, Launch, Process, spawn_both};
-use crate::supervisor::tpm::{self, Tpm};
+use crate::supervisor::process::{Identity, Launch, Process};
+use crate::supervisor::share;
+use crate::supervisor::tpm;
 use crate::supervisor::watch::{self, Origin, Teller};
 
 impl Slot {
@@ -45,11 +47,15 @@ impl Slot {
         let command = kiln_arch::render(&machine).map_err(LaunchError::Unsupported)?;
         folder::make_private(&self.files.sockets)?;
         let plug = network.plug(&self.name)?;
-        let launch::Opened { fds, tpm } = launch::open(&handles, plug)?;
-        let companion = match (&record.tpm, tpm) {
-            (Some(program), Some(control)) => Some(tpm::companion(program, &self.files, control)?),
-            (None, _) | (_, None) => None,
-        };
+        share::clear_log(&self.files);
+        let launch::Opened {
+            fds,
+            tpm,
+            mut beside,
+        } = launch::open(&handles, plug, &self.files, identity)?;
+        if let (Some(program), Some(control)) = (&record.tpm, tpm) {
+            beside.push(tpm::wanted(program, &self.files, control)?);
+        }
         let log_path = self.files.qemu_log();
         let stderr = OpenOptions::new()
             .write(true)
@@ -71,7 +77,7 @@ impl Slot {
             stderr: stderr.into(),
             identity,
         };
-        let (process, companion) = match spawn_both(launch, companion) {
+        let (process, beside) = match beside::spawn(launch, beside) {
             Ok(spawned) => spawned,
             Err(error) => {
                 self.drop_tasks();
@@ -81,11 +87,7 @@ impl Slot {
         self.started_at = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
         consoles.add_at_end(&self.name, &self.files.console_log());
         self.keep_logs_short(consoles);
-        let tpm = companion.map(|process| Tpm {
-            process,
-            log: self.files.tpm_log(),
-        });
-        self.attend(process, tpm, Origin::Started, inbox, network);
+        self.attend(process, beside, Origin::Started, inbox, network);
         Ok(())
     }
 
@@ -113,7 +115,7 @@ impl Slot {
     pub(super) fn attend(
         &mut self,
         process: Process,
-        tpm: Option<Tpm>,
+        beside: Vec<Beside>,
         origin: Origin,
         inbox: &mpsc::Sender<Message>,
         network: &Arc<Network>,
@@ -139,7 +141,12 @@ impl Slot {
             self.files.socket(Socket::Journal),
         ));
         // Not in `tasks`: it has to outlive them, to reap the process.
-        drop(watch::process(teller, process, self.files.qemu_log(), tpm));
+        drop(watch::process(
+            teller,
+            process,
+            self.files.qemu_log(),
+            beside,
+        ));
         self.plugged = 0;
         self.plug_in(network);
     }

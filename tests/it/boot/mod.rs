@@ -5,6 +5,7 @@
 
 mod alone;
 mod at_once;
+mod attack;
 mod configs;
 mod data;
 mod disk;
@@ -18,6 +19,8 @@ mod life;
 mod namespace;
 mod nets;
 mod run;
+mod shares;
 mod three;
 mod user;
 mod versions;
+mod volumes;

@@ -3,7 +3,7 @@
 use kiln_arch::Arch;
 use kiln_arch::machine::{
     Access, ConsoleBackend, DiskBus, Drive, Firmware, Ignition, IgnitionTransport, Image, Machine,
-    NicBackend, Sandbox, Sector,
+    NicBackend, Sandbox, Sector, ShareServer,
 };
 use serde_json::{Value, json};
 
@@ -159,6 +159,13 @@ impl<'a> Asked<'a> {
         }
         if self.transport == IgnitionTransport::VirtioBlk {
             want(format!("virtio-blk-{bus}"), "virtio-ignition".to_owned());
+        }
+        for share in &self.machine.shares {
+            let name = match share.server {
+                ShareServer::Virtiofs(_) => "vhost-user-fs",
+                ShareServer::Qemu { .. } => "virtio-9p",
+            };
+            want(format!("{name}-{bus}"), String::new());
         }
         let first = found[0].0;
         let slots = (first..).map(|slot| slot.to_owned());

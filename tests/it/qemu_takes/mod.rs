@@ -37,8 +37,8 @@ fn the_installed_qemu_takes_every_golden_line() {
 
 #[test]
 fn qemu_7_2_takes_every_golden_line() {
-    let folder = old_qemu::folder();
-    takes_every_line(&|program| folder.join(program));
+    let copy = old_qemu::public_copy();
+    takes_every_line(&|program| copy.path().join("bin").join(program));
 }
 
 /// Where the program of that name lies.
@@ -65,6 +65,9 @@ fn takes_every_line(find: Find<'_>) {
         let tpm = ChildFd::nth(30);
         Line::Machine(format!("{arch}-tpm"), Machine { tpm, ..machine })
     }));
+    let shares =
+        Arch::ALL.map(|arch| Line::Machine(format!("{arch}-shares"), fixture::shares(arch)));
+    let machines = machines.chain(shares);
     let machines = machines.chain(Arch::ALL.map(|arch| {
         let machine = fixture::buses(arch);
         let accel = Accel::Tcg;

@@ -10,23 +10,26 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use kiln::supervisor::process::{Companion, Exit, Identity, Launch, Process, spawn_both};
+use kiln::supervisor::process::{Companion, Exit, Identity, Launch, Process, spawn_all};
 use kiln_arch::Arch;
 use kiln_arch::command::QemuCommand;
 use kiln_arch::machine::{
     Access, ChildFd, ConsoleBackend, Firmware, Format, Ignition, Image, Machine, NicBackend,
-    Pflash, Socket, Source, Uplink, UplinkPort,
+    Pflash, ShareServer, Socket, Source, Uplink, UplinkPort,
 };
+use nix::unistd::Uid;
 use tempfile::TempDir;
 
 use crate::qemu_takes::monitor::Monitor;
 use crate::qemu_takes::props::{installed, kernel_for, new_tap};
 use crate::support::run::run;
+use crate::support::virtiofsd;
 
 /// What Ignition is to find, to the byte.
 pub(crate) const CONFIG: &[u8] = br#"{"ignition":{"version":"3.4.0"}}"#;
 
 const DISK_SIZE: u64 = 1 << 20;
+const NOBODY: u32 = 65534;
 const PROMPT: Duration = Duration::from_secs(20);
 
 /// The surroundings of one QEMU.
@@ -36,6 +39,9 @@ pub(crate) struct Stage {
     fds: RefCell<Vec<(OwnedFd, RawFd)>>,
     /// Our end of the TPM's control channel.
     tpm: Cell<Option<OwnedFd>>,
+    /// Where what serves a share listens, and its program.
+    share: Cell<Option<(OwnedFd, TempDir)>>,
+    programs: RefCell<Option<TempDir>>,
     /// Where QMP is spoken, by the line's own words or by ours.
     monitor: PathBuf,
     pub(crate) has_tap: bool,
@@ -46,8 +52,8 @@ pub(crate) struct Running {
     pub(crate) monitor: Monitor,
     runtime: tokio::runtime::Runtime,
     process: Process,
-    /// Ends with QEMU.
-    tpm: Option<Process>,
+    /// They end with QEMU.
+    beside: Vec<Process>,
     stderr: PathBuf,
 }
 
@@ -61,6 +67,8 @@ impl Stage {
             folder,
             fds: RefCell::default(),
             tpm: Cell::default(),
+            share: Cell::default(),
+            programs: RefCell::default(),
             has_tap: true,
         }
     }
@@ -98,6 +106,17 @@ impl Stage {
             let (theirs, ours) = UnixStream::pair().unwrap();
             stage.hand(fd, theirs);
             stage.tpm.set(Some(ours.into()));
+        }
+        for share in &machine.shares {
+            match &share.server {
+                ShareServer::Virtiofs(fd) => stage.served(*fd),
+                ShareServer::Qemu { folder, .. } => {
+                    let Source::Fd(fd) = folder else {
+                        panic!("the fixture's folders are handed over");
+                    };
+                    stage.hand(*fd, File::open(stage.folder.path()).unwrap());
+                }
+            }
         }
         match &machine.firmware {
             Firmware::Board => {}
@@ -238,7 +257,39 @@ impl Stage {
         }
     }
 
-    fn companion(&self) -> Option<Companion> {
+    fn served(&self, fd: ChildFd) {
+        let path = self.folder.path().join("share.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        self.hand(fd, UnixStream::connect(&path).unwrap());
+        self.share
+            .set(Some((listener.into(), virtiofsd::public_copy())));
+    }
+
+    /// What has to run beside QEMU.
+    fn companions(&self) -> Vec<Companion> {
+        self.tpm().into_iter().chain(self.virtiofsd()).collect()
+    }
+
+    fn virtiofsd(&self) -> Option<Companion> {
+        let (listener, programs) = self.share.take()?;
+        let folder = self.folder.path();
+        let shown = format!("--shared-dir={}", programs.path().display());
+        let program = programs.path().join("bin/virtiofsd");
+        // It is needed for as long as all else here.
+        self.programs.replace(Some(programs));
+        Some(Companion {
+            fds: vec![(listener, 3)],
+            program,
+            args: ["--fd=3", &shown, "--sandbox=none"]
+                .map(OsString::from)
+                .into(),
+            output: File::create(folder.join("share.log")).unwrap().into(),
+            umask: 0,
+            mount: None,
+        })
+    }
+
+    fn tpm(&self) -> Option<Companion> {
         let state = self.folder.path();
         Some(Companion {
             fds: vec![(self.tpm.take()?, 3)],
@@ -255,6 +306,8 @@ impl Stage {
             .map(OsString::from)
             .into(),
             output: File::create(state.join("tpm.log")).unwrap().into(),
+            umask: 0o077,
+            mount: None,
         })
     }
 
@@ -296,23 +349,33 @@ impl Stage {
             .build()
             .unwrap();
         let stderr = self.folder.path().join("stderr");
+        let companions = self.companions();
+        // A virtiofsd that is root wants root's capabilities.
+        let nobody = Identity::Drop {
+            uid: NOBODY,
+            gid: NOBODY,
+        };
+        let identity = match Uid::effective().is_root() && self.programs.borrow().is_some() {
+            true => nobody,
+            false => Identity::Same,
+        };
         let launch = Launch {
             program,
             args,
             fds: self.fds.take(),
             stderr: File::create(&stderr).unwrap().into(),
-            identity: Identity::Same,
+            identity,
         };
-        let (process, tpm) = {
+        let (process, beside) = {
             let _inside = runtime.enter();
-            spawn_both(launch, self.companion()).unwrap()
+            spawn_all(launch, companions).unwrap()
         };
         match Monitor::connect(&self.monitor) {
             Ok(monitor) => Running {
                 monitor,
                 runtime,
                 process,
-                tpm,
+                beside,
                 stderr,
             },
             Err(error) => {
@@ -342,8 +405,8 @@ impl Running {
         self.monitor.ask("quit");
         let exited = async { tokio::time::timeout(PROMPT, self.process.exited()).await };
         assert_eq!(self.runtime.block_on(exited).unwrap(), Exit::Code(0));
-        if let Some(tpm) = &self.tpm {
-            let exited = async { tokio::time::timeout(PROMPT, tpm.exited()).await };
+        for other in &self.beside {
+            let exited = async { tokio::time::timeout(PROMPT, other.exited()).await };
             assert_eq!(self.runtime.block_on(exited).unwrap(), Exit::Code(0));
         }
         fs::read_to_string(&self.stderr).unwrap()

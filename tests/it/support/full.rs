@@ -1,18 +1,44 @@
 //! The full guest's story: systemd, the report by its unit, and Ignition on the first boot alone.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::support::guest;
-use crate::support::home::{Home, Lane, User};
-use crate::support::run::Ran;
+use crate::support::home::{Home, Lane, PROMPT, User};
+use crate::support::run::{Ran, run};
+use crate::support::{guest, virtiofsd};
 
 /// A boot of the full guest takes tens of seconds where it is emulated and alone.
 pub(crate) const FULL_BOOT: Duration = Duration::from_secs(400);
 
-/// A file, a user, and a unit of each kind: one that the config brings, and one that it turns on.
-fn config() -> serde_json::Value {
+/// A file, a user, and a unit of each kind: one that the config brings, one that it turns on, and those of
+/// `examples/offline`, whose archive is packed for it.
+fn config(home: &Home) -> Value {
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/offline");
+    run(
+        Command::new("cp")
+            .arg("-R")
+            .arg(&example)
+            .arg(home.folder()),
+        PROMPT,
+    )
+    .ok();
+    run(
+        &mut Command::new(home.folder().join("offline/pack")),
+        PROMPT,
+    )
+    .ok();
+    let offline = std::fs::read_to_string(example.join("node.ign")).unwrap();
+    let offline: Value = serde_json::from_str(&offline).unwrap();
+    let mut config = own_config();
+    let units = config["systemd"]["units"].as_array_mut().unwrap();
+    units.extend(offline["systemd"]["units"].as_array().unwrap().clone());
+    config
+}
+
+fn own_config() -> Value {
     let unit = "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/touch /var/lib/ran\n\
                 [Install]\nWantedBy=multi-user.target\n";
     json!({
@@ -39,10 +65,13 @@ pub(crate) fn boots_twice(
     root: &str,
     console_says: &str,
 ) {
-    let home = Home::new(Lane::Wide, User::Myself, name, &["node"]);
-    home.write("node.ign", config().to_string());
+    let mut home = Home::new(Lane::Wide, User::Myself, name, &["node"]);
+    let programs = virtiofsd::public_copy();
+    home.look_in(Some(&programs.path().join("bin")));
+    home.write("node.ign", config(&home).to_string());
     let machine = json!({
         "arch": arch, "firmware": firmware, "cpus": 2, "memory": "1GiB", "ignition": "node.ign",
+        "shares": [{"from": "offline/archives", "to": "/var/mnt/archives", "readonly": true}], "ports": [":8000"],
         "disk": {"size": "2GiB", "bus": root},
         // Disks as a guest finds them that has udev.
         "disks": [
@@ -58,6 +87,9 @@ pub(crate) fn boots_twice(
     let machine = home.machine("node");
     assert_eq!(machine["state"], "ready");
     assert_eq!(machine["addresses"][0]["ip"], machine["reserved_ip"]);
+    let page = format!("http://127.0.0.1:{}/", machine["ports"][0]["host"]);
+    let hello = "Hello from node, which has this from its host.\n";
+    assert_eq!(fetched(&page), hello);
     // By the pinned host key, or ssh would refuse.
     let look = "hostname; uname -m; cat /etc/told; echo; id -nG ada; systemctl is-active own etcd kiln-report \
                 qemu-guest-agent; grep -c ignition.firstboot /proc/cmdline; test $(findmnt -bno SIZE /) -gt 1000000000 && echo grown";
@@ -98,7 +130,15 @@ pub(crate) fn boots_twice(
         home.within(FULL_BOOT, &["ssh", "node", "--", look]).stdout,
         want
     );
+    assert_eq!(fetched(&page), hello);
     home.down();
+}
+
+fn fetched(page: &str) -> String {
+    let mut curl = Command::new("curl");
+    run(curl.args(["-sS", "--max-time", "60", page]), FULL_BOOT)
+        .ok()
+        .stdout
 }
 
 /// Times that README.md tells; `--nocapture` shows them.

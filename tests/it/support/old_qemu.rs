@@ -14,7 +14,7 @@ use crate::support::run::run;
 const FETCH: Duration = Duration::from_secs(300);
 
 /// The folder with its programs.
-pub(crate) fn folder() -> PathBuf {
+fn folder() -> PathBuf {
     let fetch = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/qemu-7.2");
     let fetched = run(&mut Command::new(fetch), FETCH).ok();
     PathBuf::from(fetched.stdout.trim_end())

@@ -149,6 +149,15 @@ impl Group {
         node.to_str().unwrap().to_owned()
     }
 
+    /// Kills the kiln that has lvm2 called so many times, when that call is done.
+    pub(crate) fn kill_after(&self, calls: u32) {
+        fs::write(self.folder.join("kill-after"), calls.to_string()).unwrap();
+    }
+
+    pub(crate) fn kill_nobody(&self) {
+        fs::remove_file(self.folder.join("kill-after")).unwrap();
+    }
+
     /// As after a boot of the host: no volume is active.
     pub(crate) fn deactivate(&self) {
         for (path, device) in self.loops() {
