@@ -43,7 +43,7 @@ fn ansible_reaches_all_machines_by_the_inventory() {
     let mut pair = group.clone();
     pair["count"] = 2.into();
     home.write_spec(
-        &guest::python("x86_64").image(""),
+        &guest::direct("python", "x86_64").image(""),
         &json!({"db": group, "web": pair}),
     );
     home.within(BOOT, &["up"]).ok();

@@ -16,7 +16,7 @@ runcmd:
 #[test]
 fn cloud_init_makes_the_machine_that_the_spec_asks_for() {
     let home = Home::new(Lane::Narrow, User::Myself, "cloud", &["sky"]);
-    let image = home.copy(&guest::cloud("x86_64"));
+    let image = home.copy(&guest::build("cloud", "x86_64").join("disk.qcow2"));
     home.write("user-data.yaml.j2", USER_DATA);
     home.write_spec(
         &json!(image),

@@ -1,14 +1,18 @@
 //! The profile `etcd` over its whole life, under a client that writes and reads all the while.
 
+use std::net::{SocketAddr, TcpListener};
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::sched::{CloneFlags, setns};
 use serde_json::json;
 
 use crate::support::discovery::Discovery;
 use crate::support::etcd::{Writer, members, ports};
 use crate::support::guest;
 use crate::support::home::{BOOT, Home, Lane, User};
-use crate::support::world::World;
+use crate::support::world::{OUTSIDE, World};
 
 const NAMES: [&str; 5] = ["node-1", "node-2", "node-3", "node-4", "node-5"];
 /// One after the other, each with a boot and an election.
@@ -73,7 +77,7 @@ fn three_members_find_each_other_by_a_discovery_server_as_root() {
     let world = World::enter();
     let server = Discovery::default();
     let serving = server.clone();
-    let address = world.serve_outside(move |listener| serving.serve(&listener));
+    let address = outside(&world, serving);
     let url = format!("http://{address}/new");
     let home = home("found", "namespace", &json!({"discovery": url}));
     home.within(BOOT * 2, &["up"]).ok();
@@ -92,4 +96,17 @@ fn three_members_find_each_other_by_a_discovery_server_as_root() {
         ("3", 3)
     );
     home.down();
+}
+
+/// Has the server stand in the world outside, for as long as the test's process lives.
+fn outside(world: &World, server: Discovery) -> SocketAddr {
+    let space = world.space.try_clone().unwrap();
+    let (tell, address) = channel();
+    thread::spawn(move || {
+        setns(space, CloneFlags::CLONE_NEWNET).unwrap();
+        let listener = TcpListener::bind((OUTSIDE, 0)).unwrap();
+        tell.send(listener.local_addr().unwrap()).unwrap();
+        server.serve(&listener);
+    });
+    address.recv().unwrap()
 }

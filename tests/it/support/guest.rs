@@ -32,12 +32,8 @@ pub(crate) fn etcd(arch: &'static str) -> Guest {
     direct("etcd", arch)
 }
 
-/// The same with python in it.
-pub(crate) fn python(arch: &'static str) -> Guest {
-    direct("python", arch)
-}
-
-fn direct(kind: &'static str, arch: &'static str) -> Guest {
+/// A guest for direct kernel boot, of any kind that the builder has.
+pub(crate) fn direct(kind: &'static str, arch: &'static str) -> Guest {
     static BUILT: Mutex<BTreeMap<(&str, &str), Guest>> = Mutex::new(BTreeMap::new());
     // One that failed to build fails for the next test as well, with the same words.
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
@@ -62,12 +58,8 @@ pub(crate) fn full(arch: &'static str) -> PathBuf {
     build("full", arch).join("disk.qcow2")
 }
 
-/// The full guest with cloud-init in Ignition's place.
-pub(crate) fn cloud(arch: &'static str) -> PathBuf {
-    build("cloud", arch).join("disk.qcow2")
-}
-
-fn build(kind: &str, arch: &str) -> PathBuf {
+/// The folder of any guest that the builder has.
+pub(crate) fn build(kind: &str, arch: &str) -> PathBuf {
     let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build");
     let built = run(Command::new(builder).args([kind, arch]), BUILD).ok();
     PathBuf::from(built.stdout.trim_end())

@@ -25,7 +25,7 @@ use nix::unistd::Uid;
 
 /// The addresses on the wire; the networks are those of documentation (RFC 5737).
 const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// The same for another network of the host.
 const BACK: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const YARD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -40,7 +40,7 @@ pub(crate) struct World {
     /// Where the greeting is to be had.
     pub(crate) outside: SocketAddr,
     /// The namespace outside.
-    space: OwnedFd,
+    pub(crate) space: OwnedFd,
     /// Hears what comes to the host's other network.
     yard: UdpSocket,
 }
@@ -109,23 +109,6 @@ impl World {
             socket.send_to(b"through the host", to).unwrap();
         });
         self.yard.recv(&mut [0; 64]).is_ok()
-    }
-
-    /// Has somebody in the world outside serve what comes to a port there, for as long as the test's
-    /// process lives.
-    pub(crate) fn serve_outside(
-        &self,
-        serve: impl FnOnce(TcpListener) + Send + 'static,
-    ) -> SocketAddr {
-        let space = self.space.try_clone().unwrap();
-        let (tell, address) = channel();
-        thread::spawn(move || {
-            setns(space, CloneFlags::CLONE_NEWNET).unwrap();
-            let listener = TcpListener::bind((OUTSIDE, 0)).unwrap();
-            tell.send(listener.local_addr().unwrap()).unwrap();
-            serve(listener);
-        });
-        address.recv().unwrap()
     }
 
     /// Has the host route what comes from outside, or not.
