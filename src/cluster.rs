@@ -116,6 +116,8 @@ pub struct Machine {
     /// Folders of the host; no two at one place of the guest.
     pub shares: Vec<Share>,
     pub ignition: Option<IgnitionSource>,
+    /// Whether that is no Ignition config, but a user-data for cloud-init.
+    pub cloud_init: bool,
     /// Template variables of the spec, as JSON values.
     pub vars: BTreeMap<String, serde_json::Value>,
     pub profile: Profile,
@@ -235,13 +237,38 @@ pub struct IgnitionSource {
     pub template: bool,
 }
 
-/// What kiln itself puts into a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is put into a machine besides the user's config.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Profile {
     /// Host name, ssh keys, host keys and the readiness report.
     Basic,
+    /// That, and a member of the cluster's etcd.
+    Etcd {
+        /// How the first members find each other; by kiln's reservations where absent.
+        discovery: Option<Discovery>,
+    },
+    /// That of `basic`, and the user's own templates.
+    Own(OwnProfile),
     /// Nothing: the user's config alone. Such a machine never reports.
     None,
+}
+
+/// A server of etcd's discovery protocol, version 2.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Discovery {
+    /// This address gives a new token for as many members as `size` says.
+    New(String),
+    /// The token's own address.
+    At(String),
+}
+
+/// A folder of templates, read when the spec was; texts are secrets as [`IgnitionSource`]'s are.
+#[derive(Clone, PartialEq, Eq)]
+pub struct OwnProfile {
+    /// `config.ign.j2`.
+    pub config: IgnitionSource,
+    /// The other files of the folder by their names, for the config to include.
+    pub others: BTreeMap<String, String>,
 }
 
 /// When the supervisor starts a machine again by itself.
@@ -477,6 +504,15 @@ impl fmt::Debug for IgnitionSource {
             .field("path", &self.path)
             .field("text", &format_args!("{} bytes", self.text.len()))
             .field("template", &self.template)
+            .finish()
+    }
+}
+
+impl fmt::Debug for OwnProfile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnProfile")
+            .field("config", &self.config)
+            .field("others", &self.others.keys())
             .finish()
     }
 }

@@ -10,6 +10,7 @@ mod cluster;
 mod difference;
 mod disks;
 mod error;
+mod etcd;
 mod facts;
 mod shares;
 mod view;
@@ -44,6 +45,10 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// The list of data disks as it was found.
     pub disks_before: Option<DisksRecord>,
+    /// The members of etcd that are let in one after the other, once those before them work.
+    pub joiners: Vec<String>,
+    /// Of the cluster's etcd, should it have one.
+    token: String,
 }
 
 /// What is to become of one machine.
@@ -134,6 +139,8 @@ pub fn plan(cluster: &Cluster, host: &HostFacts, inventory: &Inventory) -> Resul
             .map_or_else(BTreeMap::new, |record| record.reservations.clone()),
         steps,
         disks_before: inventory.disks.clone(),
+        joiners: Vec::new(),
+        token: host.files.etcd_token(),
     })
 }
 
@@ -220,7 +227,8 @@ fn machine_record(
         restart: choice::restart(machine.restart),
         image: image.label.clone(),
         identity: crate::ignition::identity(machine, &image.identity),
-        reports: choice::reports(machine.profile),
+        reports: choice::reports(&machine.profile),
+        etcd: old.and_then(|old| old.etcd.clone()),
         name,
     })
 }

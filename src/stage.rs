@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use crate::cluster::{Cluster, Machine, MachineName, Size};
 use crate::error::in_one_line;
+use crate::etcd::Membership;
 use crate::folder::{self, Batch, BatchError, FolderError, Incoming};
 use crate::ignition::{self, Facts, IgnitionError, Peer};
 use crate::image::flash::{self, FlashError};
@@ -333,6 +334,7 @@ fn prepare(
             authorized_keys: &authorized_keys,
             shares: &record.shares,
             host_key,
+            etcd: &Membership::of(record.etcd.as_ref(), cluster, &plan.cluster),
         };
         make_machine(step, record, machine, &facts, &means, &own, &mut batch)?;
         self::disks::make(record, means.qemu_img, &own)?;
@@ -431,7 +433,14 @@ fn make_machine(
         machine: step.name.clone(),
         source: Box::new(source),
     })?;
-    batch.add(&own.ignition(), &in_sectors(rendered.config))?;
+    batch.add(
+        &own.ignition(),
+        &in_sectors(
+            rendered
+                .seed
+                .unwrap_or_else(|| rendered.config.into_bytes()),
+        ),
+    )?;
     if let Some(disk) = record.disk.as_ref().filter(|disk| disk.volume.is_none()) {
         let size = Size::from_bytes(disk.size);
         let made = if own.disk().exists() {
@@ -463,9 +472,8 @@ fn make_machine(
 }
 
 /// The config as it may lie on a disk: JSON does not mind white space at its end.
-fn in_sectors(config: String) -> Vec<u8> {
+fn in_sectors(mut bytes: Vec<u8>) -> Vec<u8> {
     const SECTOR: usize = 512;
-    let mut bytes = config.into_bytes();
     bytes.resize(bytes.len().next_multiple_of(SECTOR), b'\n');
     bytes
 }

@@ -5,6 +5,13 @@
 #[expect(dead_code, reason = "the other tests use more of it")]
 mod support;
 
+#[path = "long/ansible.rs"]
+mod ansible;
+#[path = "long/cloud.rs"]
+mod cloud;
+#[path = "long/etcd.rs"]
+mod etcd;
+
 use support::configs::{Kind, come_up};
 use support::full::boots_twice;
 

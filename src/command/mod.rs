@@ -5,6 +5,7 @@ mod broken_off;
 mod console;
 mod doctor;
 mod down;
+mod etcd;
 mod events;
 mod exec;
 mod explain;

@@ -4,6 +4,7 @@ use crate::cli::args::{RenderArgs, VarArgs};
 use crate::command::{Session, spec};
 use crate::error::{Error, Exit};
 use crate::keys::KeyPair;
+use crate::nocloud::Seed;
 
 pub(super) fn run(session: &mut Session<'_>, args: &RenderArgs) -> Result<(), Error> {
     let name = &args.machine;
@@ -28,13 +29,18 @@ fn made(session: &Session<'_>, name: &str) -> Result<String, Error> {
     let made = session.made()?;
     made.known(name)?;
     let path = made.files.machine(name).ignition();
-    std::fs::read_to_string(&path).map_err(|error| {
+    let failed = |error: &(dyn std::error::Error + 'static)| {
         Error::because(
             Exit::Failed,
             format!("cannot read `{}`", path.display()),
-            &error,
+            error,
         )
-    })
+    };
+    let bytes = std::fs::read(&path).map_err(|error| failed(&error))?;
+    match Seed::read(&bytes) {
+        Some(seed) => Ok(seed.shown()),
+        None => String::from_utf8(bytes).map_err(|error| failed(&error)),
+    }
 }
 
 /// What the spec gives now: with the cluster's own keys where it exists, else with new ones.

@@ -13,6 +13,7 @@ use crate::cli::args::{GroupCount, PlanArgs, VarArgs};
 use crate::cluster::{AccelWish, Cluster, Machine, MachineName, NetworkMode};
 use crate::command::Session;
 use crate::error::{Error, Exit};
+use crate::etcd::Membership;
 use crate::host::firmware::Firmwares;
 use crate::host::kvm::{Ask, KvmState};
 use crate::host::namespace;
@@ -76,6 +77,7 @@ pub(super) fn read(
     let context = Context {
         host_arch: host_arch(session)?,
         home: session.host.home.as_deref(),
+        config: Some(&session.host.folders.config),
         scale: Scale {
             said: &said,
             remembered: &counts.collect(),
@@ -435,6 +437,14 @@ pub(super) fn rendered(
         peers,
         authorized_keys,
         host_key,
+        etcd: &Membership::of(
+            plan.steps
+                .iter()
+                .find(|step| step.name == name.as_str())
+                .and_then(|step| step.record.as_ref()?.etcd.as_ref()),
+            cluster,
+            &plan.cluster,
+        ),
     };
     ignition::render(machine, &facts).map_err(|source| {
         Error::from(crate::stage::StageError::Ignition {
@@ -469,7 +479,8 @@ pub(super) fn planned(
     let facts = host_facts(session, &cluster, false)?;
     let inventory = collect(session, &cluster, images(session, &cluster)?)?;
     refuse_other_folder(&cluster, &inventory)?;
-    let plan = plan::plan(&cluster, &facts, &inventory)?;
+    let mut plan = plan::plan(&cluster, &facts, &inventory)?;
+    plan.choose_members(&cluster, &inventory);
     Ok((cluster, plan, inventory))
 }
 

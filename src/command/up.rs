@@ -11,7 +11,7 @@ use crate::client::Client;
 use crate::cluster::{Cluster, ROOT_SERIAL};
 use crate::command::pulling::{self, Fresh};
 use crate::command::wait::until_well;
-use crate::command::{Made, Session, broken_off, down, power, rolling, show, spec};
+use crate::command::{Made, Session, broken_off, down, etcd, power, rolling, show, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
 use crate::inventory::Images;
@@ -220,9 +220,16 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
     }
     // A config that is wrong is found before anything is made.
     spec::check_ignition(session, cluster, &draft)?;
+    let token = match draft.to_discover(cluster) {
+        Some((url, size)) => Some(etcd::discover(session, url, size)?),
+        None => None,
+    };
     // Held until the cluster is recorded, so that no other `up` takes the same subnet.
     let reservations = Lock::take(&session.roots.reservations_lock(), "kiln up")?;
-    let (plan, inventory) = decide(session, task, names, &facts, &images)?;
+    let (mut plan, inventory) = decide(session, task, names, &facts, &images)?;
+    if let Some(token) = token {
+        plan.discovered(&token);
+    }
     if plan.cluster.reservations != draft.cluster.reservations {
         // Another cluster was faster: the configs have other addresses in them.
         spec::check_ignition(session, cluster, &plan)?;
@@ -236,7 +243,8 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
         session.host.lvm(),
     )?;
     drop(reservations);
-    let changed = stop_first(session, files, reserved.plan(), &running)
+    let changed = etcd::leave(session, files, reserved.plan(), &running)
+        .and_then(|()| stop_first(session, files, reserved.plan(), &running))
         .and_then(|()| change(session, files, reserved.plan()));
     if let Err(error) = changed {
         reserved.give_up();
@@ -251,8 +259,10 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
             }
             let record = prepared.plan.cluster.clone();
             let files = files.clone();
+            let made = Made { files, record };
+            etcd::join(session, &client, &made, &prepared.plan.joiners)?;
             Ok(Done {
-                made: Made { files, record },
+                made,
                 client,
                 is_settled: prepared.plan.is_settled(),
                 starts: prepared.plan.starts(),
@@ -292,6 +302,7 @@ fn decide(
         }
     }
     plan.check_volumes(&inventory).map_err(PlanError::from)?;
+    plan.choose_members(cluster, &inventory);
     if !task.overcommit {
         plan.admit(&inventory)?;
     }
@@ -424,6 +435,8 @@ fn start(files: &ClusterFiles, plan: &Plan) -> Result<Client, Error> {
             Action::Create | Action::Recreate | Action::Restart | Action::Start => true,
             Action::Keep | Action::Change | Action::Remove => false,
         })
+        // Those start when they are let in.
+        .filter(|step| !plan.joiners.contains(&step.name))
         .map(|step| step.name.clone())
         .collect();
     let client = Client::reach(files)?;

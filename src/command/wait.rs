@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::cli::args::{DEFAULT_TIMEOUT, Goal, Reach, WaitArgs, Waiting};
 use crate::client::{Client, News};
-use crate::command::{Made, Session};
+use crate::command::{Made, Session, etcd};
 use crate::error::{Error, Exit};
 use crate::report::progress::Step;
 use crate::report::view::progress_text;
@@ -103,6 +103,9 @@ pub(super) fn until_well(
         }
         let names: Vec<String> = names.into_iter().cloned().collect();
         status = Some(until(session, client, made, &names, goal, since, timeout)?);
+    }
+    if goal == Goal::Ready {
+        etcd::until_healthy(session, client, made, names, since + timeout)?;
     }
     Ok(status)
 }

@@ -41,6 +41,10 @@ pub enum IgnitionProblem {
     UnknownVersion,
     #[error("an Ignition config says its version: {{\"ignition\": {{\"version\": \"3.3.0\"}}}}")]
     NoVersion,
+    #[error(
+        "cloud-init knows a user-data by its first line, such as `#cloud-config` or `#!/bin/sh`"
+    )]
+    NotUserData,
 }
 
 /// Legal, and yet it looks like a mistake.
@@ -127,6 +131,7 @@ impl IgnitionError {
             | IgnitionProblem::TooLarge { .. }
             | IgnitionProblem::TooSlow
             | IgnitionProblem::UnknownVersion
+            | IgnitionProblem::NotUserData
             | IgnitionProblem::NoVersion => None,
         }
     }
@@ -143,6 +148,7 @@ impl IgnitionError {
             IgnitionProblem::OldVersion { .. }
             | IgnitionProblem::UnknownVersion
             | IgnitionProblem::NoVersion => "ignition-version",
+            IgnitionProblem::NotUserData => "user-data",
         }
     }
 }

@@ -25,7 +25,7 @@ const VERSION: &str = "3.0.0";
 /// systemd in the initramfs saw already is no news after the switch to the root, and starts nothing.
 /// By the port: its name may come after the boot has passed, for QEMU tells it some time after the
 /// driver has come up. A `BindsTo=` would hold the boot up for a port that never comes.
-const REPORT_UNIT: &str = "\
+pub const REPORT_UNIT: &str = "\
 [Unit]
 Description=Report to kiln that this machine is up
 ConditionPathExists=/dev/virtio-ports/org.kiln.report.0
@@ -46,11 +46,11 @@ pub(super) fn empty() -> Value {
     json!({"ignition": {"version": VERSION}})
 }
 
-/// The parent of `child` for a machine of profile `basic`.
-pub(super) fn basic(machine: &Machine, facts: &Facts<'_>, child: Option<&str>) -> Value {
-    let merge: Vec<Value> = child
+/// The parent of `children` for a machine of any profile but `none`.
+pub(super) fn basic(machine: &Machine, facts: &Facts<'_>, children: &[&str]) -> Value {
+    let merge: Vec<Value> = children
+        .iter()
         .map(|text| json!({"source": data_url(text)}))
-        .into_iter()
         .collect();
     let report = json!({"name": "kiln-report.service", "enabled": true, "contents": REPORT_UNIT});
     let mut units = vec![report];

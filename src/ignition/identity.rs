@@ -14,19 +14,23 @@ use crate::cluster::{Machine, Profile};
 /// cluster leaves its disks alone. `image` is any text that stands for the image.
 /// 64 lower-case hexadecimal digits.
 pub fn identity(machine: &Machine, image: &str) -> String {
-    let profile = match machine.profile {
-        Profile::Basic => "basic",
-        Profile::None => "none",
+    // kiln's own templates are not in it, so that a newer kiln asks for no new disk.
+    let profile = match &machine.profile {
+        Profile::Basic => "basic".to_owned(),
+        Profile::Etcd { .. } => "etcd".to_owned(),
+        Profile::Own(own) => serde_json::json!([own.config.text, own.others]).to_string(),
+        Profile::None => "none".to_owned(),
     };
     let (kind, source) = match &machine.ignition {
         None => ("absent", ""),
+        Some(source) if machine.cloud_init => ("cloud-init", source.text.as_str()),
         Some(source) if source.template => ("template", source.text.as_str()),
         Some(source) => ("config", source.text.as_str()),
     };
     // A map of JSON values always has a text, and its keys are sorted.
     let vars = serde_json::json!(machine.vars).to_string();
     let mut hash = Sha256::new();
-    for part in ["kiln disk 1", profile, kind, source, &vars, image] {
+    for part in ["kiln disk 1", &profile, kind, source, &vars, image] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }

@@ -7,7 +7,8 @@
 //! ```
 //! kiln's own fragment is the parent and carries the user's config in
 //! `ignition.config.merge`, so that the user's values win; parent and child may
-//! be of different 3.x versions.
+//! be of different 3.x versions. A profile's templates are another child, before
+//! the user's.
 //!
 //! Pure: no file, no process, no clock. A config is a secret: no error, warning
 //! or `Debug` here shows more of one than lines, columns and key paths.
@@ -17,6 +18,7 @@ mod fragment;
 mod identity;
 mod lint;
 mod mounts;
+mod profile;
 mod render;
 mod template;
 pub mod validator;
@@ -25,6 +27,7 @@ pub mod validator;
 mod tests;
 
 pub use self::error::{IgnitionError, IgnitionProblem, IgnitionWarning};
-pub use self::fragment::{REPORT_PORT, REPORT_SCRIPT};
+pub use self::fragment::{REPORT_PORT, REPORT_SCRIPT, REPORT_UNIT};
 pub use self::identity::identity;
+pub use self::profile::CONFIG as PROFILE_CONFIG;
 pub use self::render::{Facts, Peer, Rendered, render};

@@ -1,6 +1,7 @@
 //! The steps in their order: template, lint, fragment.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -8,10 +9,12 @@ use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use macaddr::MacAddr6;
 
-use super::error::{IgnitionError, IgnitionWarning};
-use super::{fragment, lint, template};
-use crate::cluster::{ClusterName, Machine, MachineName, Profile};
+use super::error::{IgnitionError, IgnitionProblem, IgnitionWarning};
+use super::{fragment, lint, profile, template};
+use crate::cluster::{ClusterName, IgnitionSource, Machine, MachineName, Profile};
+use crate::etcd::Membership;
 use crate::keys::KeyPair;
+use crate::nocloud::{self, Seed};
 use crate::state::record::ShareRecord;
 
 /// By fw_cfg 200 KB cost 4 s and 2 MB cost 80 s under TCG.
@@ -36,6 +39,8 @@ pub struct Facts<'a> {
     pub shares: &'a [ShareRecord],
     /// The machine's own ssh host key.
     pub host_key: &'a KeyPair,
+    /// Its part in the cluster's etcd; only that profile's templates ask.
+    pub etcd: &'a Membership,
 }
 
 /// A machine as templates see it.
@@ -55,6 +60,8 @@ pub struct Rendered {
     pub config: String,
     /// The user's own part, out of its template: what a validator is to judge.
     pub child: Option<String>,
+    /// For cloud-init, the disk that it reads; the config is then what lies on it.
+    pub seed: Option<Vec<u8>>,
     pub warnings: Vec<IgnitionWarning>,
 }
 
@@ -73,12 +80,17 @@ impl fmt::Debug for Rendered {
 /// [`IgnitionError`] when the template fails or the user's text is no Ignition
 /// config of spec 3.0 to 3.6.
 pub fn render(machine: &Machine, facts: &Facts<'_>) -> Result<Rendered, IgnitionError> {
+    if machine.cloud_init
+        && let Some(source) = &machine.ignition
+    {
+        return for_cloud_init(source, machine, facts);
+    }
     let mut warnings = Vec::new();
     let child = match &machine.ignition {
         None => None,
         Some(source) => {
             let (text, linted) = if source.template {
-                let text = template::render(source, machine, facts)?;
+                let text = template::render(source, &BTreeMap::new(), machine, facts)?;
                 let linted = lint::lint(&source.path, &text)
                     .map_err(|error| error.rendered_for(&machine.name));
                 (Cow::Owned(text), linted)
@@ -91,8 +103,16 @@ pub fn render(machine: &Machine, facts: &Facts<'_>) -> Result<Rendered, Ignition
         }
     };
     let child = child.map(Cow::into_owned);
-    let config = match (machine.profile, &child) {
-        (Profile::Basic, child) => fragment::basic(machine, facts, child.as_deref()).to_string(),
+    let config = match (&machine.profile, &child) {
+        (Profile::Basic | Profile::Etcd { .. } | Profile::Own(_), child) => {
+            let profile = profile::child(machine, facts, &mut warnings)?;
+            // What comes later in the list wins: kiln's, the profile's, the user's.
+            let children: Vec<&str> = [profile.as_deref(), child.as_deref()]
+                .into_iter()
+                .flatten()
+                .collect();
+            fragment::basic(machine, facts, &children).to_string()
+        }
         (Profile::None, Some(child)) => child.clone(),
         (Profile::None, None) => fragment::empty().to_string(),
     };
@@ -102,7 +122,34 @@ pub fn render(machine: &Machine, facts: &Facts<'_>) -> Result<Rendered, Ignition
     Ok(Rendered {
         config,
         child,
+        seed: None,
         warnings,
+    })
+}
+
+/// What cloud-init reads.
+fn for_cloud_init(
+    source: &IgnitionSource,
+    machine: &Machine,
+    facts: &Facts<'_>,
+) -> Result<Rendered, IgnitionError> {
+    let text = match source.template {
+        true => template::render(source, &BTreeMap::new(), machine, facts)?,
+        false => source.text.clone(),
+    };
+    if !nocloud::is_user_data(&text) {
+        let error = IgnitionError::in_file(&source.path, IgnitionProblem::NotUserData);
+        return Err(match source.template {
+            true => error.rendered_for(&machine.name),
+            false => error,
+        });
+    }
+    let seed = Seed::of(machine, facts, text);
+    Ok(Rendered {
+        config: seed.shown(),
+        child: None,
+        seed: Some(seed.disk()),
+        warnings: Vec::new(),
     })
 }
 

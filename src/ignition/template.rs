@@ -16,16 +16,17 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Va
 
 use super::error::{IgnitionError, IgnitionProblem};
 use super::render::Facts;
-use crate::cluster::{IgnitionSource, Machine, Size};
+use crate::cluster::{IgnitionSource, Machine, Profile, Size};
 
 /// Steps of the template engine: a large real template takes a few ten thousand.
 const FUEL: u64 = 1_000_000;
 /// The same cap as for a config that is no template.
 const OUTPUT_LIMIT: Size = Size::from_mib(8);
 
-/// The text that a template gives for a machine.
+/// The text that a template gives for a machine; `others` are what it may include.
 pub(super) fn render(
     source: &IgnitionSource,
+    others: &BTreeMap<String, String>,
     machine: &Machine,
     facts: &Facts<'_>,
 ) -> Result<String, IgnitionError> {
@@ -37,6 +38,11 @@ pub(super) fn render(
     environment.set_debug(true);
     environment.add_filter("b64encode", |text: String| STANDARD.encode(text));
     environment.add_filter("urlencode", |text: String| url_encode(&text));
+    for (name, text) in others {
+        environment
+            .add_template(name, text)
+            .map_err(|error| explain(source, &error))?;
+    }
     let mut output = Output::default();
     environment
         .template_from_str(&source.text)
@@ -97,6 +103,10 @@ fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
         peers => peers,
         groups => groups,
         vars => Value::from(Serde(&machine.vars)),
+        etcd => match machine.profile {
+            Profile::Etcd { .. } => Value::from(Serde(facts.etcd)),
+            Profile::Basic | Profile::Own(_) | Profile::None => Value::UNDEFINED,
+        },
     }
 }
 

@@ -1,5 +1,7 @@
 //! Whole configs, every message, and what holds for any machine.
 
+mod profiles;
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::num::NonZeroU16;
@@ -54,6 +56,7 @@ fn machine(file: &str, text: &str) -> Machine {
             text: text.to_owned(),
             template: file.ends_with(".j2"),
         }),
+        cloud_init: false,
         vars: BTreeMap::from([
             ("role".to_owned(), json!("worker")),
             ("secret".to_owned(), json!("hunter2")),
@@ -97,6 +100,7 @@ fn rendered(machine: &Machine) -> Result<Rendered, IgnitionError> {
             peers: &peers(),
             authorized_keys: &[key.clone(), "ssh-rsa BBBB me".to_owned(), key],
             host_key: &HOST_KEY,
+            etcd: &profiles::membership(),
         },
     )
 }

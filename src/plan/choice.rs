@@ -225,9 +225,9 @@ pub(super) fn restart(policy: RestartPolicy) -> RestartRecord {
     }
 }
 
-pub(super) fn reports(profile: Profile) -> bool {
+pub(super) fn reports(profile: &Profile) -> bool {
     match profile {
-        Profile::Basic => true,
+        Profile::Basic | Profile::Etcd { .. } | Profile::Own(_) => true,
         Profile::None => false,
     }
 }

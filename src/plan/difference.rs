@@ -62,6 +62,7 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         image,
         identity,
         reports,
+        etcd: _,
     } = old;
     let has_disk = disk.is_some();
     let mut found = Found(Vec::new());

@@ -39,6 +39,8 @@ pub(super) struct Folders<'a> {
     pub(super) spec: &'a Path,
     /// What `~` means.
     pub(super) home: Option<&'a Path>,
+    /// The user's settings of kiln.
+    pub(super) config: Option<&'a Path>,
 }
 
 impl Folders<'_> {

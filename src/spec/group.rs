@@ -6,23 +6,24 @@ use std::num::NonZeroU16;
 use kiln_arch::Arch;
 use kiln_arch::machine::IgnitionTransport;
 
+use super::config::{self, Config};
 use super::disks;
 use super::document::{Key, Node, Value};
 use super::error::{Fault, Place, Problem};
 use super::fields::{self, Fields, Keys};
-use super::files::{self, Folders};
+use super::files::Folders;
 use super::fixed::{self, PlacedFixed};
 use super::image::{self, PlacedImage};
 use super::load::Scale;
 use super::port::{self, PlacedPort};
+use super::profile;
 use super::share;
 use super::stream;
 use super::suggest;
 use super::vars::{self, Vars};
 use super::warning::SpecWarning;
 use crate::cluster::{
-    AccelWish, COUNT_LIMIT, FirmwareWish, IgnitionSource, Machine, MachineName, Profile,
-    RestartPolicy, Size,
+    AccelWish, COUNT_LIMIT, FirmwareWish, Machine, MachineName, Profile, RestartPolicy, Size,
 };
 
 const KEYS: Keys = Keys {
@@ -37,10 +38,12 @@ const KEYS: Keys = Keys {
         "disk",
         "disks",
         "ignition",
+        "cloud_init",
         "template",
         "vars",
         "vars_files",
         "profile",
+        "discovery",
         "ports",
         "firmware",
         "graphics",
@@ -65,8 +68,6 @@ const MEMORY_DEFAULT: Size = Size::from_mib(1024);
 const SECURE_LEAST: Size = Size::from_mib(512);
 pub(super) const DISK_LEAST: Size = Size::from_mib(1);
 pub(super) const DISK_MOST: Size = Size::from_bytes(64 << 40);
-/// fw_cfg would take minutes to hand over more.
-const IGNITION_LIMIT: Size = Size::from_mib(8);
 
 /// What a group inherits.
 #[derive(Debug, Clone, Copy)]
@@ -185,12 +186,18 @@ pub(super) fn group(
     let shares = fields.take_as("shares", |node, key| {
         share::shares(node, key, &owner, folders)
     })?;
-    let ignition = ignition(&mut fields, folders)?;
-    let vars = variables(&mut fields, &group, ignition.as_ref(), defaults, warnings)?;
-    let profile = fields.take_as("profile", |node, key| {
-        let words = [("basic", Profile::Basic), ("none", Profile::None)];
-        fields::choice(node, key, &words, &["etcd"])
-    })?;
+    let Config {
+        source: ignition,
+        cloud_init,
+    } = config::config(&mut fields, folders, transport)?;
+    if cloud_init && shares.as_ref().is_some_and(|shares| !shares.is_empty()) {
+        let why = "Ignition's units mount shares, and the group has `cloud_init`";
+        return Err(Fault::bad_value(key.place, "shares", why));
+    }
+    let profile = profile::profile(&mut fields, folders, cloud_init)?;
+    let uses_vars = ignition.as_ref().is_some_and(|source| source.template)
+        || matches!(profile, Profile::Etcd { .. } | Profile::Own(_));
+    let vars = variables(&mut fields, &group, uses_vars, defaults, warnings)?;
     let restart = fields.take_as("restart", |node, key| {
         let words = [
             ("no", RestartPolicy::No),
@@ -232,13 +239,18 @@ pub(super) fn group(
         disks: disks.clone().unwrap_or_default(),
         shares: shares.clone().unwrap_or_default(),
         ignition: ignition.clone(),
+        cloud_init,
         vars: vars.clone(),
-        profile: profile.unwrap_or(Profile::Basic),
+        profile: profile.clone(),
         ports: ports.iter().map(|placed| placed.port).collect(),
         restart: restart.unwrap_or(RestartPolicy::OnFailure),
         firmware,
         tpm,
-        ignition_transport: transport.map(|(_, transport)| transport),
+        // cloud-init looks for a disk.
+        ignition_transport: match cloud_init {
+            true => Some(IgnitionTransport::VirtioBlk),
+            false => transport.map(|(_, transport)| transport),
+        },
     };
     let machines = (1..)
         .zip(names)
@@ -442,48 +454,17 @@ fn memory(node: &Node, key: &str, arch: Arch) -> Result<Size, Fault> {
     Ok(size)
 }
 
-fn ignition(fields: &mut Fields, folders: Folders<'_>) -> Result<Option<IgnitionSource>, Fault> {
-    let template = fields.take("template");
-    let Some(node) = fields.take("ignition") else {
-        return match template {
-            None => Ok(None),
-            Some(node) => Err(Fault::bad_value(
-                node.place,
-                "template",
-                "there is no `ignition` that could be a template",
-            )),
-        };
-    };
-    let place = node.place;
-    let path = folders.resolve(place, "ignition", &fields::text(node, "ignition")?)?;
-    let ending = path.extension().and_then(|ending| ending.to_str());
-    if matches!(ending, Some("bu" | "butane")) {
-        return Err(Fault::not_built(place, "reading Butane")
-            .hint("translate it with `butane --strict FILE` and name the result here"));
-    }
-    let template = match template {
-        Some(node) => fields::boolean(&node, "template")?,
-        None => ending == Some("j2"),
-    };
-    let text = files::text(&path, IGNITION_LIMIT).map_err(files::fault(place, "ignition"))?;
-    Ok(Some(IgnitionSource {
-        path,
-        text,
-        template,
-    }))
-}
-
 /// What the group's template can name. Where there is none, the cluster's word and `--set` are of no
 /// use, and the machine's disk does not depend on them.
 fn variables(
     fields: &mut Fields,
     group: &MachineName,
-    ignition: Option<&IgnitionSource>,
+    uses_vars: bool,
     defaults: Defaults<'_>,
     warnings: &mut Vec<SpecWarning>,
 ) -> Result<Vars, Fault> {
     let (own, place) = vars::take(fields, defaults.folders)?;
-    if !ignition.is_some_and(|source| source.template) {
+    if !uses_vars {
         if let Some(place) = place {
             warnings.push(SpecWarning::UnusedVars {
                 place,

@@ -17,6 +17,7 @@ use super::fixed;
 use super::group::{self, Defaults};
 use super::image;
 use super::port;
+use super::profile;
 use super::storage;
 use super::suggest;
 use super::told;
@@ -66,6 +67,8 @@ pub struct Context<'a> {
     pub host_arch: Arch,
     /// What `~` means in paths.
     pub home: Option<&'a Path>,
+    /// Where the user's own profiles are, in `profiles/`, besides those beside the spec.
+    pub config: Option<&'a Path>,
     /// Counts that replace those of the spec's groups.
     pub scale: Scale<'a>,
     /// What `--set` said, now and before, by paths with dots.
@@ -171,6 +174,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
     let folders = Folders {
         spec: folder,
         home: context.home,
+        config: context.config,
     };
     let mut warnings = Vec::new();
     let mut fields = Fields::new(root(text)?, "the spec".to_owned(), KEYS)?;
@@ -241,6 +245,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
     told::settle(&network, name.as_str(), &named, &machines)?;
     port::refuse_clashes(&machines)?;
     disks::refuse_shared_files(&machines)?;
+    profile::refuse_different(&machines)?;
     Ok(Loaded {
         cluster: Cluster {
             name,

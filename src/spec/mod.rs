@@ -10,6 +10,7 @@
 //! public keys, the first bytes of images). It must not read the environment,
 //! probe the host, write or print.
 
+mod config;
 mod disks;
 mod document;
 mod error;
@@ -22,6 +23,7 @@ mod image;
 mod init;
 mod load;
 mod port;
+mod profile;
 mod share;
 mod storage;
 mod stream;
@@ -37,5 +39,6 @@ pub use self::error::{Place, Problem, SpecError};
 pub use self::find::{FindError, SPEC_FILE_NAME, find};
 pub use self::init::init_template;
 pub use self::load::{Context, Loaded, Scale, cluster_name, load};
+pub use self::profile::is_discovery_token;
 pub use self::vars::{Vars, value};
 pub use self::warning::SpecWarning;

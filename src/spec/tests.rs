@@ -74,6 +74,7 @@ impl Folder {
             Context {
                 host_arch: Arch::X86_64,
                 home: Some(&self.0),
+                config: None,
                 scale: Scale {
                     said: &counts(said),
                     remembered: &counts(remembered),
@@ -396,6 +397,7 @@ fn the_example_loads() {
     let context = Context {
         host_arch: Arch::X86_64,
         home: None,
+        config: None,
         scale: Scale::NONE,
         set: &super::Vars::new(),
     };
@@ -427,6 +429,7 @@ fn files_that_are_no_specs() {
     let context = Context {
         host_arch: Arch::X86_64,
         home: None,
+        config: None,
         scale: Scale::NONE,
         set: &super::Vars::new(),
     };

@@ -153,6 +153,11 @@ impl ClusterFiles {
         self.uuid_of("machine", machine)
     }
 
+    /// What tells the members of this cluster's etcd from those of any other.
+    pub fn etcd_token(&self) -> String {
+        self.uuid_of("etcd", "")
+    }
+
     pub fn uplink_uuid(&self) -> String {
         self.uuid_of("uplink", "")
     }

@@ -143,6 +143,28 @@ pub struct MachineRecord {
     pub identity: String,
     /// Whether kiln's fragment (and with it the report) is in the config.
     pub reports: bool,
+    /// How it came into the cluster's etcd, where it has a member of that.
+    #[serde(default)]
+    pub etcd: Option<EtcdRecord>,
+}
+
+/// A member of etcd: chosen when its data begins, and kept as long as that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EtcdRecord {
+    /// No other etcd's members have it.
+    pub token: String,
+    /// Whether it came to an etcd that was there.
+    pub joins: bool,
+    /// The names of all members as it begins, itself included.
+    pub members: Vec<String>,
+    /// Whether some member is emulated: all have the same time-outs.
+    pub slow: bool,
+    /// Where the members find each other instead.
+    #[serde(default)]
+    pub discovery: Option<String>,
+    /// Whether it was seen to work after it had joined.
+    #[serde(default)]
+    pub joined: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ mod command_line;
 mod fake_board;
 mod fake_crash;
 mod fake_disks;
+mod fake_etcd;
 mod fake_faults;
 mod fake_firmware;
 mod fake_gone;

@@ -78,6 +78,7 @@ pub(crate) fn spec(bytes: &[u8]) {
     let context = Context {
         host_arch: Arch::X86_64,
         home: None,
+        config: None,
         scale: Scale::NONE,
         set: &BTreeMap::new(),
     };

@@ -37,6 +37,7 @@ fn record(name: &str, last: u8) -> MachineRecord {
         restart: RestartRecord::OnFailure,
         image: "tiny".to_owned(),
         identity: "b".to_owned(),
+        etcd: None,
         reports: true,
     }
 }

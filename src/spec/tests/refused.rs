@@ -32,6 +32,50 @@ fn with_group(lines: &str) -> String {
 }
 
 #[test]
+fn cloud_init_is_refused_beside_ignition() {
+    refused(
+        with_group,
+        &[
+            "{ignition: node.ign, cloud_init: node.ign}",
+            "{cloud_init: node.ign, profile: etcd}",
+            "{cloud_init: missing.yaml}",
+            "{cloud_init: node.ign, image: {disk: disk.qcow2, ignition_transport: fw_cfg}}",
+        ],
+        &expect_file!["../golden/cloud_init_is_refused_beside_ignition.txt"],
+    );
+}
+
+#[test]
+fn profiles_are_refused_with_their_reasons() {
+    refused(
+        with_group,
+        &[
+            "profile: etcd_fleet",
+            "profile: etdc",
+            "profile: mine",
+            "profile: ..",
+            "profile: ./missing",
+            "profile: ./",
+            "discovery: new",
+            "{profile: etcd, discovery: \"ftp://host/new\"}",
+            "{profile: etcd, discovery: \"http://host/$(id)\"}",
+            "{profile: etcd, discovery: \"http://host\"}",
+        ],
+        &expect_file!["../golden/profiles_are_refused_with_their_reasons.txt"],
+    );
+    refused(
+        whole,
+        &["cluster: demo
+image: disk.qcow2
+machines:
+  a: {profile: etcd, discovery: new}
+  b: {profile: etcd}
+"],
+        &expect_file!["../golden/two_ways_of_discovery_are_refused.txt"],
+    );
+}
+
+#[test]
 fn unknown_keys_get_a_suggestion() {
     refused(
         with_group,
@@ -96,7 +140,6 @@ fn what_is_not_built_is_said() {
         &[
             "butane: node.bu",
             "ignition: node.bu",
-            "profile: etcd",
             "graphics: vnc",
             "ports: [\"53:53/udp\"]",
             "ports: [\"[::1]:80:80\"]",

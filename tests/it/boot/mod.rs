@@ -9,6 +9,7 @@ mod attack;
 mod configs;
 mod data;
 mod disk;
+mod etcd;
 mod fails;
 mod fetched;
 mod firmware;

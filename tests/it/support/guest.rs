@@ -24,14 +24,26 @@ pub(crate) struct Guest {
 /// The guest of this architecture: the folder that `KILN_TEST_GUEST` names (x86_64 only),
 /// or the builder's.
 pub(crate) fn tiny(arch: &'static str) -> Guest {
-    static BUILT: Mutex<BTreeMap<&str, Guest>> = Mutex::new(BTreeMap::new());
+    direct("tiny", arch)
+}
+
+/// The same with etcd in it.
+pub(crate) fn etcd(arch: &'static str) -> Guest {
+    direct("etcd", arch)
+}
+
+/// A guest for direct kernel boot, of any kind that the builder has.
+pub(crate) fn direct(kind: &'static str, arch: &'static str) -> Guest {
+    static BUILT: Mutex<BTreeMap<(&str, &str), Guest>> = Mutex::new(BTreeMap::new());
     // One that failed to build fails for the next test as well, with the same words.
     let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
     built
-        .entry(arch)
+        .entry((kind, arch))
         .or_insert_with(|| match std::env::var_os("KILN_TEST_GUEST") {
-            Some(folder) if arch == "x86_64" => Guest::in_folder(Path::new(&folder)),
-            _ => Guest::in_folder(&build("tiny", arch)),
+            Some(folder) if (kind, arch) == ("tiny", "x86_64") => {
+                Guest::in_folder(Path::new(&folder))
+            }
+            _ => Guest::in_folder(&build(kind, arch)),
         })
         .clone()
 }
@@ -46,7 +58,8 @@ pub(crate) fn full(arch: &'static str) -> PathBuf {
     build("full", arch).join("disk.qcow2")
 }
 
-fn build(kind: &str, arch: &str) -> PathBuf {
+/// The folder of any guest that the builder has.
+pub(crate) fn build(kind: &str, arch: &str) -> PathBuf {
     let builder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/build");
     let built = run(Command::new(builder).args([kind, arch]), BUILD).ok();
     PathBuf::from(built.stdout.trim_end())

@@ -2,6 +2,8 @@
 //! deadlines, guests, and looks into `/proc` that do not go through kiln.
 
 pub(crate) mod configs;
+pub(crate) mod discovery;
+pub(crate) mod etcd;
 pub(crate) mod events;
 pub(crate) mod follow;
 pub(crate) mod full;

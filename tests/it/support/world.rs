@@ -25,7 +25,7 @@ use nix::unistd::Uid;
 
 /// The addresses on the wire; the networks are those of documentation (RFC 5737).
 const HOST: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 2);
-const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// The same for another network of the host.
 const BACK: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const YARD: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -40,7 +40,7 @@ pub(crate) struct World {
     /// Where the greeting is to be had.
     pub(crate) outside: SocketAddr,
     /// The namespace outside.
-    space: OwnedFd,
+    pub(crate) space: OwnedFd,
     /// Hears what comes to the host's other network.
     yard: UdpSocket,
 }
