@@ -1,13 +1,16 @@
 //! Frames in, frames out: everything that kiln does between its machines and the world.
 //!
-//! The pure parts ([`address`], [`ether`], [`dhcp`], [`dns`], [`lease`], [`switch`], [`name`], [`link`], [`nat`]) know
+//! The pure parts ([`address`], [`ether`], [`dhcp`], [`dns`], [`lease`], [`switch`], [`name`], [`link`], [`nat`], [`pcapng`]) know
 //! neither sockets nor clocks and are tested on bytes alone. There are two shells around them. [`fabric`] moves the
 //! frames of a cluster's machines through one process, with no right that an ordinary user lacks. [`bridge`] leaves that
-//! to the kernel, in a [`namespace`] of the cluster's own; [`netlink`] and [`tap`] are its tools. Nothing here knows
-//! QEMU's command line or the cluster's spec.
+//! to the kernel, in a [`namespace`] of the cluster's own; [`attach`] joins machines to a bridge that the host has already.
+//! [`netlink`] and [`tap`] are the tools of both. [`capture`] and [`pcapng`] are for who wants to see the frames. Nothing
+//! here knows QEMU's command line or the cluster's spec.
 
 pub mod address;
+pub mod attach;
 pub mod bridge;
+pub mod capture;
 pub mod dhcp;
 pub mod dns;
 pub mod ether;
@@ -18,6 +21,7 @@ pub mod name;
 pub mod namespace;
 pub mod nat;
 pub mod netlink;
+pub mod pcapng;
 pub mod sniff;
 pub mod switch;
 pub mod tap;

@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
+use super::copy::Copies;
 use super::port::{End, LONGEST, Port};
 use super::resolve::Resolver;
 use super::stack::{Shared, Stack};
@@ -24,6 +25,8 @@ use crate::address::Reservation;
 use crate::dns::{self, Code};
 use crate::ether::{ETHERNET_HEADER, IPV4_HEADER, UDP_HEADER};
 use crate::lease::{self, Source};
+use crate::link::watch::{How, LinkNews};
+use crate::pcapng::Direction;
 use crate::switch::{DnsQuery, PortId, Switch, SwitchConfig, Verdict};
 
 /// The MTU where nothing else is said.
@@ -52,6 +55,10 @@ pub(super) enum Command {
         reply: oneshot::Sender<io::Result<FabricStream>>,
     },
     Counters(oneshot::Sender<FabricCounters>),
+    Capture {
+        name: String,
+        reply: oneshot::Sender<Option<Copies>>,
+    },
 }
 
 /// The state of the task.
@@ -163,6 +170,11 @@ impl Driver {
             Command::Counters(reply) => {
                 let _ = reply.send(self.counters());
             }
+            Command::Capture { name, reply } => {
+                let port = self.switch.port(&name);
+                let link = port.and_then(|port| self.links.get_mut(port.index())?.as_mut());
+                let _ = reply.send(link.map(|link| link.port.queue.watchers.add()));
+            }
         }
     }
 
@@ -177,6 +189,17 @@ impl Driver {
             seen: false,
             leased: None,
         });
+        self.plugged(port, How::Up);
+    }
+
+    fn plugged(&self, port: PortId, how: How) {
+        if let Some(machine) = self.switch.machine(port) {
+            self.report(FabricEvent::Link(LinkNews {
+                machine: Some(machine.name.clone()),
+                link: None,
+                how,
+            }));
+        }
     }
 
     fn unlink(&mut self, index: usize) {
@@ -248,6 +271,10 @@ impl Driver {
     }
 
     fn pass(&mut self, from: PortId, frame: &mut [u8], cx: &mut Context<'_>) {
+        if let Some(Some(link)) = self.links.get_mut(from.index()) {
+            // As it left the machine, whatever becomes of it.
+            link.port.queue.watchers.copy(Direction::Out, frame);
+        }
         let verdict = self.switch.from_machine(self.now, from, frame);
         let Some(Some(link)) = self.links.get_mut(from.index()) else {
             return;
@@ -436,6 +463,7 @@ impl Driver {
         self.unlink(index);
         if let Some(machine) = self.switch.machine(PortId::new(index)) {
             let machine = machine.name.clone();
+            self.plugged(PortId::new(index), How::Gone);
             self.report(FabricEvent::PortClosed { machine, cause });
         }
     }
