@@ -18,6 +18,7 @@ use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_arch::machine::IgnitionTransport;
 use kiln_arch::machine::Sector;
+use kiln_netsetup::name::IfName;
 
 use crate::cluster::remote::RemoteImage;
 
@@ -49,8 +50,8 @@ pub struct Network {
     pub subnet: Option<Ipv4Net>,
 }
 
-/// The network modes that this kiln has built; the spec refuses the others with words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The network modes.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkMode {
     /// The best one that works here, tried by doing.
     Auto,
@@ -58,6 +59,14 @@ pub enum NetworkMode {
     Fabric,
     /// The kernel's bridge, in a network namespace of the cluster's own.
     Namespace,
+    /// Each machine alone, on QEMU's own user-mode network.
+    User,
+    /// On a bridge of the host's, where another one gives addresses.
+    Attach {
+        bridge: IfName,
+        /// A lease file of that network's DHCP server.
+        leases: Option<PathBuf>,
+    },
 }
 
 /// One machine as the spec asks for it.

@@ -16,7 +16,7 @@ use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_netsetup::address::{self, AddressError, Subnet};
 
-use crate::cluster::{Cluster, Machine, Size};
+use crate::cluster::{Cluster, Machine, NetworkMode, Size};
 use crate::host::distribution::{Distribution, Piece};
 use crate::host::firmware::{Firmwares, Uefi};
 use crate::host::kvm::KvmState;
@@ -52,6 +52,10 @@ pub struct HostFacts {
     pub qemu_gid: Option<u32>,
     /// Whether machines can be joined by the kernel, or why not; absent where nobody asks.
     pub namespace: Option<Result<(), String>>,
+    /// Whether machines can be attached to the bridge that the spec names, or why not; absent where it names none.
+    pub bridge: Option<Result<(), String>>,
+    /// What tells this host from others on a network that it shares with them.
+    pub machine_id: String,
     /// The programs that lead out of a network namespace without root.
     pub pasta: Option<PathBuf>,
     pub slirp4netns: Option<PathBuf>,
@@ -209,9 +213,11 @@ pub enum PlanError {
     )]
     ModeMoved {
         cluster: String,
-        kept: &'static str,
-        asked: &'static str,
+        kept: String,
+        asked: String,
     },
+    #[error("cannot attach machines to bridge `{bridge}`: {why}")]
+    NoBridge { bridge: String, why: String },
     #[error("`network.mode: namespace` does not work here: {why}")]
     NoNamespace { why: String },
     #[error("subnet {subnet} overlaps {taken}, which is in use on this host")]
@@ -317,23 +323,22 @@ fn cluster_record(
         existing.insert(machine.clone(), (mac, reserved.ip));
     }
     let names = cluster.machines.iter().map(|machine| machine.name.as_str());
-    let reserved = address::reserve(name, names, &existing, subnet).map_err(PlanError::Address)?;
+    let kept = inventory.cluster.as_ref();
+    let (mode, mode_reason) = choice::mode(&cluster.network.mode, kept, host.namespace.as_ref())?;
+    let way_out = choice::way_out(mode, &cluster.network.mode, kept, host)?;
+    let seed = choice::seed(name, mode, host);
+    let reserved = address::reserve(&seed, names, &existing, subnet).map_err(PlanError::Address)?;
     for (machine, (mac, ip)) in reserved {
         let mac = mac.to_string().to_ascii_lowercase();
         reservations.insert(machine, ReservationRecord { mac, ip });
     }
-    let kept = inventory.cluster.as_ref();
-    let (mode, mode_reason) = choice::mode(cluster.network.mode, kept, host.namespace.as_ref())?;
     Ok(ClusterRecord {
         schema: SCHEMA,
         name: name.to_owned(),
         spec: cluster.spec.clone(),
         mode,
         mode_reason,
-        way_out: match kept {
-            Some(record) => record.way_out.clone(),
-            None => choice::way_out(mode, host),
-        },
+        way_out,
         subnet: subnet.net(),
         domain: format!("{name}.internal"),
         qemu_uid: match kept {
@@ -360,6 +365,9 @@ fn cluster_record(
 /// The kept subnet, or the asked one, or a free one; in this order.
 fn subnet(cluster: &Cluster, inventory: &Inventory) -> Result<Subnet, PlanError> {
     let asked = cluster.network.subnet;
+    if let NetworkMode::Attach { .. } = cluster.network.mode {
+        return Subnet::new(choice::NO_SUBNET).map_err(PlanError::Address);
+    }
     if let Some(record) = &inventory.cluster {
         return match asked {
             Some(asked) if asked.trunc() != record.subnet => Err(PlanError::SubnetMoved {

@@ -152,6 +152,12 @@ fn begin(plan: &Plan, files: &ClusterFiles, undo: &Undo) -> Result<(), StageErro
                 subnet: plan.cluster.subnet,
             });
         }
+        if let WayOutRecord::Bridge { bridge, .. } = &plan.cluster.way_out {
+            entries.push(Entry::Attachment {
+                bridge: bridge.clone(),
+                mark: files.host_mark(),
+            });
+        }
     }
     for name in &undo.created {
         let machine = files.machine(name);
@@ -303,7 +309,7 @@ fn prepare(
         let facts = Facts {
             cluster: &cluster.name,
             domain: &plan.cluster.domain,
-            ip: record.ip,
+            ip: plan.cluster.mode.gives_addresses().then_some(record.ip),
             mac: record.mac.parse().unwrap_or_default(),
             peers: &peers,
             authorized_keys: &authorized_keys,
@@ -358,7 +364,7 @@ pub fn peers(plan: &Plan, cluster: &Cluster) -> Vec<Peer> {
             let reserved = plan.cluster.reservations.get(machine.name.as_str())?;
             Some(Peer {
                 name: machine.name.clone(),
-                ip: reserved.ip,
+                ip: plan.cluster.mode.gives_addresses().then_some(reserved.ip),
                 group: machine.group.clone(),
                 index: machine.index,
             })

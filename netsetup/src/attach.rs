@@ -201,7 +201,7 @@ impl Attach {
         tap::make(&tun, &tap).map_err(failed)?;
         let alias = format!("{} {}/{name}", self.config.mark, self.config.cluster);
         route
-            .fit(&tap, port_mac(machine.mac), bridge.mtu, &alias)
+            .fit(&tap, port_mac(&bridge, machine.mac), bridge.mtu, &alias)
             .map_err(BridgeError::Netlink)?;
         let steps = [
             Step::Silence(tap.clone()),
@@ -342,11 +342,14 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
     shared.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The port's own MAC: high, since a bridge takes the lowest of its ports' for its own.
-fn port_mac(machine: MacAddr6) -> MacAddr6 {
-    let mut bytes = machine.into_array();
-    bytes[0] = 0xfe;
-    MacAddr6::from(bytes)
+/// The port's own MAC: the bridge's, since a bridge that was given none takes the lowest of its ports'. It may have had no
+/// port before. Where it has none at all, a high one.
+fn port_mac(bridge: &Link, machine: MacAddr6) -> MacAddr6 {
+    bridge.mac.filter(|mac| !mac.is_nil()).unwrap_or_else(|| {
+        let mut bytes = machine.into_array();
+        bytes[0] = 0xfe;
+        MacAddr6::from(bytes)
+    })
 }
 
 fn packet_socket() -> io::Result<OwnedFd> {

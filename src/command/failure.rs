@@ -102,6 +102,7 @@ impl From<PlanError> for Error {
             | PlanError::PortTaken { .. }
             | PlanError::NoPort { .. }
             | PlanError::NoNamespace { .. }
+            | PlanError::NoBridge { .. }
             | PlanError::NoUid { .. }
             | PlanError::SubnetTaken { .. } => Exit::Host,
             PlanError::ForeignKvm { .. }
@@ -146,6 +147,9 @@ impl From<PlanError> for Error {
             PlanError::NoNamespace { .. } => told.hint(
                 "`kiln doctor` says what would help; `network.mode: fabric` works everywhere",
             ),
+            PlanError::NoBridge { .. } => {
+                told.hint("`kiln doctor` lists the bridges that machines can be attached to")
+            }
             PlanError::SubnetTaken { .. } => {
                 told.hint("leave `network.subnet` out, and a free one is chosen")
             }

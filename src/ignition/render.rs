@@ -21,7 +21,8 @@ pub struct Facts<'a> {
     pub cluster: &'a ClusterName,
     /// The DNS domain that the cluster's names are in, without dots at its ends.
     pub domain: &'a str,
-    pub ip: Ipv4Addr,
+    /// Absent, as its peers', where another one gives addresses.
+    pub ip: Option<Ipv4Addr>,
     pub mac: MacAddr6,
     /// All machines of the cluster in the spec's order, this one too.
     pub peers: &'a [Peer],
@@ -35,7 +36,7 @@ pub struct Facts<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     pub name: MachineName,
-    pub ip: Ipv4Addr,
+    pub ip: Option<Ipv4Addr>,
     pub group: MachineName,
     /// Its place in the group, from 1.
     pub index: u32,

@@ -6,6 +6,7 @@
 
 use std::fmt::Write as _;
 use std::io;
+use std::net::Ipv4Addr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -62,7 +63,7 @@ fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
         .map(|peer| {
             context! {
                 name => peer.name.as_str(),
-                ip => peer.ip.to_string(),
+                ip => address(peer.ip),
                 group => peer.group.as_str(),
                 index => peer.index,
             }
@@ -77,7 +78,7 @@ fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
             name => machine.name.as_str(),
             group => machine.group.as_str(),
             index => machine.index,
-            ip => facts.ip.to_string(),
+            ip => address(facts.ip),
             mac => facts.mac.to_string().to_lowercase(),
             arch => machine.arch.name(),
             cpus => machine.cpus.get(),
@@ -87,6 +88,11 @@ fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
         peers => peers,
         vars => Value::from(Serde(&machine.vars)),
     }
+}
+
+/// One that is not known beforehand is not defined: to name it is an error.
+fn address(ip: Option<Ipv4Addr>) -> Value {
+    ip.map_or(Value::UNDEFINED, |ip| Value::from(ip.to_string()))
 }
 
 /// The engine's error in words that hold no value: only names that the template uses.

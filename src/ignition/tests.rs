@@ -70,7 +70,7 @@ fn peers() -> Vec<Peer> {
     (1..=2)
         .map(|index: u8| Peer {
             name: format!("node-{index}").parse().unwrap(),
-            ip: Ipv4Addr::new(10, 80, 1, index + 9),
+            ip: Some(Ipv4Addr::new(10, 80, 1, index + 9)),
             group: "node".parse().unwrap(),
             index: index.into(),
         })
@@ -85,7 +85,7 @@ fn rendered(machine: &Machine) -> Result<Rendered, IgnitionError> {
         &Facts {
             cluster: &cluster,
             domain: "demo.kiln.internal",
-            ip: Ipv4Addr::new(10, 80, 1, 10),
+            ip: Some(Ipv4Addr::new(10, 80, 1, 10)),
             mac: MacAddr6::new(0x52, 0x54, 0, 0xAB, 0, 1),
             peers: &peers(),
             authorized_keys: &[key.clone(), "ssh-rsa BBBB me".to_owned(), key],

@@ -7,21 +7,26 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 
 use super::Plan;
-use crate::report::view::mode_word;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
+        write!(
             f,
-            "cluster {}: network {}, {}",
+            "cluster {}: network {}",
             self.cluster.name,
-            mode_word(self.cluster.mode),
-            self.cluster.subnet
+            self.cluster.mode_text()
         )?;
+        if let Some(subnet) = self.cluster.own_subnet() {
+            write!(f, ", {subnet}")?;
+        }
+        writeln!(f)?;
         for step in &self.steps {
             write!(f, "  {:<9} {}", step.action.word(), step.name)?;
             if let Some(record) = &step.record {
-                write!(f, " ({}, {})", record.arch, record.ip)?;
+                match self.cluster.mode.gives_addresses() {
+                    true => write!(f, " ({}, {})", record.arch, record.ip)?,
+                    false => write!(f, " ({}, {})", record.arch, record.mac)?,
+                }
             }
             writeln!(f)?;
             for why in &step.why {
@@ -39,7 +44,8 @@ impl fmt::Display for Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlanView {
     pub cluster: String,
-    pub subnet: Ipv4Net,
+    /// Absent, as a machine's address, where another one gives addresses.
+    pub subnet: Option<Ipv4Net>,
     pub changes: bool,
     pub machines: Vec<StepView>,
 }
@@ -59,7 +65,7 @@ impl Plan {
     pub fn view(&self) -> PlanView {
         PlanView {
             cluster: self.cluster.name.clone(),
-            subnet: self.cluster.subnet,
+            subnet: self.cluster.own_subnet(),
             changes: !self.is_settled(),
             machines: self
                 .steps
@@ -71,7 +77,9 @@ impl Plan {
                         action: step.action.word(),
                         why: step.why.clone(),
                         arch: record.map(|record| record.arch.clone()),
-                        ip: record.map(|record| record.ip),
+                        ip: record
+                            .filter(|_| self.cluster.mode.gives_addresses())
+                            .map(|record| record.ip),
                         mac: record.map(|record| record.mac.clone()),
                     }
                 })

@@ -38,7 +38,8 @@ pub struct NetworkView {
     pub mode: ModeRecord,
     /// Why this mode and not a better one; empty when the spec named it.
     pub reason: String,
-    pub subnet: Ipv4Net,
+    /// Absent where another one gives addresses.
+    pub subnet: Option<Ipv4Net>,
     pub domain: String,
     /// What is wrong with the way out to the world; empty when all is well.
     pub uplink: String,
@@ -147,7 +148,7 @@ impl NetworkView {
         NetworkView {
             mode: record.mode,
             reason: record.mode_reason.clone(),
-            subnet: record.subnet,
+            subnet: record.own_subnet(),
             domain: record.domain.clone(),
             uplink: uplink.to_owned(),
         }
@@ -207,6 +208,7 @@ impl std::fmt::Display for KeptDiskView {
 impl MachineView {
     /// `record` is absent where it cannot be read.
     pub fn new(
+        mode: ModeRecord,
         record: Option<&MachineRecord>,
         status: &MachineStatus,
         files: &MachineFiles,
@@ -222,7 +224,9 @@ impl MachineView {
             ready: status.state == StateRecord::Ready,
             pid: status.pid,
             mac: record.map(|record| record.mac.clone()),
-            reserved_ip: record.map(|record| record.ip),
+            reserved_ip: record
+                .filter(|_| mode.gives_addresses())
+                .map(|record| record.ip),
             addresses: status.addresses.clone(),
             ports: record.map_or_else(Vec::new, |record| record.ports.clone()),
             image: record.map(|record| record.image.clone()),
@@ -243,6 +247,19 @@ impl MachineView {
             }
         }
         addresses.join(" ")
+    }
+
+    /// The sources of its addresses, in their order.
+    fn sources(&self) -> String {
+        let mut ips = Vec::new();
+        let mut words = Vec::new();
+        for seen in &self.addresses {
+            if !ips.contains(&seen.ip) {
+                ips.push(seen.ip);
+                words.push(seen.source.word());
+            }
+        }
+        words.join(" ")
     }
 
     /// The verb that gets a user into the machine as it is now, if one does.
@@ -329,11 +346,12 @@ impl ClusterView {
             [
                 Cell::new(&machine.name),
                 Cell::new(machine.addresses()),
+                Cell::new(machine.sources()),
                 Cell::new(reserved.unwrap_or_default()),
             ]
         };
         let rows: Vec<_> = self.machines.iter().map(row).collect();
-        table(style, ["NAME", "ADDRESS", "RESERVED"], &rows)
+        table(style, ["NAME", "ADDRESS", "SOURCE", "RESERVED"], &rows)
     }
 
     /// What is weaker or worse than a user would think: each is told in `up` and `ps`.
@@ -346,6 +364,9 @@ impl ClusterView {
             ..
         } = &self.network;
         // Nothing is better than `namespace`, so there is nothing to be told of it.
+        if *mode == ModeRecord::User {
+            notes.push("the network is `user`: machines do not reach each other, and reach what listens on this host's loopback".to_owned());
+        }
         if !reason.is_empty() && *mode != ModeRecord::Namespace {
             notes.push(format!("the network is `{}`: {reason}", mode_word(*mode)));
         }
@@ -447,10 +468,13 @@ fn accel_word(accel: AccelRecord) -> &'static str {
     }
 }
 
+/// The mode's fixed name.
 pub fn mode_word(mode: ModeRecord) -> &'static str {
     match mode {
         ModeRecord::Fabric => "fabric",
         ModeRecord::Namespace => "namespace",
+        ModeRecord::Attach => "attach",
+        ModeRecord::User => "user",
     }
 }
 

@@ -14,6 +14,7 @@ use super::fields::{self, Fields, Keys};
 use super::files::{self, FileError, Folders};
 use super::group::{self, Defaults};
 use super::image;
+use super::network;
 use super::port;
 use super::suggest;
 use super::warning::SpecWarning;
@@ -35,7 +36,7 @@ const KEYS: Keys = Keys {
     )],
 };
 const NETWORK_KEYS: Keys = Keys {
-    known: &["mode", "subnet"],
+    known: &["mode", "subnet", "leases"],
     not_built: &[],
 };
 const SSH_KEYS: Keys = Keys {
@@ -161,7 +162,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
         image::image(node, key, "the spec", folders, &mut warnings)
     })?;
     let network = match fields.take("network") {
-        Some(node) => network(node, &mut warnings)?,
+        Some(node) => network(node, folders, &mut warnings)?,
         None => Network {
             mode: NetworkMode::Auto,
             subnet: None,
@@ -234,24 +235,21 @@ fn unknown_group(group: &MachineName, groups: &[(document::Key, Node)]) -> Fault
     }
 }
 
-fn network(node: Node, warnings: &mut Vec<SpecWarning>) -> Result<Network, Fault> {
+fn network(
+    node: Node,
+    folders: Folders<'_>,
+    warnings: &mut Vec<SpecWarning>,
+) -> Result<Network, Fault> {
     let mut fields = Fields::new(node, "`network`".to_owned(), NETWORK_KEYS)?;
-    let mode = fields.take_as("mode", |node, key| {
-        if matches!(node.value, Value::Map(_)) {
-            return Err(
-                Fault::not_built(node.place, "attaching to a bridge of the host")
-                    .hint("this kiln knows `auto`, `namespace` or `fabric`"),
-            );
-        }
-        let words = [
-            ("auto", NetworkMode::Auto),
-            ("namespace", NetworkMode::Namespace),
-            ("fabric", NetworkMode::Fabric),
-        ];
-        fields::choice(node, key, &words, &["user"])
-    })?;
+    let leases = fields.take("leases");
+    let mode = fields.take_as("mode", |node, key| network::mode(node, key))?;
+    let mode = network::with_leases(mode.unwrap_or(NetworkMode::Auto), leases, folders)?;
     let subnet = fields.take_as("subnet", |node, key| {
         let place = node.place;
+        if matches!(mode, NetworkMode::Attach { .. }) {
+            let why = "whoever owns the bridge gives the addresses there";
+            return Err(Fault::bad_value(place, key, why).hint("leave it out"));
+        }
         let text = fields::text(node, key)?;
         let subnet = subnet(place, &text)?;
         if !subnet.addr().is_private() {
@@ -259,10 +257,7 @@ fn network(node: Node, warnings: &mut Vec<SpecWarning>) -> Result<Network, Fault
         }
         Ok(subnet)
     })?;
-    Ok(Network {
-        mode: mode.unwrap_or(NetworkMode::Auto),
-        subnet,
-    })
+    Ok(Network { mode, subnet })
 }
 
 fn subnet(place: Place, text: &str) -> Result<Ipv4Net, Fault> {

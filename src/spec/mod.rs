@@ -20,6 +20,7 @@ mod group;
 mod image;
 mod init;
 mod load;
+mod network;
 mod port;
 mod suggest;
 mod warning;

@@ -6,7 +6,7 @@
 //! any other change raises [`crate::state::files::SCHEMA`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 
 use ipnet::Ipv4Net;
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::{DataFormat, DiskFormat};
 use crate::image::BaseFacts;
 use crate::image::base::format_name;
+use crate::report::view::mode_word;
 
 /// The choices that hold for a whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +57,45 @@ pub struct ClusterRecord {
 pub enum ModeRecord {
     Fabric,
     Namespace,
+    /// On a bridge of the host's, where another one gives addresses.
+    Attach,
+    /// Each machine alone, on QEMU's own user-mode network.
+    User,
+}
+
+impl ModeRecord {
+    /// Whether addresses are kiln's to give, and so are known before a machine boots.
+    pub fn gives_addresses(self) -> bool {
+        match self {
+            ModeRecord::Fabric | ModeRecord::Namespace | ModeRecord::User => true,
+            ModeRecord::Attach => false,
+        }
+    }
+}
+
+impl ClusterRecord {
+    /// The cluster's subnet, where it has one of its own. The field holds a number in any case.
+    pub fn own_subnet(&self) -> Option<Ipv4Net> {
+        self.mode.gives_addresses().then_some(self.subnet)
+    }
+
+    /// The bridge of the host's that its machines are on, if they are.
+    pub fn bridge(&self) -> Option<&str> {
+        match &self.way_out {
+            WayOutRecord::Bridge { bridge, .. } => Some(bridge),
+            WayOutRecord::Qemu
+            | WayOutRecord::Helper { .. }
+            | WayOutRecord::Host { .. }
+            | WayOutRecord::Own => None,
+        }
+    }
+
+    /// The mode in words: with the bridge, where there is one.
+    pub fn mode_text(&self) -> String {
+        let word = mode_word(self.mode);
+        self.bridge()
+            .map_or_else(|| word.to_owned(), |bridge| format!("{word} {bridge}"))
+    }
 }
 
 /// How machines get out into the world.
@@ -72,6 +112,15 @@ pub enum WayOutRecord {
     },
     /// As root: a pair of links, of which this is the host's, and the host's own NAT.
     Host { link: String },
+    /// They are on a bridge of the host's already.
+    Bridge {
+        bridge: String,
+        /// A lease file of that network's DHCP server, a further source of addresses.
+        #[serde(default)]
+        leases: Option<PathBuf>,
+    },
+    /// Each has a way of its own.
+    Own,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -377,8 +426,11 @@ pub struct ReportRecord {
 /// An address that was seen in use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SeenRecord {
-    pub ip: Ipv4Addr,
+    pub ip: IpAddr,
     pub source: SourceRecord,
+    /// RFC 3339, when its lease is over; absent where it has no end, or none that is known.
+    #[serde(default)]
+    pub expires: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -388,4 +440,16 @@ pub enum SourceRecord {
     Frames,
     Agent,
     Report,
+}
+
+impl SourceRecord {
+    /// The source's fixed name.
+    pub fn word(self) -> &'static str {
+        match self {
+            SourceRecord::Lease => "lease",
+            SourceRecord::Frames => "frames",
+            SourceRecord::Agent => "agent",
+            SourceRecord::Report => "report",
+        }
+    }
 }

@@ -106,12 +106,15 @@ async fn converse(
                 };
                 return write(&mut writer, &answer).await;
             }
-            Some(Reply::Stream { ip, port }) => {
+            Some(Reply::Stream { peer, port }) => {
                 let deadline = Instant::now() + DEADLINE;
-                let mut inside = match network.connect(ip, port, deadline).await {
+                let mut inside = match network.connect(&peer, port, deadline).await {
                     Ok(inside) => inside,
                     Err(error) => {
-                        let why = format!("no connection to {ip} port {port}: {error}");
+                        let why = format!(
+                            "no connection to port {port} of machine `{}`: {error}",
+                            peer.machine
+                        );
                         return write(&mut writer, &Answer::Refused { why }).await;
                     }
                 };

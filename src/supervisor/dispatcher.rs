@@ -4,11 +4,13 @@
 //! sockets, processes and the network, and send `Message`s. The machine's life is
 //! decided in [`crate::supervisor::machine`]; this module performs its effects.
 
+mod addresses;
 mod later;
 mod requests;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -115,6 +117,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         config.resolvers,
         config.maker,
         config.files.ledger(),
+        config.files.host_mark(),
     );
     let mut dispatcher = Dispatcher {
         uplink: Uplink::new(&record, &config.files, config.boot_id.clone()),
@@ -350,6 +353,7 @@ impl Dispatcher {
                 let Some(slot) = self.slots.get_mut(name) else {
                     return;
                 };
+                self.network.met(name, &qmp);
                 let report = slot.met(qmp);
                 let event = match status {
                     None => Event::Greeted,
@@ -362,8 +366,10 @@ impl Dispatcher {
 
     fn of_network(&mut self, event: FabricEvent) {
         match event {
-            FabricEvent::Lease { machine, ip, .. } => self.seen(&machine, ip, SourceRecord::Lease),
+            FabricEvent::Lease { machine, ip, .. } => self.leased(&machine, ip),
             FabricEvent::Seen { machine, ip } => self.seen(&machine, ip, SourceRecord::Frames),
+            FabricEvent::Address { machine, change } => self.of_address(&machine, change),
+            FabricEvent::Link(news) => self.of_link(&news),
             FabricEvent::PortClosed { machine, cause } => {
                 tracing::debug!(machine, ?cause, "port closed");
                 if let Some(slot) = self.slots.get_mut(&machine) {
@@ -374,14 +380,19 @@ impl Dispatcher {
         }
     }
 
-    fn seen(&mut self, name: &str, ip: std::net::Ipv4Addr, source: SourceRecord) {
+    fn seen(&mut self, name: &str, ip: Ipv4Addr, source: SourceRecord) {
+        let ip = IpAddr::V4(ip);
         let Some(slot) = self.slots.get_mut(name) else {
             return;
         };
         match slot.seen.iter_mut().find(|seen| seen.ip == ip) {
             Some(seen) if seen.source <= source => return,
             Some(seen) => seen.source = source,
-            None => slot.seen.push(SeenRecord { ip, source }),
+            None => slot.seen.push(SeenRecord {
+                ip,
+                source,
+                expires: None,
+            }),
         }
         slot.plugged = 0;
         self.feed(name, Event::AddressSeen);
@@ -492,6 +503,12 @@ impl Dispatcher {
             self.write_soon(name);
         } else {
             self.write(name);
+        }
+        if matches!(
+            change,
+            Change::Address | Change::Ready | Change::Stopped | Change::Crashed
+        ) {
+            self.reach(name);
         }
         self.announce(name, change);
     }

@@ -3,6 +3,7 @@
 use tokio::sync::mpsc;
 
 use crate::supervisor::machine::{Event, RunStatus};
+use crate::supervisor::network::Peer;
 use crate::supervisor::protocol::{Answer, Request};
 use crate::supervisor::qmp::Qmp;
 
@@ -41,9 +42,9 @@ pub(super) enum Reply {
     Line(Answer),
     /// Tell what went through the cluster's network.
     Traffic,
-    /// Become a stream to this address of the cluster's network.
+    /// Become a stream to this machine of the cluster's network.
     Stream {
-        ip: std::net::Ipv4Addr,
+        peer: Peer,
         port: u16,
     },
 }

@@ -5,7 +5,7 @@
 //! either side closes, and for `Connect`, where after `Done` the connection is the
 //! machine's TCP stream itself.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -132,6 +132,7 @@ pub struct Notice {
 impl MachineStatus {
     /// The reserved address, once it was seen in use.
     pub fn has_address(&self, ip: Ipv4Addr) -> bool {
+        let ip = IpAddr::V4(ip);
         self.addresses.iter().any(|seen| seen.ip == ip)
     }
 }

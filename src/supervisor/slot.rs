@@ -3,6 +3,7 @@
 //! The life is decided by [`Machine`]; a slot only carries out what the loop asks.
 
 use std::fs::OpenOptions;
+use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,7 +30,7 @@ use crate::supervisor::journal;
 use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::machine::{AGAIN, Machine, Restart};
 use crate::supervisor::message::{Message, News, Reply};
-use crate::supervisor::network::Network;
+use crate::supervisor::network::{Network, Peer};
 use crate::supervisor::ports;
 use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn_both};
 use crate::supervisor::protocol::{Answer, MachineStatus};
@@ -84,6 +85,10 @@ pub(super) struct Slot {
     pub(super) qmp: Option<Qmp>,
     tasks: Vec<JoinHandle<()>>,
     pub(super) seen: Vec<SeenRecord>,
+    /// Addresses that it is known to have no more, whatever it reported.
+    pub(super) lost: Vec<IpAddr>,
+    /// When kiln's own DHCP gave it its address last.
+    pub(super) leased: Option<Instant>,
     started_at: Option<String>,
     /// What a former supervisor had recorded, until the adopted QEMU answers.
     kept_report: Option<ReportRecord>,
@@ -125,6 +130,8 @@ impl Slot {
             qmp: None,
             tasks: Vec::new(),
             seen: Vec::new(),
+            lost: Vec::new(),
+            leased: None,
             started_at: None,
             kept_report: None,
             notes: Vec::new(),
@@ -278,6 +285,7 @@ impl Slot {
             ));
         }
         self.adopting = true;
+        network.recall(&self.name, &self.seen);
         // Its TPM, if it has one, is no child of ours; it ends with its QEMU.
         self.attend(process, None, Origin::Found, inbox, network);
     }
@@ -334,13 +342,12 @@ impl Slot {
         network: &Arc<Network>,
     ) -> Result<(), StartError> {
         self.generation = generation;
-        self.seen.clear();
+        self.forget_addresses();
         let record = self.record.as_ref().ok_or(StartError::Damaged)?;
         if let Some(disk) = &record.disk {
             disk.base.unchanged().map_err(LaunchError::BaseChanged)?;
         }
-        let (machine, handles) =
-            launch::supervised(&cluster.name, cluster.mode, record, &self.files)?;
+        let (machine, handles) = launch::supervised(cluster, record, &self.files)?;
         let command = kiln_arch::render(&machine).map_err(LaunchError::Unsupported)?;
         folder::make_private(&self.files.sockets)?;
         let plug = network.plug(&self.name)?;
@@ -392,7 +399,11 @@ impl Slot {
         let Some(record) = &self.record else {
             return Ok(());
         };
-        let published = ports::publish(&record.ports, record.ip, network)?;
+        let peer = Peer {
+            machine: self.name.clone(),
+            ip: record.ip,
+        };
+        let published = ports::publish(&record.ports, &peer, network)?;
         self.tasks.extend(published);
         Ok(())
     }
@@ -542,7 +553,7 @@ impl Slot {
         self.drop_tasks();
         self.qmp = None;
         self.process = None;
-        self.seen.clear();
+        self.forget_addresses();
         self.notes.clear();
         self.started_at = None;
         consoles.remove(&self.name);
@@ -552,6 +563,12 @@ impl Slot {
         for socket in Socket::ALL {
             let _ = std::fs::remove_file(self.files.socket(socket));
         }
+    }
+
+    fn forget_addresses(&mut self) {
+        self.seen.clear();
+        self.lost.clear();
+        self.leased = None;
     }
 
     fn drop_tasks(&mut self) {
@@ -605,10 +622,12 @@ impl Slot {
             .report()
             .map_or(&[][..], |report| &report.addresses)
         {
-            if !addresses.iter().any(|seen| seen.ip == *ip) {
+            let ip = IpAddr::V4(*ip);
+            if !addresses.iter().any(|seen| seen.ip == ip) && !self.lost.contains(&ip) {
                 addresses.push(SeenRecord {
-                    ip: *ip,
+                    ip,
                     source: crate::state::record::SourceRecord::Report,
+                    expires: None,
                 });
             }
         }

@@ -59,8 +59,9 @@ fn cluster() -> ClusterView {
     ready.started_at = Some("2026-01-02T03:04:05Z".to_owned());
     for source in [SourceRecord::Lease, SourceRecord::Report] {
         ready.addresses.push(SeenRecord {
-            ip: Ipv4Addr::new(10, 80, 1, 11),
+            ip: Ipv4Addr::new(10, 80, 1, 11).into(),
             source,
+            expires: None,
         });
     }
     let failed = status("node-2", StateRecord::Failed, "emergency shell: \x1b[2Jno");
@@ -76,15 +77,25 @@ fn cluster() -> ClusterView {
         network: NetworkView {
             mode: ModeRecord::Fabric,
             reason: "`namespace` is not built yet".to_owned(),
-            subnet: "10.80.1.0/24".parse().unwrap(),
+            subnet: "10.80.1.0/24".parse().ok(),
             domain: "demo.kiln".to_owned(),
             uplink: String::new(),
         },
         supervisor: SupervisorView { pid: Some(42) },
         machines: vec![
-            MachineView::new(Some(&record("node-1", 11)), &ready, &files),
-            MachineView::new(Some(&record("node-2", 12)), &failed, &files),
-            MachineView::new(None, &damaged, &files),
+            MachineView::new(
+                ModeRecord::Fabric,
+                Some(&record("node-1", 11)),
+                &ready,
+                &files,
+            ),
+            MachineView::new(
+                ModeRecord::Fabric,
+                Some(&record("node-2", 12)),
+                &failed,
+                &files,
+            ),
+            MachineView::new(ModeRecord::Fabric, None, &damaged, &files),
         ],
         kept_disks: Vec::new(),
     }

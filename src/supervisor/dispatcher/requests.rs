@@ -8,6 +8,7 @@ use super::{Dispatcher, load_cluster, reservations};
 use crate::error::in_one_line;
 use crate::supervisor::machine::Event;
 use crate::supervisor::message::Reply;
+use crate::supervisor::network::Peer;
 use crate::supervisor::process::Carriers;
 use crate::supervisor::protocol::{Answer, ClusterStatus, MachineStatus, Request};
 use crate::supervisor::slot::Slot;
@@ -59,7 +60,8 @@ impl Dispatcher {
                 Some(slot) if slot.machine.is_alive() => {
                     if let Some(reserved) = self.record.reservations.get(&machine) {
                         let ip = reserved.ip;
-                        let _ = replies.try_send(Reply::Stream { ip, port });
+                        let peer = Peer { machine, ip };
+                        let _ = replies.try_send(Reply::Stream { peer, port });
                     }
                     return;
                 }

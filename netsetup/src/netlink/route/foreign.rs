@@ -1,7 +1,7 @@
 //! What a link needs that becomes a port of a bridge which is not kiln's, and what that bridge is.
 //!
 //! A bridge takes its own MAC and MTU from its ports, unless somebody has set them: the lowest of each. So a port must
-//! come with a high MAC and with the bridge's own MTU, or it would change a bridge that is not kiln's to change.
+//! come with the bridge's own, or it would change a bridge that is not kiln's to change.
 
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
