@@ -16,10 +16,10 @@ use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser,
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::args::{
-    CompletionsArgs, ConsoleArgs, CopyArgs, DownArgs, EventsArgs, ExplainArgs, ImageArgs, InitArgs,
-    InspectArgs, InventoryArgs, IpArgs, LogsArgs, MachinesArgs, ManArgs, PlanArgs, ProxyArgs,
-    RenderArgs, ReprovisionArgs, RestartArgs, SshArgs, StartArgs, StopArgs, SuperviseArgs, UpArgs,
-    WaitArgs,
+    CaptureArgs, CompletionsArgs, ConsoleArgs, CopyArgs, DownArgs, EventsArgs, ExplainArgs,
+    ImageArgs, InitArgs, InspectArgs, InventoryArgs, IpArgs, LogsArgs, MachinesArgs, ManArgs,
+    PlanArgs, ProxyArgs, RenderArgs, ReprovisionArgs, RestartArgs, SshArgs, StartArgs, StopArgs,
+    SuperviseArgs, UpArgs, WaitArgs,
 };
 use crate::cluster::ClusterName;
 
@@ -120,6 +120,8 @@ pub enum Verb {
     Ip(IpArgs),
     /// Print how the machines are joined, and what went through each one's port
     Net,
+    /// Write a machine's frames as pcapng, for Wireshark
+    Capture(CaptureArgs),
     /// Wait until machines have come so far
     Wait(WaitArgs),
     /// Print what happens to the machines, as it happens

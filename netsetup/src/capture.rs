@@ -1,18 +1,20 @@
-//! Frames of one tap for who wants to see all of them: a packet socket that was made elsewhere, read at one's own pace.
+//! Frames of one tap for who wants to see all of them: a packet socket that was made elsewhere, handed over, and read at
+//! one's own pace.
 //!
 //! The kernel keeps what waits for a slow reader, up to a limit, and counts what it drops beyond.
 
 #![expect(
     unsafe_code,
-    reason = "a packet socket's counters have no safe wrapper"
+    reason = "a packet socket's counters, and descriptors that are handed over, have no safe wrappers"
 )]
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 
 use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt};
 
 use crate::lease::book::Way;
 use crate::pcapng::Direction;
@@ -84,6 +86,33 @@ impl Tapped {
         self.dropped += u64::from(counts[1]);
         Ok(self.dropped)
     }
+}
+
+/// One byte of a connection, and the descriptor that came with it, if one did. `None` at the end.
+///
+/// # Errors
+/// As of `recvmsg`.
+pub fn receive_byte(stream: &UnixStream, handed: &mut Option<OwnedFd>) -> io::Result<Option<u8>> {
+    let mut byte = [0];
+    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let mut slices = [IoSliceMut::new(&mut byte)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = loop {
+        match recvmsg::<()>(stream.as_raw_fd(), &mut slices, Some(&mut space), flags) {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    let read = message.bytes;
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(numbers) = control {
+            for number in numbers {
+                // SAFETY: the kernel just made it for us, and nobody else has it.
+                *handed = Some(unsafe { OwnedFd::from_raw_fd(number) });
+            }
+        }
+    }
+    Ok((read > 0).then_some(byte[0]))
 }
 
 impl AsFd for Tapped {

@@ -38,7 +38,7 @@ mod stack;
 mod stream;
 mod wire;
 
-pub use copy::{Copied, Copies};
+pub use copy::{Copied, Copies, Watchers};
 pub use port::Counters;
 pub use stream::FabricStream;
 

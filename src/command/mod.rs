@@ -1,5 +1,6 @@
 //! One file for each verb, a straight line each. This one finds what they all need.
 
+mod capture;
 mod console;
 mod doctor;
 mod down;
@@ -76,6 +77,7 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
         Verb::Inspect(args) => show::inspect(&session()?, args),
         Verb::Ip(args) => show::ip(&session()?, args),
         Verb::Net => net::run(&session()?),
+        Verb::Capture(args) => capture::run(&session()?, args),
         Verb::Wait(args) => wait::run(&session()?, args),
         Verb::Events(args) => events::run(&session()?, args),
         Verb::Logs(args) => logs::run(&session()?, args),

@@ -4,6 +4,7 @@ use tokio::sync::mpsc;
 
 use crate::supervisor::machine::{Event, RunStatus};
 use crate::supervisor::network::Peer;
+use crate::supervisor::network::capture::Member;
 use crate::supervisor::protocol::{Answer, Request};
 use crate::supervisor::qmp::Qmp;
 
@@ -42,6 +43,10 @@ pub(super) enum Reply {
     Line(Answer),
     /// Tell what went through the cluster's network.
     Traffic,
+    /// Give all frames of this machine.
+    Capture {
+        machine: Member,
+    },
     /// Become a stream to this machine of the cluster's network.
     Stream {
         peer: Peer,

@@ -4,6 +4,7 @@
 //! to it over the control socket ([`protocol`]). If it dies the machines live, and
 //! the next command starts a new one, which adopts them.
 
+pub mod capture;
 pub mod console;
 mod control;
 pub mod diagnose;

@@ -4,6 +4,8 @@
 //! ([`crate::supervisor::uplink`]).
 
 mod attach;
+pub(super) mod capture;
+mod dump;
 pub(super) mod helper;
 mod user;
 

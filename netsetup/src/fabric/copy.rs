@@ -1,4 +1,4 @@
-//! Copies of a port's frames for whoever captures them: bounded, and never waited for.
+//! Copies of frames for whoever captures them: bounded, and never waited for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,17 +56,24 @@ impl Copies {
 
 /// Those who want copies of one port's frames; mostly there is nobody.
 #[derive(Debug, Default)]
-pub(super) struct Watchers(Vec<(mpsc::Sender<Copied>, Arc<Counts>)>);
+pub struct Watchers(Vec<(mpsc::Sender<Copied>, Arc<Counts>)>);
 
 impl Watchers {
-    pub(super) fn add(&mut self) -> Copies {
+    /// One more.
+    pub fn add(&mut self) -> Copies {
         let (sender, frames) = mpsc::channel(FRAMES);
         let counts = Arc::new(Counts::default());
         self.0.push((sender, counts.clone()));
         Copies { frames, counts }
     }
 
-    pub(super) fn copy(&mut self, direction: Direction, frame: &[u8]) {
+    /// Whether nobody is left.
+    pub fn is_empty(&self) -> bool {
+        self.0.iter().all(|(sender, _)| sender.is_closed())
+    }
+
+    /// Gives each a copy of a frame.
+    pub fn copy(&mut self, direction: Direction, frame: &[u8]) {
         if self.0.is_empty() {
             return;
         }
