@@ -13,9 +13,10 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use macaddr::MacAddr6;
 use nix::fcntl::{OFlag, open};
@@ -77,10 +78,25 @@ struct Shared {
     machines: Vec<Reservation>,
     /// Whether the rules in place are those of the machines.
     held: bool,
-    watchers: HashMap<String, (u32, JoinHandle<()>)>,
+    watchers: HashMap<String, Watched>,
     /// What was known of a machine's addresses before it was watched.
     known: HashMap<String, Vec<Entry>>,
     links: Watch,
+}
+
+/// A watcher at work.
+#[derive(Debug)]
+struct Watched {
+    /// The tap's number.
+    index: u32,
+    task: JoinHandle<()>,
+    leases: mpsc::UnboundedSender<(IpAddr, Option<Duration>)>,
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 /// What the bridge called `name` is.
@@ -161,13 +177,9 @@ impl Attach {
         let tap = |machine: &Reservation| (self.tap_of(&machine.name), machine.name.clone());
         let mut shared = self.lock();
         shared.links.set_ports(machines.iter().map(tap).collect());
-        shared.watchers.retain(|name, (_, watcher)| {
-            let stays = machines.iter().any(|machine| machine.name == *name);
-            if !stays {
-                watcher.abort();
-            }
-            stays
-        });
+        shared
+            .watchers
+            .retain(|name, _| machines.iter().any(|machine| machine.name == *name));
         shared.machines = machines;
         shared.held = false;
     }
@@ -175,6 +187,17 @@ impl Attach {
     /// Says what was known of a machine's addresses, before it is watched.
     pub fn recall(&self, name: &str, known: Vec<Entry>) {
         self.lock().known.insert(name.to_owned(), known);
+    }
+
+    /// A lease that is written down elsewhere: of the machine with the NIC `mac`, for so long or for ever.
+    pub fn read_lease(&self, mac: MacAddr6, ip: IpAddr, time: Option<Duration>) {
+        let shared = self.lock();
+        let machine = shared.machines.iter().find(|machine| machine.mac == mac);
+        let watched = machine.and_then(|machine| shared.watchers.get(&machine.name));
+        if let Some(watched) = watched {
+            // It fails only when the watcher is gone.
+            let _ = watched.leases.send((ip, time));
+        }
     }
 
     /// Makes the tap of the machine called `name`, a port of the bridge. It lives as long as the descriptor is open.
@@ -240,9 +263,9 @@ impl Attach {
         }
         self.hold()?;
         let mut shared = self.lock();
-        if let Some((index, watcher)) = shared.watchers.get(name)
-            && *index == link.index
-            && !watcher.is_finished()
+        if let Some(watched) = shared.watchers.get(name)
+            && watched.index == link.index
+            && !watched.task.is_finished()
         {
             return Ok(());
         }
@@ -251,6 +274,7 @@ impl Attach {
             .map_err(|source| BridgeError::Tap { tap, source })?;
         let now = Instant::now();
         let known = shared.known.remove(name).unwrap_or_default();
+        let (leases, read) = mpsc::unbounded_channel();
         let watcher = Watcher {
             machine: machine.name,
             mac: machine.mac,
@@ -258,12 +282,16 @@ impl Attach {
             index: link.index,
             sniffer,
             book: Book::new(machine.mac, known, now),
+            read,
             events: self.events.clone(),
         };
-        let task = tokio::spawn(watcher.run());
-        if let Some((_, before)) = shared.watchers.insert(name.to_owned(), (link.index, task)) {
-            before.abort();
-        }
+        let watched = Watched {
+            index: link.index,
+            task: tokio::spawn(watcher.run()),
+            leases,
+        };
+        // One that was there before ends.
+        shared.watchers.insert(name.to_owned(), watched);
         Ok(())
     }
 
@@ -332,9 +360,7 @@ impl Attach {
 impl Drop for Attach {
     fn drop(&mut self) {
         self.monitor.abort();
-        for (_, watcher) in self.lock().watchers.values() {
-            watcher.abort();
-        }
+        self.lock().watchers.clear();
     }
 }
 
@@ -382,13 +408,7 @@ async fn follow(shared: Arc<Mutex<Shared>>, events: mpsc::UnboundedSender<Fabric
                 Word::Missed => news.extend(look(&shared)),
                 Word::LinkGone(index) => {
                     let mut shared = lock(&shared);
-                    shared.watchers.retain(|_, (watched, watcher)| {
-                        let stays = watched != index;
-                        if !stays {
-                            watcher.abort();
-                        }
-                        stays
-                    });
+                    shared.watchers.retain(|_, watched| watched.index != *index);
                     news.extend(shared.links.on(word));
                 }
                 Word::Link(_) | Word::Route(_) => news.extend(lock(&shared).links.on(word)),

@@ -43,12 +43,15 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
     let (status, traffic) = (client.status()?, client.traffic()?);
     let net = Net {
         cluster: &made.record.name,
-        network: NetworkView::new(&made.record, &status.uplink),
+        network: NetworkView::new(&made.record, &status),
         gateway: gateway(&made.record),
         mode: made.record.mode_text(),
         way_out: &made.record.way_out,
         ports: ports(&made, &status, traffic),
     };
+    for note in &net.network.notes {
+        session.report.note(note);
+    }
     session.report.result(&net, |style| text(&net, style))
 }
 

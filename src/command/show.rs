@@ -38,7 +38,7 @@ pub(super) fn view_of(made: &Made, status: &ClusterStatus) -> ClusterView {
     ClusterView {
         cluster: made.record.name.clone(),
         spec: made.record.spec.clone(),
-        network: NetworkView::new(&made.record, &status.uplink),
+        network: NetworkView::new(&made.record, status),
         supervisor: SupervisorView {
             pid: Some(status.pid),
         },
@@ -100,6 +100,7 @@ fn recorded(session: &Session<'_>, made: &Made, pid: Option<u32>) -> ClusterView
     let status = ClusterStatus {
         pid: 0,
         uplink: String::new(),
+        notes: Vec::new(),
         machines,
     };
     ClusterView {

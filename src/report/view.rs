@@ -19,7 +19,7 @@ use crate::state::record::{
     AccelRecord, ClusterRecord, DataSourceRecord, DisksRecord, MachineRecord, ModeRecord,
     PortRecord, SeenRecord, StateRecord,
 };
-use crate::supervisor::protocol::MachineStatus;
+use crate::supervisor::protocol::{ClusterStatus, MachineStatus};
 
 /// A cluster and its machines, as `ps` and `up` show them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -43,6 +43,8 @@ pub struct NetworkView {
     pub domain: String,
     /// What is wrong with the way out to the world; empty when all is well.
     pub uplink: String,
+    /// What is wrong with it as a whole, a sentence each.
+    pub notes: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -143,14 +145,15 @@ pub fn progress_text(status: &MachineStatus) -> String {
 }
 
 impl NetworkView {
-    /// `uplink` is what the supervisor says of it, empty without one.
-    pub fn new(record: &ClusterRecord, uplink: &str) -> NetworkView {
+    /// `status` is what the supervisor says.
+    pub fn new(record: &ClusterRecord, status: &ClusterStatus) -> NetworkView {
         NetworkView {
             mode: record.mode,
             reason: record.mode_reason.clone(),
             subnet: record.own_subnet(),
             domain: record.domain.clone(),
-            uplink: uplink.to_owned(),
+            uplink: status.uplink.clone(),
+            notes: status.notes.clone(),
         }
     }
 }
@@ -373,6 +376,7 @@ impl ClusterView {
         if !uplink.is_empty() {
             notes.push(format!("the way out to the world is not open: {uplink}"));
         }
+        notes.extend(self.network.notes.iter().cloned());
         for machine in &self.machines {
             let of = |note| format!("{}: {note}", machine.name);
             notes.extend(machine.notes.iter().map(of));

@@ -33,6 +33,7 @@ use crate::supervisor::message::{Message, News, Reply};
 use crate::supervisor::network::Network;
 use crate::supervisor::process::{Carriers, Identity};
 use crate::supervisor::protocol::{Answer, Notice, Request};
+use crate::supervisor::routes::{self, Overlap};
 use crate::supervisor::slot::Slot;
 use crate::supervisor::uplink::Uplink;
 
@@ -90,6 +91,8 @@ pub(super) struct Dispatcher {
     consoles: ConsoleWatch,
     uplink: Uplink,
     watchers: Vec<mpsc::Sender<Reply>>,
+    /// Routes of the host that overlap the cluster's subnet.
+    overlaps: Vec<Overlap>,
     later: Later,
     /// Requests that came while it is still being found out what lives.
     waiting: Vec<(Request, mpsc::Sender<Reply>)>,
@@ -129,6 +132,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         network: Arc::new(network),
         consoles: ConsoleWatch::new().map_err(SupervisorError::Console)?,
         watchers: Vec::new(),
+        overlaps: Vec::new(),
         later: Later::default(),
         waiting: Vec::new(),
         adopting_until: Instant::now() + ADOPTION_DEADLINE,
@@ -142,6 +146,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
     ] {
         dispatcher.consoles.keep_short(name, &log);
     }
+    routes::watch(&dispatcher.record, inbox.clone());
     dispatcher.adopt_all();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(SupervisorError::Signals)?;
@@ -338,6 +343,7 @@ impl Dispatcher {
                 self.waiting.push((request, replies));
             }
             Message::Asked { request, replies } => self.asked(request, replies),
+            Message::Routes(overlaps) => self.of_routes(overlaps),
             Message::UplinkExited { generation, how } => {
                 if self.uplink.exited(generation, &how) {
                     self.tell("uplink", None, how);

@@ -7,6 +7,7 @@ use crate::supervisor::network::Peer;
 use crate::supervisor::network::capture::Member;
 use crate::supervisor::protocol::{Answer, Request};
 use crate::supervisor::qmp::Qmp;
+use crate::supervisor::routes::Overlap;
 
 /// Something for the loop.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(super) enum Message {
         request: Request,
         replies: mpsc::Sender<Reply>,
     },
+    /// The routes of the host that overlap the cluster's subnet are now these.
+    Routes(Vec<Overlap>),
     /// The uplink's process is gone.
     UplinkExited { generation: u64, how: String },
 }

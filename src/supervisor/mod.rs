@@ -20,6 +20,7 @@ pub mod process;
 pub mod protocol;
 pub mod qmp;
 mod regain;
+mod routes;
 mod slot;
 mod tpm;
 mod uplink;

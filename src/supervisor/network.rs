@@ -7,6 +7,7 @@ mod attach;
 pub(super) mod capture;
 mod dump;
 pub(super) mod helper;
+mod leases;
 mod user;
 
 use std::io;

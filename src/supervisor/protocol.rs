@@ -108,6 +108,9 @@ pub struct ClusterStatus {
     pub pid: u32,
     /// What the way out to the world is; empty when all is well.
     pub uplink: String,
+    /// What is wrong with the network as a whole, a sentence each.
+    #[serde(default)]
+    pub notes: Vec<String>,
     pub machines: Vec<MachineStatus>,
 }
 

@@ -3,6 +3,7 @@
 //! It hears every frame that tells of an address, whoever serves them, and needs nothing in the machine. It changes
 //! nothing: the only frames that it sends are questions to the machine itself.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use macaddr::MacAddr6;
@@ -29,6 +30,8 @@ pub(super) struct Watcher {
     pub(super) index: u32,
     pub(super) sniffer: Sniffer,
     pub(super) book: Book,
+    /// Leases that are written down elsewhere.
+    pub(super) read: mpsc::UnboundedReceiver<(IpAddr, Option<Duration>)>,
     pub(super) events: mpsc::UnboundedSender<FabricEvent>,
 }
 
@@ -45,6 +48,9 @@ impl Watcher {
             let acts = tokio::select! {
                 () = tokio::time::sleep_until(resume.into()), if resume > now => continue,
                 () = tokio::time::sleep_until(due.into()) => self.book.tick(Instant::now()),
+                Some((ip, time)) = self.read.recv() => {
+                    self.book.on_record(Instant::now(), ip, time)
+                }
                 heard = self.sniffer.next_of_tap(), if resume <= now => match heard {
                     Ok((way, frame)) => match lease::sight(frame) {
                         Some(sighting) => self.book.on(Instant::now(), way, sighting),

@@ -211,6 +211,37 @@ impl Book {
         }
     }
 
+    /// Takes note of a lease that the server has written down, for so long from now or for ever. What was seen of it says
+    /// more, and it is no sign that the machine has left its other addresses.
+    pub fn on_record(&mut self, now: Instant, ip: IpAddr, time: Option<Duration>) -> Vec<Act> {
+        let until = time.and_then(|time| now.checked_add(time));
+        let source = Source::Lease;
+        let gained = Act::Tell(Change::Gained {
+            ip,
+            source,
+            time,
+            server: None,
+        });
+        match self.entries.iter_mut().find(|entry| entry.ip == ip) {
+            Some(entry) if entry.source == Source::Lease => {
+                // The file may be older than what was seen.
+                if entry.until.is_some() && until.is_none_or(|until| entry.until < Some(until)) {
+                    entry.until = until;
+                }
+                Vec::new()
+            }
+            Some(entry) => {
+                (entry.source, entry.until) = (source, until);
+                vec![gained]
+            }
+            None => {
+                let mut acts = self.take_on(Entry::known(ip, source, until, now));
+                acts.push(gained);
+                acts
+            }
+        }
+    }
+
     /// Does what is due.
     pub fn tick(&mut self, now: Instant) -> Vec<Act> {
         let mut acts = self.lose(Loss::Expired, |entry| {

@@ -80,6 +80,7 @@ fn cluster() -> ClusterView {
             subnet: "10.80.1.0/24".parse().ok(),
             domain: "demo.kiln".to_owned(),
             uplink: String::new(),
+            notes: Vec::new(),
         },
         supervisor: SupervisorView { pid: Some(42) },
         machines: vec![

@@ -10,6 +10,7 @@ use kiln_netsetup::link::watch::LinkNews;
 use super::Dispatcher;
 use crate::state::record::{SeenRecord, SourceRecord};
 use crate::supervisor::machine::Event;
+use crate::supervisor::routes::Overlap;
 
 /// Between two leases of one machine that are told.
 const LEASE_PAUSE: Duration = Duration::from_secs(1);
@@ -81,6 +82,34 @@ impl Dispatcher {
             None => news.how.to_string(),
         };
         self.tell("link", news.machine.as_deref(), detail);
+    }
+
+    /// The routes of the host that overlap the cluster's subnet are now these.
+    pub(super) fn of_routes(&mut self, overlaps: Vec<Overlap>) {
+        let before = std::mem::replace(&mut self.overlaps, overlaps);
+        for overlap in self.overlaps.clone() {
+            if !before.contains(&overlap) {
+                let detail = format!("{overlap} overlaps {}", self.record.subnet);
+                tracing::warn!("a route of the host's, {detail}");
+                self.tell("route", None, detail);
+            }
+        }
+        for overlap in before {
+            if !self.overlaps.contains(&overlap) {
+                self.tell("route", None, format!("{overlap} is gone"));
+            }
+        }
+    }
+
+    /// What is wrong with the cluster's network as a whole, a sentence each.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let subnet = self.record.subnet;
+        let note = |overlap: &Overlap| {
+            format!(
+                "the host's route to {overlap} overlaps the cluster's subnet {subnet}: what is behind it is out of the machines' reach, or they out of the host's"
+            )
+        };
+        self.overlaps.iter().map(note).collect()
     }
 
     /// Where the machine is to be reached, as far as that is learned: its newest lease, else the newest address of its

@@ -187,6 +187,7 @@ impl Dispatcher {
         ClusterStatus {
             pid: std::process::id(),
             uplink: self.uplink.trouble(),
+            notes: self.notes(),
             machines,
         }
     }

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::Ipv4Addr;
-use std::sync::{Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Instant, SystemTime};
 
 use kiln_netsetup::address::Reservation;
@@ -17,16 +18,16 @@ use macaddr::MacAddr6;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
-use super::Peer;
+use super::{Peer, leases};
 use crate::error::in_one_line;
-use crate::state::record::{ClusterRecord, SeenRecord, SourceRecord};
+use crate::state::record::{ClusterRecord, SeenRecord, SourceRecord, WayOutRecord};
 use crate::supervisor::launch::Plug;
 
 /// The cluster's taps, and where its machines are to be reached.
 #[derive(Debug)]
 pub(in crate::supervisor) struct Attached {
     /// Absent where the record names no bridge that could be one.
-    attach: Option<Attach>,
+    attach: Option<Arc<Attach>>,
     learned: Mutex<HashMap<String, Ipv4Addr>>,
 }
 
@@ -46,8 +47,17 @@ impl Attached {
             asker,
             machines,
         };
+        let attach = bridge.map(|bridge| Arc::new(Attach::start(config(bridge), events)));
+        if let (Some(attach), WayOutRecord::Bridge { leases, .. }) = (&attach, &record.way_out)
+            && let Some(path) = leases
+        {
+            drop(tokio::spawn(read_leases(
+                path.clone(),
+                Arc::downgrade(attach),
+            )));
+        }
         Attached {
-            attach: bridge.map(|bridge| Attach::start(config(bridge), events)),
+            attach,
             learned: Mutex::new(HashMap::new()),
         }
     }
@@ -130,7 +140,24 @@ impl Attached {
 
     pub(in crate::supervisor) fn attach(&self) -> Result<&Attach, BridgeError> {
         self.attach
-            .as_ref()
+            .as_deref()
             .ok_or_else(|| BridgeError::Record(io::Error::other("the record names no bridge")))
+    }
+}
+
+/// Hands on what the lease file says, for as long as anyone wants it.
+async fn read_leases(path: PathBuf, attach: Weak<Attach>) {
+    let followed = leases::follow(&path, |lease| {
+        let Some(attach) = attach.upgrade() else {
+            return false;
+        };
+        if let Some(time) = lease.left(SystemTime::now()) {
+            attach.read_lease(lease.mac, lease.ip, time);
+        }
+        true
+    });
+    if let Err(error) = followed.await {
+        let path = path.display();
+        tracing::warn!(%error, "the lease file {path} is not read");
     }
 }

@@ -181,6 +181,28 @@ fn what_a_former_watcher_knew_ends_in_its_time() {
 }
 
 #[test]
+fn what_the_server_wrote_down_is_a_lease_as_well() {
+    let (mut book, now) = book();
+    book.on(now, Way::From, used(5));
+    let hour = Some(Duration::from_secs(3600));
+    assert_eq!(
+        told(&book.on_record(now, ip(5).into(), hour)),
+        ["gained 5 Lease"]
+    );
+    assert!(
+        book.on_record(now, ip(5).into(), Some(Duration::ZERO))
+            .is_empty()
+    );
+    assert_eq!(book.deadline(), Some(after(now, 3600)));
+    assert!(book.on_record(now, ip(5).into(), None).is_empty());
+    assert_eq!(book.deadline(), None);
+    assert_eq!(
+        told(&book.on_record(now, ip(6).into(), hour)),
+        ["gained 6 Lease"]
+    );
+}
+
+#[test]
 fn a_machine_that_claims_everything_costs_little() {
     let (mut book, now) = book();
     let mut told = 0;
