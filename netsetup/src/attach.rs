@@ -117,6 +117,22 @@ pub fn examine(name: &IfName) -> Result<Link, BridgeError> {
     }
 }
 
+/// The host's bridges.
+///
+/// # Errors
+/// [`BridgeError::Netlink`].
+pub fn bridges() -> Result<Vec<IfName>, BridgeError> {
+    let mut route = Route::here().map_err(BridgeError::Netlink)?;
+    let mut found = Vec::new();
+    for link in route.links().map_err(BridgeError::Netlink)? {
+        let described = route.describe(&link.name).map_err(BridgeError::Netlink)?;
+        if described.is_some_and(|described| described.kind == BRIDGE) {
+            found.push(link.name);
+        }
+    }
+    Ok(found)
+}
+
 /// Removes what carries `mark`: packet rules, and taps should there be any. Twice is harmless.
 ///
 /// # Errors

@@ -23,3 +23,12 @@ pub fn look(name: &IfName, is_root: bool) -> Result<(), String> {
         .map(drop)
         .map_err(|error| format!("cannot open `/dev/net/tun`: {error}"))
 }
+
+/// The bridges of this host.
+///
+/// # Errors
+/// The kernel does not say, as a clause for people.
+pub fn all() -> Result<Vec<String>, String> {
+    let names = attach::bridges().map_err(|error| in_one_line(&error))?;
+    Ok(names.iter().map(ToString::to_string).collect())
+}

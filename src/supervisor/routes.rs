@@ -56,7 +56,7 @@ async fn follow(
     inbox: &mpsc::Sender<Message>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     // First it listens and then it looks, so that nothing comes in between.
-    let mut monitor = Monitor::here(Group::Routes)?;
+    let mut monitor = Monitor::here(Group::LinksAndRoutes)?;
     let mut known = Vec::new();
     loop {
         let now = look(subnet, own)?;
@@ -70,7 +70,8 @@ async fn follow(
             let matters = |word: &Word| match word {
                 Word::Route(to) => overlaps(subnet, to.net),
                 Word::Missed => true,
-                Word::Link(_) | Word::LinkGone(_) => false,
+                // A link that is set down takes its routes with it, of which no word is said.
+                Word::Link(_) | Word::LinkGone(_) => !known.is_empty(),
             };
             if monitor.next().await?.iter().any(matters) {
                 break;

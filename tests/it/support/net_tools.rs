@@ -37,7 +37,6 @@ impl Server {
         command
             .args(["--no-daemon", "--conf-file=/dev/null", "--pid-file="])
             .args(["--no-ping", "--port=0", "--user=root", "--bind-dynamic"])
-            .arg("--dhcp-authoritative")
             .arg(format!("--interface={link}"))
             .arg(format!("--dhcp-leasefile={}", leases_in(&folder).display()));
         let only = match macs {

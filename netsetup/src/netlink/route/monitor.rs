@@ -28,8 +28,8 @@ const BUFFER: usize = 32 * 1024;
 pub enum Group {
     /// Changes of links.
     Links,
-    /// Changes of IPv4 routes.
-    Routes,
+    /// The same and changes of IPv4 routes. Those that go with their link are not told of.
+    LinksAndRoutes,
 }
 
 /// What happened.
@@ -60,7 +60,7 @@ impl Monitor {
     pub fn new(socket: OwnedFd, group: Group) -> io::Result<Monitor> {
         let groups = match group {
             Group::Links => LINKS,
-            Group::Routes => ROUTES,
+            Group::LinksAndRoutes => LINKS | ROUTES,
         };
         bind(socket.as_raw_fd(), &NetlinkAddr::new(0, groups))?;
         Ok(Monitor {

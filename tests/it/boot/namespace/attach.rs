@@ -1,8 +1,9 @@
 //! Machines on a bridge of the host's, where others give the addresses: two servers, and nobody.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{Read, Write};
 use std::net::Ipv4Addr;
+use std::os::unix::fs::PermissionsExt;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
@@ -182,7 +183,9 @@ fn changes_are_followed(home: &Home) {
 pub(super) fn capture(home: &Home, name: &str, during: impl FnOnce()) -> Vec<String> {
     let file = home.folder().join("capture.pcapng");
     let pipe = home.folder().join("capture.fifo");
-    mkfifo(&pipe, Mode::from_bits_truncate(0o666)).unwrap();
+    mkfifo(&pipe, Mode::from_bits_truncate(0o600)).unwrap();
+    // Also where kiln is another user.
+    fs::set_permissions(&pipe, Permissions::from_mode(0o666)).unwrap();
     let (tell, begun) = channel();
     let (from, to) = (pipe.clone(), file.clone());
     let reader = thread::spawn(move || {

@@ -1,6 +1,7 @@
 //! Taps on a bridge of the host's, held by the test in place of QEMUs: who has which address is known as soon as a frame
 //! tells, whoever gives it, and what a machine must not send stays with it.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -110,6 +111,8 @@ fn within<T>(story: impl AsyncFnOnce() -> T) -> T {
 struct Guest {
     tap: OwnedFd,
     mac: MacAddr6,
+    /// The one that it answers for.
+    ip: Cell<Ipv4Addr>,
 }
 
 impl Guest {
@@ -117,6 +120,7 @@ impl Guest {
         Guest {
             tap: attach.tap(&machine.name).unwrap(),
             mac: machine.mac,
+            ip: Cell::new(Ipv4Addr::UNSPECIFIED),
         }
     }
 
@@ -136,6 +140,7 @@ impl Guest {
         while Instant::now() < deadline {
             match nix::unistd::read(&self.tap, &mut bytes) {
                 Ok(length) => {
+                    self.answer(&bytes[VNET..length]);
                     if let Some(found) = want(&bytes[VNET..length]) {
                         return Some(found);
                     }
@@ -150,6 +155,18 @@ impl Guest {
             }
         }
         None
+    }
+
+    /// A server finds out by ARP where to send its answer to one that has an address.
+    fn answer(&self, frame: &[u8]) {
+        let ethernet = Ethernet::parse(frame).filter(|it| it.kind == ether::ARP);
+        let arp = ethernet.and_then(|ethernet| ether::Arp::parse(ethernet.payload));
+        if let Some(arp) = arp
+            && arp.is_request
+            && arp.target_ip == self.ip.get()
+        {
+            self.send(&arp.answer(self.mac));
+        }
     }
 
     /// One message of DHCP to a server, and the type, the address and the server of its answer.
@@ -200,6 +217,7 @@ impl Guest {
             .dhcp(3, none, &[(50, offer.ip), (54, offer.server)])
             .await;
         assert_eq!(ack.kind, 5);
+        self.ip.set(ack.ip);
         ack
     }
 
