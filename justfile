@@ -52,6 +52,11 @@ test-long *args:
     cargo test --locked --test long {{ args }}
     KILN_TEST_ROUNDS=50 cargo test --locked --test it -- boot::namespace::rounds
 
+# Feed the readers of hostile input with what a fuzzer thinks of: a target's name, or `all`, and for how many seconds.
+[group('test')]
+fuzz target='all' seconds='60':
+    fuzz/run {{ target }} {{ seconds }}
+
 # Write golden files and expected texts anew; read the difference before you commit it.
 [group('test')]
 bless:

@@ -16,10 +16,10 @@ use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser,
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::args::{
-    CaptureArgs, CompletionsArgs, ConsoleArgs, CopyArgs, DownArgs, EventsArgs, ExplainArgs,
-    ImageArgs, InitArgs, InspectArgs, InventoryArgs, IpArgs, LogsArgs, MachinesArgs, ManArgs,
-    PlanArgs, ProxyArgs, RenderArgs, ReprovisionArgs, RestartArgs, SshArgs, StartArgs, StopArgs,
-    SuperviseArgs, UpArgs, WaitArgs,
+    CaptureArgs, CompletionsArgs, ConsoleArgs, CopyArgs, DownArgs, EventsArgs, ExecArgs,
+    ExplainArgs, ImageArgs, InitArgs, InspectArgs, InventoryArgs, IpArgs, LogsArgs, MachinesArgs,
+    ManArgs, PlanArgs, ProxyArgs, RenderArgs, ReprovisionArgs, RestartArgs, RunArgs, SshArgs,
+    StartArgs, StopArgs, SuperviseArgs, UpArgs, WaitArgs,
 };
 use crate::cluster::ClusterName;
 
@@ -81,6 +81,9 @@ pub struct Global {
     /// Use no colors
     #[arg(long, global = true)]
     pub no_color: bool,
+    /// The name that the spec's cluster has here; `kiln run` says this to itself
+    #[arg(long, global = true, hide = true)]
+    pub alias: Option<ClusterName>,
 }
 
 /// The verbs, in the order in which a user meets them.
@@ -96,6 +99,8 @@ pub enum Verb {
     Up(UpArgs),
     /// Stop the cluster and remove all that was made for it
     Down(DownArgs),
+    /// Boot a throw-away cluster, run a command in it, and remove it again
+    Run(RunArgs),
     /// Start machines that are stopped
     Start(StartArgs),
     /// Stop machines and keep their disks
@@ -122,6 +127,8 @@ pub enum Verb {
     Net,
     /// Write a machine's frames as pcapng, for Wireshark
     Capture(CaptureArgs),
+    /// Print names and addresses in the form of /etc/hosts
+    Hosts(MachinesArgs),
     /// Wait until machines have come so far
     Wait(WaitArgs),
     /// Print what happens to the machines, as it happens
@@ -140,6 +147,8 @@ pub enum Verb {
     Console(ConsoleArgs),
     /// Log in to a machine, or run a command in it
     Ssh(SshArgs),
+    /// Run a command in a machine by its guest agent, without network or ssh
+    Exec(ExecArgs),
     /// Copy files from or to a machine, by scp
     Cp(CopyArgs),
     /// Print settings for ssh, so that plain `ssh MACHINE` works

@@ -6,6 +6,7 @@
 //! carry their unit, paths are absolute.
 
 pub mod remote;
+pub mod told;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,10 +18,13 @@ use std::str::FromStr;
 use ipnet::Ipv4Net;
 use kiln_arch::Arch;
 use kiln_arch::machine::IgnitionTransport;
-use kiln_arch::machine::Sector;
+use kiln_arch::machine::{DiskBus, Sector};
+use kiln_netsetup::address::Fixed;
 use kiln_netsetup::name::IfName;
 
 use crate::cluster::remote::RemoteImage;
+use crate::cluster::told::Told;
+use crate::lvm::name::GroupName;
 
 /// The most machines that a group can have.
 pub const COUNT_LIMIT: u16 = 1000;
@@ -34,6 +38,8 @@ pub struct Cluster {
     /// The folder that relative paths in the spec were resolved against.
     pub folder: PathBuf,
     pub network: Network,
+    /// Where the disks are that kiln makes; absent: files in its state folder.
+    pub volume_group: Option<GroupName>,
     /// Public keys that may log in besides the cluster's own: one OpenSSH line each.
     pub authorized_keys: Vec<String>,
     /// The groups that `--scale` gave another count than the spec's.
@@ -42,12 +48,22 @@ pub struct Cluster {
     pub machines: Vec<Machine>,
 }
 
+/// The domain of a network that names none; ICANN keeps it out of the public tree.
+pub const DOMAIN: &str = "internal";
+
 /// How the machines are joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
     pub mode: NetworkMode,
     /// Chosen and kept when absent.
     pub subnet: Option<Ipv4Net>,
+    /// Whether a way leads out into the world.
+    pub uplink: bool,
+    /// The domain that the cluster's own lies in: its names end in `.CLUSTER.DOMAIN`.
+    pub domain: String,
+    pub told: Told,
+    /// The places that the spec names for machines, those that scaling left out included.
+    pub fixed: BTreeMap<String, Fixed>,
 }
 
 /// The network modes.
@@ -86,6 +102,8 @@ pub struct Machine {
     pub image: Image,
     /// The root overlay grows to this; never shrinks.
     pub disk: Option<Size>,
+    /// What the root disk is to the guest.
+    pub root_bus: DiskBus,
     /// Beside the root disk, in the order in which the guest sees them; serials are unique.
     pub disks: Vec<DataDisk>,
     pub ignition: Option<IgnitionSource>,
@@ -161,6 +179,7 @@ pub enum DiskFormat {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DataDisk {
     pub serial: Serial,
+    pub bus: DiskBus,
     pub sector: Sector,
     pub source: DataSource,
 }

@@ -3,13 +3,16 @@
 //! With [`crate::host`], the only reader of the world before a plan is made. It writes
 //! nothing but the cache's remembered facts.
 
+mod gone;
 pub mod images;
+mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use crate::cluster::{Cluster, DataSource};
 use crate::host::Host;
+use crate::host::room::{self, Room};
 use crate::image::cache::CacheError;
 use crate::image::pins::PinError;
 use crate::image::store::StoreError;
@@ -18,10 +21,11 @@ use crate::plan::{ImageFacts, Inventory, Known};
 use crate::state::disks;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{ClusterFiles, Roots};
+use crate::state::ledger;
 use crate::state::record::{
-    ClusterRecord, DataSourceRecord, MachineRecord, RunRecord, StateRecord,
+    ClusterRecord, DataSourceRecord, MachineRecord, ProcessRecord, RunRecord, StateRecord,
 };
-use crate::supervisor::process;
+use crate::supervisor::process::{self, Carriers};
 
 /// Why the world could not be looked at.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +101,7 @@ pub fn collect(
         })?;
     let mut inventory = Inventory {
         taken_networks: host.routes.clone(),
+        room: Room::look(&roots.clusters()),
         // Only who wants a port asks: the kernel looks through all its connections for it.
         taken_ports: if cluster.machines.iter().any(|it| !it.ports.is_empty()) {
             listening_ports()
@@ -117,12 +122,17 @@ pub fn collect(
         inventory.taken_networks.extend(record.own_subnet());
         inventory.taken_ports.extend(record.ports);
         inventory.taken_uids.extend(record.qemu_uid);
+        let macs = record.reservations.into_values().map(|place| place.mac);
+        let theirs = macs.map(|mac| (mac, other.clone()));
+        inventory.taken_macs.extend(theirs);
     }
     if let Some(record) = &record {
         // Also those that an `up` had struck off the record when it was killed, and not yet ended.
         let made = files::names_in(&ours.machines());
+        let carriers = Carriers::default();
         for machine in made.iter().chain(&record.machines) {
-            if let Some(known) = known(&ours, machine, &host.boot_id) {
+            if let Some(known) = known(&ours, machine, &host.boot_id, &carriers) {
+                inventory.memory_held += held(&known);
                 inventory.machines.insert(machine.clone(), known);
             }
         }
@@ -133,8 +143,28 @@ pub fn collect(
         cluster: name.to_owned(),
         source,
     })?;
+    inventory.group = volumes::look(cluster, host);
+    inventory.gone = gone::disks(&ours, &inventory);
     inventory.data_files = data_files(cluster, &inventory)?;
+    if inventory.group.is_some() {
+        inventory.root_volumes =
+            ledger::volumes(&ours.ledger()).map_err(|source| InventoryError::Cluster {
+                cluster: name.to_owned(),
+                source,
+            })?;
+    }
     Ok(inventory)
+}
+
+/// What the machine's QEMU uses now, in bytes. What is not known is as none.
+fn held(known: &Known) -> u64 {
+    match known {
+        Known::Whole { run, state, .. } if *state != StateRecord::Stopped => {
+            let process = run.as_ref().and_then(|run| run.process.as_ref());
+            process.and_then(|it| room::held_by(it.pid)).unwrap_or(0)
+        }
+        Known::Whole { .. } | Known::Damaged { .. } => 0,
+    }
 }
 
 /// The user's own data disks, each looked at as it is before each start.
@@ -194,7 +224,15 @@ pub fn cluster_names(roots: &Roots) -> Vec<String> {
 
 /// What the files say of a machine, and whether its QEMU lives. `None` when it has no record: an
 /// `up` was broken off before it had made the machine.
-pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Option<Known> {
+///
+/// A QEMU that no record names lives all the same: its supervisor was killed before it wrote, or has
+/// not written yet. It is found by its uuid.
+pub fn known(
+    files: &ClusterFiles,
+    name: &str,
+    boot_id: &str,
+    carriers: &Carriers,
+) -> Option<Known> {
     let machine = files.machine(name);
     let record = match files::load::<MachineRecord>(&machine.record()) {
         Ok(Some(record)) => record,
@@ -206,16 +244,15 @@ pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Option<Known> {
         }
     };
     let run = files::load::<RunRecord>(&machine.run()).ok().flatten();
-    let state = match &run {
+    let lives =
+        |process: &ProcessRecord| process::lives(process.pid, process.start_time, &record.uuid);
+    let recorded = run.as_ref().filter(|run| run.boot_id == boot_id);
+    let state = match recorded.map(|run| (run, &run.process)) {
+        Some((run, Some(process))) if lives(process) => run.state,
+        _ if carriers.has(&record.uuid) => StateRecord::Running,
+        Some((_, Some(_))) => StateRecord::Crashed,
+        Some((run, None)) => run.state,
         None => StateRecord::Stopped,
-        Some(run) if run.boot_id != boot_id => StateRecord::Stopped,
-        Some(run) => match &run.process {
-            Some(process) if process::lives(process.pid, process.start_time, &record.uuid) => {
-                run.state
-            }
-            Some(_) => StateRecord::Crashed,
-            None => run.state,
-        },
     };
     Some(Known::Whole {
         record: Box::new(record),
@@ -224,7 +261,7 @@ pub fn known(files: &ClusterFiles, name: &str, boot_id: &str) -> Option<Known> {
     })
 }
 
-/// The images that machines of any cluster stand on, and the machines whose records cannot be read.
+/// The images and kernels that machines of any cluster stand on, and the machines whose records cannot be read.
 pub fn standing_on(roots: &Roots) -> (BTreeMap<PathBuf, Vec<String>>, Vec<String>) {
     let mut users: BTreeMap<_, Vec<String>> = BTreeMap::new();
     let mut damaged = Vec::new();
@@ -234,8 +271,12 @@ pub fn standing_on(roots: &Roots) -> (BTreeMap<PathBuf, Vec<String>>, Vec<String
             let name = format!("{cluster}/{machine}");
             match files::load::<MachineRecord>(&files.machine(&machine).record()) {
                 Ok(Some(record)) => {
-                    if let Some(disk) = record.disk {
-                        users.entry(disk.base.path).or_default().push(name);
+                    // Also that of a volume, which has a copy of it: the next `up` looks at it.
+                    let base = record.disk.map(|disk| disk.base.path);
+                    let kernel = record.kernel.map(|it| (it.kernel, it.initrd));
+                    let (kernel, initrd) = kernel.unzip();
+                    for path in base.into_iter().chain(kernel).chain(initrd.flatten()) {
+                        users.entry(path).or_default().push(name.clone());
                     }
                 }
                 // Begun and not finished: whoever makes it holds its image.

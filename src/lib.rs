@@ -3,6 +3,7 @@
 //! The modules stand in the order in which `kiln up` goes through them; see
 //! ARCHITECTURE.md for the story.
 
+pub mod agent;
 pub mod cli;
 pub mod client;
 pub mod cluster;
@@ -14,6 +15,7 @@ pub mod ignition;
 pub mod image;
 pub mod inventory;
 pub mod keys;
+pub mod lvm;
 pub mod memo;
 pub mod plan;
 pub mod report;

@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     let report = Report::new(&cli.global, &around);
     trace(&cli, &report);
     match command::run(&cli, &report) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             report.error(&error);
             error.exit.into()

@@ -8,17 +8,20 @@
 //! what this `up` had made goes by the same way down that `down` takes.
 
 mod disks;
+pub mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::cluster::{Cluster, Machine, MachineName, Size};
+use crate::error::in_one_line;
 use crate::folder::{self, Batch, BatchError, FolderError, Incoming};
 use crate::ignition::{self, Facts, IgnitionError, Peer};
 use crate::image::flash::{self, FlashError};
 use crate::image::overlay::{self, OverlayError};
 use crate::keys::{KeyError, KeyPair};
+use crate::lvm::program::Lvm;
 use crate::plan::{Action, Plan, Step};
 use crate::state;
 use crate::state::disks::DisksError;
@@ -28,6 +31,7 @@ use crate::state::ledger::{self, Entry, Ledger};
 use crate::state::record::{ClusterRecord, FirmwareRecord, MachineRecord, WayOutRecord};
 
 pub use self::disks::DataDiskError;
+use self::volumes::VolumeError;
 
 /// Why a stage could not be done.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +64,8 @@ pub enum StageError {
     Disks(#[from] DisksError),
     #[error(transparent)]
     DataDisk(#[from] Box<DataDiskError>),
+    #[error(transparent)]
+    Volume(#[from] Box<VolumeError>),
     #[error("cannot make the disk of machine `{machine}`")]
     Overlay {
         machine: String,
@@ -100,6 +106,7 @@ pub struct Prepared {
 pub struct Undo {
     files: ClusterFiles,
     roots: Roots,
+    lvm: Lvm,
     before: Option<ClusterRecord>,
     created: Vec<String>,
     /// Data disks that there were none of before: machine and serial.
@@ -112,6 +119,7 @@ pub fn reserve(
     before: Option<ClusterRecord>,
     files: &ClusterFiles,
     roots: &Roots,
+    lvm: Lvm,
 ) -> Result<Reserved, StageError> {
     let created: Vec<String> = plan
         .steps
@@ -122,6 +130,7 @@ pub fn reserve(
     let undo = Undo {
         files: files.clone(),
         roots: roots.clone(),
+        lvm,
         before,
         created,
         new_disks: plan.new_disks(),
@@ -187,7 +196,7 @@ impl Undo {
     pub fn run(&self) {
         let Some(before) = &self.before else {
             self.remove_disks();
-            for error in ledger::take_down(&self.files.ledger(), &self.roots)
+            for error in ledger::take_down(&self.files.ledger(), &self.roots, &self.lvm)
                 .err()
                 .into_iter()
                 .flatten()
@@ -197,7 +206,7 @@ impl Undo {
             return;
         };
         for name in &self.created {
-            remove_machine(&self.files.machine(name));
+            remove_machine(&self.files, name, &self.lvm);
         }
         self.remove_disks();
         // One that the spec has no more may be gone already.
@@ -215,7 +224,9 @@ impl Undo {
     pub fn remove_disks(&self) {
         // Without a record before, no machine stays.
         let may_stay = !self.is_whole_cluster();
-        if let Err(error) = self::disks::take_back(&self.files, &self.new_disks, may_stay) {
+        if let Err(error) =
+            self::disks::take_back(&self.files, &self.new_disks, may_stay, &self.lvm)
+        {
             tracing::error!(%error, "disks are not removed");
         }
     }
@@ -231,8 +242,12 @@ impl Undo {
     }
 }
 
-/// Removes a machine's folders.
-pub fn remove_machine(machine: &MachineFiles) {
+/// Removes a machine's folders and its root disk. A volume that resists stays in the ledger.
+pub fn remove_machine(files: &ClusterFiles, name: &str, lvm: &Lvm) {
+    if let Err(error) = volumes::remove_root(files, name, lvm) {
+        tracing::error!(error = in_one_line(&error), "not removed");
+    }
+    let machine = files.machine(name);
     for path in [&machine.folder, &machine.sockets] {
         if let Err(error) = files::remove_folder(path) {
             tracing::error!(%error, "not removed");
@@ -254,8 +269,15 @@ impl Reserved {
     ///
     /// `qemu_img` makes the disks; the plan has seen to it that it is there when one is needed.
     pub fn prepare(self, cluster: &Cluster, qemu_img: &Path) -> Result<Prepared, StageError> {
-        let Reserved { plan, files, undo } = self;
-        match prepare(&plan, cluster, qemu_img, &files) {
+        let Reserved {
+            mut plan,
+            files,
+            undo,
+        } = self;
+        let prepared = volumes::make(&mut plan, &files, &undo.lvm, qemu_img)
+            .map_err(StageError::from)
+            .and_then(|()| prepare(&plan, cluster, qemu_img, &files));
+        match prepared {
             Ok(()) => Ok(Prepared { plan, undo }),
             Err(error) => {
                 undo.run();
@@ -412,7 +434,7 @@ fn make_machine(
         source: Box::new(source),
     })?;
     batch.add(&own.ignition(), &in_sectors(rendered.config))?;
-    if let Some(disk) = &record.disk {
+    if let Some(disk) = record.disk.as_ref().filter(|disk| disk.volume.is_none()) {
         let size = Size::from_bytes(disk.size);
         let made = if own.disk().exists() {
             self::disks::judge(&step.name, &own.disk())?;

@@ -24,7 +24,7 @@ use nix::unistd::{Pid, getppid};
 /// Of what a tool prints, this many bytes of each stream are kept.
 const KEPT_OUTPUT: u64 = 64 * 1024;
 
-/// How a tool ended, and the first 64 KiB of what it printed.
+/// How a tool ended, and the beginning of what it printed.
 #[derive(Debug)]
 pub struct Finished {
     pub status: ExitStatus,
@@ -59,7 +59,20 @@ pub enum ToolError {
 /// Runs `command` with `stdin` and waits at most `deadline`; then it is killed.
 ///
 /// An exit status other than 0 is not an error here. The messages are asked for in English.
-pub fn run(mut command: Command, stdin: Stdio, deadline: Duration) -> Result<Finished, ToolError> {
+pub fn run(command: Command, stdin: Stdio, deadline: Duration) -> Result<Finished, ToolError> {
+    run_kept(command, stdin, deadline, KEPT_OUTPUT)
+}
+
+/// As [`run`], for a tool of whose output up to `kept` bytes of each stream are wanted.
+///
+/// # Errors
+/// [`ToolError`]
+pub fn run_kept(
+    mut command: Command,
+    stdin: Stdio,
+    deadline: Duration,
+    kept: u64,
+) -> Result<Finished, ToolError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let start = |source| ToolError::Start {
         program: program.clone(),
@@ -77,13 +90,14 @@ pub fn run(mut command: Command, stdin: Stdio, deadline: Duration) -> Result<Fin
         .stdout(stdout.try_clone().map_err(start)?)
         .stderr(stderr.try_clone().map_err(start)?);
     die_with_caller(&mut command);
+    leave_no_core(&mut command);
     let mut child = command.spawn().map_err(start)?;
     let ended = wait_until(&mut child, deadline).map_err(wait)?;
-    let stderr = text(&mut stderr).map_err(wait)?;
+    let stderr = text(&mut stderr, kept).map_err(wait)?;
     match ended {
         Some(status) => Ok(Finished {
             status,
-            stdout: text(&mut stdout).map_err(wait)?,
+            stdout: text(&mut stdout, kept).map_err(wait)?,
             stderr,
         }),
         None => Err(ToolError::Deadline {
@@ -131,24 +145,30 @@ fn wait_until(child: &mut Child, deadline: Duration) -> io::Result<Option<ExitSt
     Ok(in_time.then_some(status))
 }
 
-fn die_with_caller(command: &mut Command) {
+/// The program is killed when the thread that starts it ends.
+pub fn die_with_caller(command: &mut Command) {
     let parent = Pid::this();
     let last_steps = move || {
         set_pdeathsig(Signal::SIGKILL)?;
         if getppid() != parent {
             return Err(Errno::ESRCH.into());
         }
-        setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
         Ok(())
     };
-    // SAFETY: the closure makes three system calls and touches no memory but its own.
+    // SAFETY: the closure makes two system calls and touches no memory but its own.
     unsafe { command.pre_exec(last_steps) };
 }
 
-fn text(file: &mut File) -> io::Result<String> {
+fn leave_no_core(command: &mut Command) {
+    let last_step = || Ok(setrlimit(Resource::RLIMIT_CORE, 0, 0)?);
+    // SAFETY: the closure makes one system call and touches no memory but its own.
+    unsafe { command.pre_exec(last_step) };
+}
+
+fn text(file: &mut File, kept: u64) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.rewind()?;
-    file.take(KEPT_OUTPUT).read_to_end(&mut bytes)?;
+    file.take(kept).read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -32,7 +32,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::FromRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,6 +66,8 @@ pub(crate) struct Behavior {
     console: Vec<(u64, String)>,
     /// When the guest reports; never if null.
     report: Option<u64>,
+    /// It reports as soon as this file is there, and not at a time.
+    report_at_file: Option<PathBuf>,
     /// It reports to whoever listens first, and to nobody later, as a guest does.
     report_once: bool,
     /// The addresses that it reports.
@@ -124,7 +126,7 @@ impl Behavior {
         let says_console = own.contains_key("console");
         let mut behavior: Behavior = serde_json::from_value(own.into())
             .map_err(|error| format!("{}: {machine}: {error}", path.display()))?;
-        if !says_report {
+        if !says_report && behavior.report_at_file.is_none() {
             behavior.report = Behavior::good().report;
         }
         if !says_console {

@@ -38,7 +38,7 @@ fn a_file_system_without_its_disk_on_every_architecture() {
 
 #[test]
 fn the_full_guest_boots_by_uefi() {
-    boots_twice("full-uefi", "x86_64", "uefi", "BdsDxe: starting");
+    boots_twice("full-uefi", "x86_64", "uefi", "scsi", "BdsDxe: starting");
 }
 
 #[test]
@@ -47,11 +47,12 @@ fn the_full_guest_boots_by_secure_boot() {
         "full-secure",
         "x86_64",
         "uefi-secure",
+        "virtio",
         "EFI stub: UEFI Secure Boot is enabled.",
     );
 }
 
 #[test]
 fn the_full_guest_boots_on_aarch64() {
-    boots_twice("full-arm", "aarch64", "uefi", "BdsDxe: starting");
+    boots_twice("full-arm", "aarch64", "uefi", "nvme", "BdsDxe: starting");
 }

@@ -38,6 +38,8 @@ pub(crate) struct Board {
     pub(crate) panic_device: Option<&'static str>,
     /// The device behind which a TPM 2.0 sits; absent where QEMU has none for the board.
     pub(crate) tpm: Option<&'static str>,
+    /// What becomes of NVMe disks.
+    pub(crate) nvme: Nvme,
     /// Memory comes in steps of this many MiB.
     pub(crate) memory_step: u32,
 }
@@ -68,6 +70,17 @@ pub(crate) enum ConsoleDevice {
     Serial,
     /// A device of this name.
     Device(&'static str),
+}
+
+/// Whether the board has NVMe disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Nvme {
+    /// It has none.
+    Absent,
+    /// Its firmware has no driver for them; a kernel has.
+    Data,
+    /// They can be booted from.
+    Boots,
 }
 
 /// Which firmware the board takes.

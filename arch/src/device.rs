@@ -6,7 +6,7 @@ mod block;
 mod character;
 mod network;
 
-pub(crate) use block::{Blockdev, VirtioBlk};
+pub(crate) use block::{Blockdev, Disk, DiskDriver, VirtioScsi};
 pub(crate) use character::{Chardev, ChardevBackend, VirtSerialPort};
 pub(crate) use network::{Netdev, NetdevBackend, VirtioNet};
 

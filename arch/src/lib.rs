@@ -20,7 +20,7 @@ mod uplink;
 use std::fmt;
 use std::str::FromStr;
 
-use board::BoardFirmware;
+use board::{BoardFirmware, Nvme};
 use command::QemuCommand;
 use machine::{IgnitionTransport, Machine, Uplink};
 
@@ -110,6 +110,16 @@ impl Arch {
     /// Whether without UEFI nothing but a kernel boots.
     pub fn needs_uefi(self) -> bool {
         self.board().firmware == BoardFirmware::UefiOnly
+    }
+
+    /// Whether the board can have NVMe disks.
+    pub fn has_nvme(self) -> bool {
+        self.board().nvme != Nvme::Absent
+    }
+
+    /// Whether what starts the machine can boot from an NVMe disk.
+    pub fn boots_nvme(self) -> bool {
+        self.board().nvme == Nvme::Boots
     }
 
     /// Whether the board can have a TPM.

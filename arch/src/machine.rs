@@ -147,14 +147,39 @@ pub struct Kernel {
     pub cmdline: String,
 }
 
-/// One virtio disk.
+/// One disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Drive {
     pub image: Image,
     pub access: Access,
-    /// What the guest reads as the disk's serial: at most 20 bytes.
+    /// What the guest reads as the disk's serial: at most 20 bytes. On [`DiskBus::Nvme`] there is
+    /// one.
     pub serial: Option<String>,
+    pub bus: DiskBus,
     pub sector: Sector,
+}
+
+/// What a disk is to the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DiskBus {
+    /// A virtio disk of its own.
+    Virtio,
+    /// An NVMe controller of its own, whose one namespace the disk is. A fault of the host's
+    /// storage reaches the guest, and a disk that grows is larger at the next start.
+    Nvme,
+    /// A SCSI disk behind the machine's one virtio-scsi controller.
+    Scsi,
+}
+
+impl DiskBus {
+    /// As a spec says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            DiskBus::Virtio => "virtio",
+            DiskBus::Nvme => "nvme",
+            DiskBus::Scsi => "scsi",
+        }
+    }
 }
 
 /// The smallest piece of a disk that the guest can read or write.
@@ -218,6 +243,8 @@ pub enum IgnitionTransport {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Nic {
     pub mac: MacAddr6,
+    /// What the guest is told of it, where it is not Ethernet's 1500.
+    pub mtu: Option<u16>,
     pub backend: NicBackend,
 }
 

@@ -34,6 +34,12 @@ pub enum Unsupported {
     },
     #[error("disk serial `{serial}` is longer than the 20 bytes that a guest sees")]
     SerialTooLong { serial: String },
+    #[error("{arch} machines have no NVMe disks")]
+    Nvme { arch: Arch },
+    #[error("the firmware of {arch} machines boots from no NVMe disk")]
+    NvmeBoot { arch: Arch },
+    #[error("an NVMe disk has a serial, and drive {index} has none")]
+    NvmeSerial { index: usize },
     #[error("socket path `{}` is longer than the 107 bytes that the kernel takes", path.display())]
     SocketPathTooLong { path: PathBuf },
     #[error("image path `{}` is not UTF-8, which is all that QEMU takes for one", path.display())]

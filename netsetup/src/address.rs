@@ -14,8 +14,10 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 
-/// Offset in the subnet of the first address that a machine may have.
+/// Offset in the subnet of the first address that kiln gives a machine.
 const FIRST_MACHINE: u32 = 10;
+/// Offset of the first that a user may name for one.
+const FIRST_NAMED: u32 = 4;
 
 /// Where subnets are taken from, in order. The first is seldom in use; the others serve hosts whose VPN routes all of
 /// 10.0.0.0/8.
@@ -109,10 +111,11 @@ impl Subnet {
         Ipv4Addr::from_bits(self.0.network().to_bits() + offset)
     }
 
-    /// Whether `ip` is one that a machine may have.
-    fn is_for_machines(&self, ip: Ipv4Addr) -> bool {
+    /// Whether `ip` is one that a machine may have: kiln gives those from the tenth on, and a user may also name one
+    /// from the fourth on, behind those of kiln and of the way out.
+    pub fn is_for_machines(&self, ip: Ipv4Addr) -> bool {
         self.contains(ip)
-            && (FIRST_MACHINE..=self.last()).contains(&(ip.to_bits() - self.0.network().to_bits()))
+            && (FIRST_NAMED..=self.last()).contains(&(ip.to_bits() - self.0.network().to_bits()))
     }
 }
 
@@ -131,6 +134,15 @@ pub struct Reservation {
     pub mac: MacAddr6,
     /// Its address.
     pub ip: Ipv4Addr,
+}
+
+/// The place that a user named for a machine; what is absent kiln chooses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fixed {
+    /// The MAC of its NIC.
+    pub mac: Option<MacAddr6>,
+    /// Its address.
+    pub ip: Option<Ipv4Addr>,
 }
 
 /// Why there is no address to give.
@@ -174,6 +186,16 @@ pub enum AddressError {
         /// The cluster's subnet now.
         subnet: Subnet,
     },
+    /// Somebody else has what a machine is to have.
+    #[error("`{name}` cannot have {what}, which {holder} has")]
+    Taken {
+        /// The machine.
+        name: String,
+        /// The MAC or address.
+        what: String,
+        /// Who has it, in words.
+        holder: String,
+    },
     /// Every subnet of every pool is in use.
     #[error(
         "no free subnet for cluster `{cluster}`: all of 10.80.0.0/16, 172.30.0.0/16 and 192.168.128.0/17 is taken"
@@ -184,48 +206,93 @@ pub enum AddressError {
     },
 }
 
-/// Reserves an address for each of `names`, and returns those machines only.
+/// Reserves an address for each of `names` and of those that `fixed` names, and returns these only.
 ///
-/// What `existing` holds never moves, and its addresses are given to nobody else, whether the machine is in `names`
-/// or not (a group may be scaled down for a while). Where two names want the same address, the first in order of
-/// name has it.
+/// What `fixed` says is done, or refused. Else what `existing` holds never moves, and its addresses are given to nobody
+/// else, whether the machine is in `names` or not (a group may be scaled down for a while). Where two names want the
+/// same address, the first in order of name has it.
 ///
 /// # Errors
-/// [`AddressError::Full`], and [`AddressError::Outside`] where a reservation of `existing` that is asked for lies
-/// outside `subnet`.
+/// [`AddressError::Full`]; [`AddressError::Taken`] where `fixed` names what kiln itself or another machine has; and
+/// [`AddressError::Outside`] where an address that is asked for is not one of `subnet`.
 pub fn reserve<'a>(
     cluster: &str,
     names: impl IntoIterator<Item = &'a str>,
+    fixed: &BTreeMap<String, Fixed>,
     existing: &BTreeMap<String, (MacAddr6, Ipv4Addr)>,
     subnet: Subnet,
 ) -> Result<BTreeMap<String, (MacAddr6, Ipv4Addr)>, AddressError> {
-    let mut macs: BTreeSet<MacAddr6> = existing.values().map(|(mac, _)| *mac).collect();
-    let mut ips: BTreeSet<Ipv4Addr> = existing.values().map(|(_, ip)| *ip).collect();
+    refuse_clashes(cluster, fixed, existing)?;
+    let places = existing.values();
+    let wishes = fixed.values();
+    let mut macs: BTreeSet<MacAddr6> = places.clone().map(|(mac, _)| *mac).collect();
+    let mut ips: BTreeSet<Ipv4Addr> = places.map(|(_, ip)| *ip).collect();
+    macs.extend(wishes.clone().filter_map(|wish| wish.mac));
+    ips.extend(wishes.filter_map(|wish| wish.ip));
     macs.insert(gateway_mac(cluster));
 
-    let names: BTreeSet<&str> = names.into_iter().collect();
+    let mut names: BTreeSet<&str> = names.into_iter().collect();
+    names.extend(fixed.keys().map(String::as_str));
     let mut reserved = BTreeMap::new();
     for name in names {
-        let place = match existing.get(name) {
-            Some(&(mac, ip)) if subnet.is_for_machines(ip) => (mac, ip),
-            Some(&(_, ip)) => {
+        let wish = fixed.get(name).copied().unwrap_or_default();
+        let had = existing.get(name);
+        let mac = match wish.mac.or(had.map(|(mac, _)| *mac)) {
+            Some(mac) => mac,
+            None => free_mac(cluster, name, &macs),
+        };
+        let ip = match wish.ip.or(had.map(|(_, ip)| *ip)) {
+            Some(ip) if subnet.is_for_machines(ip) => ip,
+            Some(ip) => {
                 return Err(AddressError::Outside {
                     name: name.to_owned(),
                     ip,
                     subnet,
                 });
             }
-            None => {
-                let mac = free_mac(cluster, name, &macs);
-                let ip = free_ip(cluster, name, subnet, &ips)?;
-                (mac, ip)
-            }
+            None => free_ip(cluster, name, subnet, &ips)?,
         };
-        macs.insert(place.0);
-        ips.insert(place.1);
-        reserved.insert(name.to_owned(), place);
+        macs.insert(mac);
+        ips.insert(ip);
+        reserved.insert(name.to_owned(), (mac, ip));
     }
     Ok(reserved)
+}
+
+/// Refuses what a user named where kiln itself has it, or a machine that is not moved away from it.
+fn refuse_clashes(
+    cluster: &str,
+    fixed: &BTreeMap<String, Fixed>,
+    existing: &BTreeMap<String, (MacAddr6, Ipv4Addr)>,
+) -> Result<(), AddressError> {
+    let taken = |name: &str, what: String, holder: String| AddressError::Taken {
+        name: name.to_owned(),
+        what,
+        holder,
+    };
+    for (name, wish) in fixed {
+        if let Some(mac) = wish.mac
+            && mac == gateway_mac(cluster)
+        {
+            return Err(taken(name, mac_text(mac), "kiln itself".to_owned()));
+        }
+        for (other, (mac, ip)) in existing.iter().filter(|(other, _)| *other != name) {
+            let moved = fixed.get(other).copied().unwrap_or_default();
+            let holder = || format!("`{other}`");
+            if wish.mac == Some(*mac) && moved.mac.is_none_or(|to| to == *mac) {
+                return Err(taken(name, mac_text(*mac), holder()));
+            }
+            if wish.ip == Some(*ip) && moved.ip.is_none_or(|to| to == *ip) {
+                return Err(taken(name, ip.to_string(), holder()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A MAC as it is written everywhere: in lower case.
+pub fn mac_text(mac: MacAddr6) -> String {
+    mac.to_string().to_ascii_lowercase()
 }
 
 /// The MAC of kiln itself in a cluster.

@@ -14,7 +14,7 @@
 //! namespace takes all that up. Its events are the fabric's. It must not start a process that stays.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::os::fd::OwnedFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -36,6 +36,7 @@ use crate::netlink::NetlinkError;
 use crate::netlink::nft::Rules;
 use crate::netlink::route::monitor::{Group, Monitor};
 use crate::netlink::route::{Route, Way};
+use crate::settings::Settings;
 use crate::sniff::{self, Sniffer};
 use crate::tap;
 use service::{Command, Service};
@@ -51,6 +52,8 @@ const BRIDGE: &str = "br0";
 pub const UPLINK: &str = "up0";
 /// The name of the tables of packet rules.
 const TABLE: &str = "kiln";
+/// The MTU where nothing else is said.
+const ETHERNET_MTU: u16 = 1500;
 /// Sockets and descriptors that are opened inside in one go, since each going costs a process.
 const STOCK: usize = 8;
 
@@ -61,10 +64,8 @@ pub struct BridgeConfig {
     pub subnet: Subnet,
     /// MAC of kiln itself, from [`crate::address::gateway_mac`].
     pub gateway_mac: MacAddr6,
-    /// The cluster's domain without a dot at its end, `CLUSTER.internal`.
-    pub domain: String,
-    /// Who is asked for names that are not the cluster's, in this order.
-    pub resolvers: Vec<SocketAddr>,
+    /// What the machines are told.
+    pub settings: Settings,
     /// The machines, started or not.
     pub machines: Vec<Reservation>,
     /// Whether packets leave under the uplink's own address: so where a helper is the way out, which knows no other.
@@ -160,6 +161,7 @@ struct State {
     route: Route,
     rules: Rules,
     machines: Vec<Reservation>,
+    mtu: Option<u16>,
     /// Opened inside and not used yet.
     tuns: Vec<OwnedFd>,
     sockets: Vec<OwnedFd>,
@@ -186,7 +188,7 @@ impl Bridge {
         let opened = namespace.open(&wanted).map_err(BridgeError::Namespace)?;
         let [route, rules, packet, names, monitor] = <[OwnedFd; 5]>::try_from(opened)
             .map_err(|_| BridgeError::Namespace(NamespaceError::Died))?;
-        let mut state = State::new(route, rules, config.machines.clone())?;
+        let mut state = State::new(route, rules, &config)?;
         // The rules first: no port is open for a moment without them.
         state.hold(&config)?;
         let links = state.set_up(&config)?;
@@ -242,6 +244,25 @@ impl Bridge {
         }
         drop(state);
         self.tell(Command::Machines(machines));
+        Ok(())
+    }
+
+    /// Tells the machines other things from now on. Another MTU is that of ports to come.
+    ///
+    /// # Errors
+    /// [`BridgeError::Netlink`]; nothing has changed then.
+    pub fn set_settings(&self, settings: Settings) -> Result<(), BridgeError> {
+        let mut state = self.lock();
+        if state.mtu != settings.mtu {
+            let step = Step::Mtu {
+                name: name(BRIDGE)?,
+                mtu: settings.mtu.unwrap_or(ETHERNET_MTU),
+            };
+            state.route.perform(&step).map_err(BridgeError::Netlink)?;
+            state.mtu = settings.mtu;
+        }
+        drop(state);
+        self.tell(Command::Settings(Box::new(settings)));
         Ok(())
     }
 
@@ -409,15 +430,12 @@ impl Drop for Bridge {
 }
 
 impl State {
-    fn new(
-        route: OwnedFd,
-        rules: OwnedFd,
-        machines: Vec<Reservation>,
-    ) -> Result<State, BridgeError> {
+    fn new(route: OwnedFd, rules: OwnedFd, config: &BridgeConfig) -> Result<State, BridgeError> {
         Ok(State {
             route: Route::new(route).map_err(BridgeError::Netlink)?,
             rules: Rules::new(rules).map_err(BridgeError::Netlink)?,
-            machines,
+            machines: config.machines.clone(),
+            mtu: config.settings.mtu,
             tuns: Vec::new(),
             sockets: Vec::new(),
         })
@@ -443,7 +461,7 @@ impl State {
         config: &BridgeConfig,
         machine: &Reservation,
     ) -> Result<Option<Present>, BridgeError> {
-        let wanted = wanted(config, std::slice::from_ref(machine))?;
+        let wanted = wanted(config, self.mtu, std::slice::from_ref(machine))?;
         let tap = IfName::tap(&machine.name);
         let mut present = Vec::new();
         for name in [&wanted.bridge, &tap] {
@@ -457,7 +475,7 @@ impl State {
 
     /// Makes the links as they are to be, and says which there are then.
     fn set_up(&mut self, config: &BridgeConfig) -> Result<Vec<Present>, BridgeError> {
-        let wanted = wanted(config, &self.machines)?;
+        let wanted = wanted(config, self.mtu, &self.machines)?;
         let present = self.route.links().map_err(BridgeError::Netlink)?;
         let steps = link::steps(&wanted, &present);
         if steps.is_empty() {
@@ -470,7 +488,11 @@ impl State {
     }
 }
 
-fn wanted(config: &BridgeConfig, machines: &[Reservation]) -> Result<Wanted, BridgeError> {
+fn wanted(
+    config: &BridgeConfig,
+    mtu: Option<u16>,
+    machines: &[Reservation],
+) -> Result<Wanted, BridgeError> {
     let gateway = config.subnet.gateway();
     let port = |machine: &Reservation| Port {
         tap: IfName::tap(&machine.name),
@@ -481,6 +503,7 @@ fn wanted(config: &BridgeConfig, machines: &[Reservation]) -> Result<Wanted, Bri
         mac: config.gateway_mac,
         address: Ipv4Net::new_assert(gateway, config.subnet.net().prefix_len()),
         ports: machines.iter().map(port).collect(),
+        mtu,
     })
 }
 
@@ -500,7 +523,7 @@ pub fn try_out(maker: Maker, config: &BridgeConfig) -> Result<(), BridgeError> {
     let opened = namespace.open(&wanted).map_err(BridgeError::Namespace)?;
     let [route, rules, tun, _packet] = <[OwnedFd; 4]>::try_from(opened)
         .map_err(|_| BridgeError::Namespace(NamespaceError::Died))?;
-    let mut state = State::new(route, rules, config.machines.clone())?;
+    let mut state = State::new(route, rules, config)?;
     state.hold(config)?;
     let tap = name(UPLINK)?;
     tap::make(&tun, &tap).map_err(|source| BridgeError::Tap { tap, source })?;

@@ -6,10 +6,12 @@
 
 use std::net::Ipv4Addr;
 
+use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 
 use crate::address::{Reservation, Subnet};
 use crate::ether::{self, Path, ip_at, mac_at};
+use crate::settings::{Route, Settings};
 
 /// Port of a DHCP server.
 pub const SERVER_PORT: u16 = 67;
@@ -34,10 +36,8 @@ pub struct Server {
     pub subnet: Subnet,
     /// MAC of the gateway.
     pub mac: MacAddr6,
-    /// The cluster's domain, in which unqualified names are searched.
-    pub domain: String,
-    /// The MTU to announce, where it is not Ethernet's 1500.
-    pub mtu: Option<u16>,
+    /// What else they are told.
+    pub settings: Settings,
 }
 
 /// DHCP message types (option 53) that are met or made here.
@@ -118,6 +118,27 @@ impl Server {
         ether::udp_frame(path, SERVER_PORT, CLIENT_PORT, &reply)
     }
 
+    /// Routes as RFC 3442 writes them. Whoever reads them no longer looks at the router's option, so the default route
+    /// is among them.
+    fn routes(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        if self.settings.routes.is_empty() {
+            return bytes;
+        }
+        let default = Route {
+            to: Ipv4Net::default(),
+            via: self.subnet.gateway(),
+        };
+        let default = (!self.settings.isolated).then_some(default);
+        for Route { to, via } in self.settings.routes.iter().copied().chain(default) {
+            let significant = usize::from(to.prefix_len().div_ceil(8));
+            bytes.push(to.prefix_len());
+            bytes.extend(&to.network().octets()[..significant]);
+            bytes.extend(via.octets());
+        }
+        bytes
+    }
+
     fn reply(&self, kind: Kind, request: &Message<'_>, machine: &Reservation) -> Vec<u8> {
         let informs = request.kind == Kind::Inform;
         let yours = match kind == Kind::Nak || informs {
@@ -151,12 +172,16 @@ impl Server {
             }
             option(&mut reply, 1, &self.subnet.mask().octets());
             option(&mut reply, 28, &self.subnet.broadcast().octets());
-            option(&mut reply, 3, &gateway);
+            // Who has no way out is told of none, so that a program there fails at once.
+            if !self.settings.isolated {
+                option(&mut reply, 3, &gateway);
+            }
             option(&mut reply, 6, &gateway);
             option(&mut reply, 12, machine.name.as_bytes());
-            option(&mut reply, 15, self.domain.as_bytes());
-            option(&mut reply, 119, &labels(&self.domain));
-            if let Some(mtu) = self.mtu {
+            option(&mut reply, 15, self.settings.domain.as_bytes());
+            option(&mut reply, 119, &labels(&self.settings.domain));
+            option(&mut reply, 121, &self.routes());
+            if let Some(mtu) = self.settings.mtu {
                 option(&mut reply, 26, &mtu.to_be_bytes());
             }
         }

@@ -1,17 +1,20 @@
 //! The name server of a cluster: a query in, and out comes an answer or the word that others have to be asked.
 //!
-//! It owns the names of the machines, bare and in the cluster's domain (by convention `CLUSTER.internal`: ICANN keeps
-//! `internal` out of the public tree for uses like this), and the reverse names of the cluster's subnet. A machine's
-//! name has an A record only; its other types are empty answers, so that a client does not wait for an AAAA. What is
+//! It owns the names of the machines and those that the spec adds, bare and in the cluster's domain (by convention `CLUSTER.internal`: ICANN keeps
+//! `internal` out of the public tree for uses like this), and the reverse names of the cluster's subnet. What a name has
+//! no record of is an empty answer, so that a client does not wait for it. What is
 //! unknown below the cluster's domain or in its reverse zone does not exist and is never asked of others, so no such
-//! name leaks. Queries are hostile input: this module must not panic, follow no compression pointer, and answer at
+//! name leaks. In a network without a way out no other name exists either. Queries are hostile input: this module must not panic, follow no compression pointer, and answer at
 //! most once.
 
-use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use crate::address::{Reservation, Subnet};
 use crate::ether::u16_at;
+use crate::settings::Settings;
+use table::Table;
+
+mod table;
 
 /// Port of a name server.
 pub const PORT: u16 = 53;
@@ -25,6 +28,7 @@ const EDNS_SIZE: u16 = 1232;
 
 const TYPE_A: u16 = 1;
 const TYPE_PTR: u16 = 12;
+const TYPE_AAAA: u16 = 28;
 const TYPE_OPT: u16 = 41;
 const TYPE_ANY: u16 = 255;
 const CLASS_IN: u16 = 1;
@@ -64,25 +68,18 @@ pub enum Code {
 /// The names of one cluster.
 #[derive(Debug, Clone)]
 pub struct Zone {
-    domain: String,
     subnet: Subnet,
-    addresses: BTreeMap<String, Ipv4Addr>,
-    names: BTreeMap<Ipv4Addr, String>,
+    isolated: bool,
+    table: Table,
 }
 
 impl Zone {
-    /// The zone of `machines` in `domain` (`demo.internal`, without a dot at its end).
-    pub fn new(domain: &str, subnet: Subnet, machines: &[Reservation]) -> Zone {
-        let domain = domain.to_ascii_lowercase();
-        let named = |machine: &Reservation| machine.name.to_ascii_lowercase();
+    /// The zone of `machines` in the domain of `settings`.
+    pub fn new(settings: &Settings, subnet: Subnet, machines: &[Reservation]) -> Zone {
         Zone {
             subnet,
-            addresses: machines.iter().map(|m| (named(m), m.ip)).collect(),
-            names: machines
-                .iter()
-                .map(|m| (m.ip, format!("{}.{domain}", named(m))))
-                .collect(),
-            domain,
+            isolated: settings.isolated,
+            table: Table::new(settings, machines),
         }
     }
 
@@ -104,41 +101,33 @@ impl Zone {
             return Outcome::Forward;
         }
         match self.look_up(&question.name) {
-            Found::Address(ip) if matches!(question.kind, TYPE_A | TYPE_ANY) => {
-                question.answer(query, TYPE_A, &ip.octets())
-            }
+            Found::Addresses(ips) => question.addresses(query, ips),
             Found::Name(name) if matches!(question.kind, TYPE_PTR | TYPE_ANY) => {
-                question.answer(query, TYPE_PTR, &wire_name(name))
+                question.end(query, Code::NoError, &[(TYPE_PTR, wire_name(name))])
             }
-            Found::Address(_) | Found::Name(_) | Found::Empty => {
-                question.end(query, Code::NoError, None)
-            }
-            Found::Nothing => question.end(query, Code::NxDomain, None),
+            Found::Name(_) | Found::Empty => question.end(query, Code::NoError, &[]),
+            Found::Nothing => question.end(query, Code::NxDomain, &[]),
+            Found::Foreign if self.isolated => question.end(query, Code::NxDomain, &[]),
             Found::Foreign => Outcome::Forward,
         }
     }
 
     fn look_up(&self, name: &str) -> Found<'_> {
-        let host = match name.strip_suffix(self.domain.as_str()) {
+        if let Some(ips) = self.table.addresses(name) {
+            return Found::Addresses(ips);
+        }
+        match name.strip_suffix(self.table.domain()) {
             Some("") => return Found::Empty,
-            Some(host) => host.strip_suffix('.'),
-            None => None,
+            Some(host) if host.ends_with('.') => return Found::Nothing,
+            Some(_) | None => {}
+        }
+        let Some(ip) = reversed(name) else {
+            return Found::Foreign;
         };
-        if let Some(host) = host {
-            return match self.addresses.get(host) {
-                Some(ip) => Found::Address(*ip),
-                None => Found::Nothing,
-            };
-        }
-        if let Some(ip) = self.addresses.get(name) {
-            return Found::Address(*ip);
-        }
-        match reversed(name) {
-            Some(ip) if self.subnet.contains(ip) => match self.names.get(&ip) {
-                Some(name) => Found::Name(name),
-                None => Found::Nothing,
-            },
-            _ => Found::Foreign,
+        match self.table.name(ip.into()) {
+            Some(name) => Found::Name(name),
+            None if self.subnet.contains(ip) => Found::Nothing,
+            None => Found::Foreign,
         }
     }
 }
@@ -147,7 +136,7 @@ impl Zone {
 /// with [`Code::ServFail`]. Empty where `query` is no message.
 pub fn failure(query: &[u8], code: Code) -> Vec<u8> {
     match Question::parse(query) {
-        Some(question) => match question.end(query, code, None) {
+        Some(question) => match question.end(query, code, &[]) {
             Outcome::Answer(answer) => answer,
             Outcome::Forward | Outcome::Drop => Vec::new(),
         },
@@ -176,7 +165,7 @@ pub fn truncate(answer: &mut Vec<u8>) {
 }
 
 enum Found<'a> {
-    Address(Ipv4Addr),
+    Addresses(&'a [IpAddr]),
     Name(&'a str),
     /// The name exists and has no records.
     Empty,
@@ -235,13 +224,20 @@ impl Question {
         })
     }
 
-    fn answer(&self, query: &[u8], kind: u16, data: &[u8]) -> Outcome {
-        self.end(query, Code::NoError, Some((kind, data)))
+    /// The response with those of `ips` that are asked for.
+    fn addresses(&self, query: &[u8], ips: &[IpAddr]) -> Outcome {
+        let record = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => (TYPE_A, ip.octets().to_vec()),
+            IpAddr::V6(ip) => (TYPE_AAAA, ip.octets().to_vec()),
+        };
+        let asked = |(kind, _): &(u16, Vec<u8>)| [*kind, TYPE_ANY].contains(&self.kind);
+        let records: Vec<_> = ips.iter().map(record).filter(asked).collect();
+        self.end(query, Code::NoError, &records)
     }
 
-    /// The response with at most one record, and EDNS where the query spoke it: a client that misses it in the
+    /// The response with these records, at most 255, and EDNS where the query spoke it: a client that misses it in the
     /// answer would ask all its later questions in 512 bytes.
-    fn end(&self, query: &[u8], code: Code, record: Option<(u16, &[u8])>) -> Outcome {
+    fn end(&self, query: &[u8], code: Code, records: &[(u16, Vec<u8>)]) -> Outcome {
         let (Some(asked), Some(flags)) = (query.get(HEADER..self.end), query.get(2)) else {
             return Outcome::Drop;
         };
@@ -254,9 +250,10 @@ impl Question {
         };
         answer.push(RESPONSE | aa | (flags & RECURSION_DESIRED));
         answer.push(RECURSION_AVAILABLE | code as u8);
-        answer.extend([0, 1, 0, u8::from(record.is_some()), 0, 0, 0, u8::from(edns)]);
+        let count = u8::try_from(records.len()).unwrap_or(u8::MAX);
+        answer.extend([0, 1, 0, count, 0, 0, 0, u8::from(edns)]);
         answer.extend(asked);
-        if let Some((kind, data)) = record {
+        for (kind, data) in records.iter().take(usize::from(count)) {
             // The name is a pointer to the question's.
             answer.extend([0xc0, 12]);
             answer.extend(kind.to_be_bytes());

@@ -16,8 +16,8 @@
 //! QEMU or know its command line: sockets come in connected. A port may be attached again at any time.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Instant;
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
 
 use macaddr::MacAddr6;
 use tokio::net::UnixStream;
@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 use crate::address::{Reservation, Subnet};
 use crate::lease::book::Change;
 use crate::link::watch::LinkNews;
+use crate::settings::Settings;
 use crate::switch::SwitchConfig;
 use driver::{Command, Driver};
 
@@ -42,6 +43,9 @@ pub use copy::{Copied, Copies, Watchers};
 pub use port::Counters;
 pub use stream::FabricStream;
 
+/// The least time between two events of one machine's lease.
+pub(crate) const LEASE_PAUSE: Duration = Duration::from_secs(1);
+
 /// What a fabric is told at its start.
 #[derive(Debug, Clone)]
 pub struct FabricConfig {
@@ -49,12 +53,8 @@ pub struct FabricConfig {
     pub subnet: Subnet,
     /// MAC of kiln itself, from [`crate::address::gateway_mac`].
     pub gateway_mac: MacAddr6,
-    /// The cluster's domain without a dot at its end, `CLUSTER.internal`.
-    pub domain: String,
-    /// The MTU of the machines' NICs, 576 or more; 1500 where nothing is said.
-    pub mtu: Option<u16>,
-    /// Who is asked for names that are not the cluster's, in this order.
-    pub resolvers: Vec<SocketAddr>,
+    /// What the machines are told.
+    pub settings: Settings,
     /// The machines, attached or not.
     pub machines: Vec<Reservation>,
 }
@@ -129,10 +129,9 @@ impl Fabric {
         let switch = SwitchConfig {
             subnet: config.subnet,
             gateway_mac: config.gateway_mac,
-            domain: config.domain,
-            mtu: config.mtu,
+            settings: config.settings,
         };
-        let driver = Driver::new(switch, config.resolvers, &config.machines, inbox, events);
+        let driver = Driver::new(switch, &config.machines, inbox, events);
         let driver = tokio::spawn(driver.run());
         (Fabric { commands, driver }, outbox)
     }
@@ -140,6 +139,11 @@ impl Fabric {
     /// Makes `machines` the cluster's machines. Ports of those that are gone, or moved, close without an event.
     pub fn set_machines(&self, machines: Vec<Reservation>) {
         self.send(Command::Machines(machines));
+    }
+
+    /// Tells the machines other things from now on.
+    pub fn set_settings(&self, settings: Settings) {
+        self.send(Command::Settings(Box::new(settings)));
     }
 
     /// Joins the NIC of the machine called `name` by a connected socket. One that was there before is closed.

@@ -1,6 +1,7 @@
 //! Frames in, frames out: everything that kiln does between its machines and the world.
 //!
-//! The pure parts ([`address`], [`ether`], [`dhcp`], [`dns`], [`lease`], [`switch`], [`name`], [`link`], [`nat`], [`pcapng`]) know
+//! The pure parts ([`address`], [`ether`], [`dhcp`], [`dns`], [`lease`], [`switch`], [`name`], [`link`], [`nat`],
+//! [`settings`], [`pcapng`]) know
 //! neither sockets nor clocks and are tested on bytes alone. There are two shells around them. [`fabric`] moves the
 //! frames of a cluster's machines through one process, with no right that an ordinary user lacks. [`bridge`] leaves that
 //! to the kernel, in a [`namespace`] of the cluster's own; [`attach`] joins machines to a bridge that the host has already.
@@ -22,6 +23,7 @@ pub mod namespace;
 pub mod nat;
 pub mod netlink;
 pub mod pcapng;
+pub mod settings;
 pub mod sniff;
 pub mod switch;
 pub mod tap;

@@ -55,6 +55,8 @@ pub struct Wanted {
     pub address: Ipv4Net,
     /// Its ports, those that are not there yet included.
     pub ports: Vec<Port>,
+    /// The MTU of the bridge and its ports, where it is not Ethernet's.
+    pub mtu: Option<u16>,
 }
 
 /// A machine's tap.
@@ -92,6 +94,13 @@ pub enum Step {
         /// The bridge.
         bridge: IfName,
     },
+    /// Let frames of this length through.
+    Mtu {
+        /// The link.
+        name: IfName,
+        /// Bytes of a packet.
+        mtu: u16,
+    },
     /// Send frames for this MAC to the port.
     Direct {
         /// The tap.
@@ -107,6 +116,12 @@ pub enum Step {
 /// machine, and links that nobody wants are left alone.
 pub fn steps(wanted: &Wanted, present: &[Present]) -> Vec<Step> {
     let find = |name: &IfName| present.iter().find(|link| link.name == *name);
+    let mtu = |name: &IfName| {
+        wanted.mtu.map(|mtu| Step::Mtu {
+            name: name.clone(),
+            mtu,
+        })
+    };
     let mut steps = Vec::new();
     if let Some(loopback) = present.iter().find(|link| link.name.as_str() == "lo")
         && !loopback.up
@@ -121,6 +136,7 @@ pub fn steps(wanted: &Wanted, present: &[Present]) -> Vec<Step> {
         });
     }
     if !bridge.is_some_and(|bridge| bridge.up) {
+        steps.extend(mtu(&wanted.bridge));
         steps.extend([
             Step::Silence(wanted.bridge.clone()),
             Step::Address {
@@ -136,6 +152,7 @@ pub fn steps(wanted: &Wanted, present: &[Present]) -> Vec<Step> {
         if link.up && link.master.is_some() && link.master == bridge.map(|bridge| bridge.index) {
             continue;
         }
+        steps.extend(mtu(tap));
         steps.extend([
             Step::Silence(tap.clone()),
             Step::Join {
@@ -161,6 +178,7 @@ mod tests {
             bridge: "cluster".parse().unwrap(),
             mac: MacAddr6::new(2, 0, 0, 0, 0, 1),
             address: "10.80.1.1/24".parse().unwrap(),
+            mtu: None,
             ports: ["t-a", "t-b"]
                 .into_iter()
                 .zip(10..)

@@ -52,6 +52,8 @@ impl Sniffer {
     /// # Errors
     /// The link is gone or down (`ENETDOWN`), or is no more a link of this kind.
     pub async fn next(&mut self) -> io::Result<&mut [u8]> {
+        // A machine may send faster than this is read, and readiness alone never lets another task have its turn.
+        tokio::task::consume_budget().await;
         let length = loop {
             let mut ready = self.socket.readable().await?;
             let fd = ready.get_ref().as_raw_fd();

@@ -32,6 +32,7 @@ use crate::address::{self, Reservation, Subnet};
 use crate::dhcp;
 use crate::dns::Zone;
 use crate::ether::{self, ARP, Arp, ETHERNET_HEADER, Ethernet, IPV4, Ipv4, Udp};
+use crate::settings::Settings;
 use bucket::Bucket;
 
 mod bucket;
@@ -61,10 +62,8 @@ pub struct SwitchConfig {
     pub subnet: Subnet,
     /// MAC of kiln itself.
     pub gateway_mac: MacAddr6,
-    /// The cluster's domain, `demo.internal`.
-    pub domain: String,
-    /// The MTU of the machines' NICs, where it is not 1500.
-    pub mtu: Option<u16>,
+    /// What the machines are told.
+    pub settings: Settings,
 }
 
 /// What to do with a frame.
@@ -128,12 +127,11 @@ impl Switch {
     /// A switch without machines.
     pub fn new(config: SwitchConfig) -> Switch {
         Switch {
-            zone: Zone::new(&config.domain, config.subnet, &[]),
+            zone: Zone::new(&config.settings, config.subnet, &[]),
             dhcp: dhcp::Server {
                 subnet: config.subnet,
                 mac: config.gateway_mac,
-                domain: config.domain.clone(),
-                mtu: config.mtu,
+                settings: config.settings.clone(),
             },
             slots: Vec::new(),
             by_mac: HashMap::new(),
@@ -176,8 +174,31 @@ impl Switch {
         self.by_ip = present()
             .map(|(port, machine)| (machine.ip, port))
             .collect();
-        self.zone = Zone::new(&self.config.domain, self.config.subnet, machines);
+        self.zone = Zone::new(&self.config.settings, self.config.subnet, machines);
         gone
+    }
+
+    /// Tells the machines other things from now on.
+    pub fn set_settings(&mut self, settings: Settings) {
+        let machines: Vec<Reservation> = self
+            .slots
+            .iter()
+            .flatten()
+            .map(|slot| slot.machine.clone())
+            .collect();
+        self.zone = Zone::new(&settings, self.config.subnet, &machines);
+        self.dhcp.settings = settings.clone();
+        self.config.settings = settings;
+    }
+
+    /// kiln's own address.
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.config.subnet.gateway()
+    }
+
+    /// What the machines are told.
+    pub fn settings(&self) -> &Settings {
+        &self.config.settings
     }
 
     /// The port of the machine called `name`.

@@ -65,6 +65,15 @@ pub struct Waiting {
     pub timeout: Option<Duration>,
 }
 
+/// How many machines at a time.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct Rolling {
+    /// Take N running machines at a time away from their work, 1 if no number is given, and wait
+    /// until they are as far as `--wait` says before the next
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "1", value_parser = width)]
+    pub rolling: Option<NonZeroU16>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct InitArgs {
     /// Where to write it; a file that exists is left alone [default: kiln.yaml]
@@ -91,6 +100,7 @@ Examples:
   kiln up node-1 node-2            only these
   kiln up --wait running           return as soon as QEMU runs them
   kiln up --scale node=5           five machines in the group `node`, from now on
+  kiln up --replace --rolling 1    make machines anew one after the other
   kiln up --dry-run                print the plan and do nothing")]
 pub struct UpArgs {
     #[command(flatten)]
@@ -103,12 +113,17 @@ pub struct UpArgs {
     /// Make machines anew whose image or Ignition config has changed; their disks are lost
     #[arg(long)]
     pub replace: bool,
+    #[command(flatten)]
+    pub rolling: Rolling,
     /// How many machines a group has, whatever the spec's `count` says; it is remembered
     #[arg(long, value_name = "GROUP=N", value_parser = group_count, conflicts_with = "machines")]
     pub scale: Vec<GroupCount>,
     /// Download images anew, also those that are in the cache
     #[arg(long)]
     pub force_download: bool,
+    /// Start machines also when they have more memory than this host has left
+    #[arg(long)]
+    pub overcommit: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -118,6 +133,11 @@ pub struct ReprovisionArgs {
     pub machines: Vec<MachineName>,
     #[command(flatten)]
     pub waiting: Waiting,
+    #[command(flatten)]
+    pub rolling: Rolling,
+    /// Start machines also when they have more memory than this host has left
+    #[arg(long)]
+    pub overcommit: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -196,6 +216,60 @@ pub struct DownArgs {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  kiln run -- ./self-test                   in the first machine of the nearest kiln.yaml
+  kiln run ci.yaml --on web-1 -- make test  in another one
+  kiln run ci.yaml --here -- ./test.sh      on this host, with KILN_CLUSTER and KILN_SSH_CONFIG set
+
+Its exit code is the command's.")]
+pub struct RunArgs {
+    /// The spec [default: the nearest kiln.yaml]
+    #[arg(value_name = "SPEC")]
+    pub spec: Option<PathBuf>,
+    /// The machine to run it in; the first one of the spec when not given
+    #[arg(long, value_name = "MACHINE", conflicts_with = "here")]
+    pub on: Option<MachineName>,
+    /// Run it on this host instead
+    #[arg(long, requires = "command")]
+    pub here: bool,
+    /// The user to log in as
+    #[arg(
+        short,
+        long,
+        value_name = "USER",
+        default_value = "core",
+        conflicts_with = "here"
+    )]
+    pub login: String,
+    /// Give up waiting for the machines after this long, such as `90s` or `5m` [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// What to run, word for word; a shell when nothing is given
+    #[arg(value_name = "COMMAND", last = true)]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
+  kiln exec node-1 -- systemctl is-active sshd
+  kiln exec node-1 -- sh -c 'journalctl -b | tail'
+
+Its exit code is the command's. The guest needs a guest agent; `kiln ssh` needs none.")]
+pub struct ExecArgs {
+    /// The machine
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineName,
+    /// Give up after this long, such as `90s`; the command goes on in the guest [default: 5m]
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+    /// What to run, word for word, as the agent's user, mostly root
+    #[arg(value_name = "COMMAND", last = true, required = true)]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct StartArgs {
     #[command(flatten)]
     pub machines: MachinesArgs,
@@ -221,6 +295,8 @@ pub struct RestartArgs {
     /// How long guests may take to shut down before they are ended, such as `30s` [default: 1m]
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub grace: Option<Duration>,
+    #[command(flatten)]
+    pub rolling: Rolling,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -434,6 +510,11 @@ fn group_count(text: &str) -> Result<GroupCount, String> {
         group: group.parse().map_err(|_| form())?,
         count,
     })
+}
+
+fn width(text: &str) -> Result<NonZeroU16, String> {
+    text.parse()
+        .map_err(|_| "write how many machines at a time, such as `--rolling 1`".to_owned())
 }
 
 /// `90s`, `5m`, `1h 30m`: up to [`LONGEST`].

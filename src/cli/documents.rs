@@ -42,12 +42,16 @@ fn public_verbs(command: &Command) -> Vec<Command> {
 pub fn pages() -> io::Result<Vec<Page>> {
     let mut command = Cli::command().disable_help_subcommand(true);
     command.build();
-    let verbs = public_verbs(&command);
-    let mut pages = vec![page(command)?];
-    for verb in verbs {
-        pages.push(page(verb)?);
-    }
+    let mut pages = Vec::new();
+    add(command, &mut pages)?;
     Ok(pages)
+}
+
+/// The page of a verb, and those of the verbs below it.
+fn add(command: Command, pages: &mut Vec<Page>) -> io::Result<()> {
+    let below = public_verbs(&command);
+    pages.push(page(command)?);
+    below.into_iter().try_for_each(|verb| add(verb, pages))
 }
 
 fn page(command: Command) -> io::Result<Page> {

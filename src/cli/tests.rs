@@ -218,6 +218,7 @@ fn the_help_says_it_all() {
           plan         Show what `up` would do, and why
           up           Make the cluster as the spec says, and boot it
           down         Stop the cluster and remove all that was made for it
+          run          Boot a throw-away cluster, run a command in it, and remove it again
           start        Start machines that are stopped
           stop         Stop machines and keep their disks
           restart      Stop machines, then start them
@@ -231,11 +232,13 @@ fn the_help_says_it_all() {
           ip           Print addresses
           net          Print how the machines are joined, and what went through each one's port
           capture      Write a machine's frames as pcapng, for Wireshark
+          hosts        Print names and addresses in the form of /etc/hosts
           wait         Wait until machines have come so far
           events       Print what happens to the machines, as it happens
           logs         Print what a machine's console said
           console      Attach to a machine's serial console
           ssh          Log in to a machine, or run a command in it
+          exec         Run a command in a machine by its guest agent, without network or ssh
           cp           Copy files from or to a machine, by scp
           ssh-config   Print settings for ssh, so that plain `ssh MACHINE` works
           inventory    Print the machines as an Ansible inventory
@@ -292,6 +295,9 @@ fn every_verb_that_users_call_has_a_help_line_and_a_page() {
     {
         assert!(verb.get_about().is_some(), "{}", verb.get_name());
         want.insert(format!("kiln-{}.1", verb.get_name()));
+        for below in verb.get_subcommands() {
+            want.insert(format!("kiln-{}-{}.1", verb.get_name(), below.get_name()));
+        }
     }
     assert_eq!(files, want);
     for page in &pages {

@@ -7,6 +7,8 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use kiln_arch::Arch;
+
 use crate::cluster::DiskFormat;
 
 /// An image to be fetched.
@@ -107,6 +109,17 @@ impl Source {
             | Source::Flatcar { release, .. }
             | Source::Rhcos { release, .. } => release.is_some(),
             Source::Address { sha256, .. } => sha256.is_some(),
+        }
+    }
+
+    /// The architectures that its maker has images for.
+    pub fn archs(&self) -> &'static [Arch] {
+        match self {
+            Source::FedoraCoreos { .. } | Source::Rhcos { .. } => {
+                &[Arch::X86_64, Arch::Aarch64, Arch::S390x, Arch::Ppc64le]
+            }
+            Source::Flatcar { .. } => &[Arch::X86_64, Arch::Aarch64],
+            Source::Address { .. } => &Arch::ALL,
         }
     }
 

@@ -157,8 +157,18 @@ fn take_disks(
     };
     session.refuse_foreign_spec(files.name(), &record.spec)?;
     // One that an `up` was killed before it made it is no disk.
-    let is_there = |disk: &MadeDiskRecord| disks.disk(&disk.machine, &disk.serial).exists();
-    let mut left = disks::remove(&disks, record, |disk| fate.goes(disk) || !is_there(disk))?;
+    let lvm = session.host.lvm();
+    let is_there = |disk: &MadeDiskRecord| match &disk.volume {
+        None => disks.disk(&disk.machine, &disk.serial).exists(),
+        Some(volume) => match lvm.find(volume) {
+            Ok(found) => found.is_some_and(|volume| volume.is_finished()),
+            // What cannot be looked at may be there.
+            Err(_) => true,
+        },
+    };
+    let mut left = disks::remove(&disks, record, &lvm, |disk| {
+        fate.goes(disk) || !is_there(disk)
+    })?;
     if !left.disks.is_empty() {
         for disk in &mut left.disks {
             disk.keep = true;
@@ -166,6 +176,21 @@ fn take_disks(
         files::save(&disks.record(), &left)?;
     }
     Ok(KeptDiskView::all(&left, &disks))
+}
+
+/// Removes a throw-away cluster with all its disks; `grace` is what its guests get to shut down.
+pub(super) fn throw_away(
+    session: &Session<'_>,
+    files: &ClusterFiles,
+    grace: Option<Duration>,
+) -> Result<(), Error> {
+    let lock = Lock::take(&files.lock(), "kiln run")?;
+    if files.ledger().exists() {
+        take_down(session, files, grace, || {
+            take_disks(session, files, Fate::RemoveAll).map(drop)
+        })?;
+    }
+    remove_locks(files, lock)
 }
 
 /// Removes the locks of a cluster of which nothing else is left.
@@ -235,7 +260,7 @@ pub(super) fn take_down(
     Client::end_any(files)?;
     end_strays(files)?;
     disks()?;
-    ledger::take_down(&files.ledger(), &session.roots).map_err(|errors| {
+    ledger::take_down(&files.ledger(), &session.roots, &session.host.lvm()).map_err(|errors| {
         let mut error = Error::new(
             Exit::Failed,
             format!("cluster `{}` is not wholly removed", files.name()),

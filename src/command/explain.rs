@@ -74,7 +74,7 @@ fn known(
         let record = made.machine(name)?;
         return Ok((made.files, made.record, record));
     }
-    let (cluster, plan) = spec::planned(session, &[])?;
+    let (cluster, plan, _) = spec::planned(session, &[])?;
     let files = session.roots.cluster(cluster.name.as_str());
     let record = plan
         .steps

@@ -12,8 +12,11 @@ use crate::image::pull::PullError;
 use crate::image::source::resolve::ResolveError;
 use crate::image::store::StoreError;
 use crate::inventory::InventoryError;
-use crate::plan::PlanError;
+use crate::lvm::node::NodeError;
+use crate::lvm::program::LvmError;
+use crate::plan::{PlanError, VolumeFault};
 use crate::spec::SpecError;
+use crate::stage::volumes::{DiskError, VolumeError};
 use crate::stage::{DataDiskError, StageError};
 use crate::state::files::StateError;
 use crate::state::lock::LockError;
@@ -104,12 +107,21 @@ impl From<PlanError> for Error {
             | PlanError::NoNamespace { .. }
             | PlanError::NoBridge { .. }
             | PlanError::NoUid { .. }
+            | PlanError::NoMemory { .. }
             | PlanError::SubnetTaken { .. } => Exit::Host,
             PlanError::ForeignKvm { .. }
+            | PlanError::MacTaken { .. }
             | PlanError::Address(_)
             | PlanError::DiskShrinks { .. }
             | PlanError::DataDiskShrinks { .. } => Exit::Spec,
-            PlanError::SubnetMoved { .. } | PlanError::ModeMoved { .. } => Exit::Unsafe,
+            PlanError::SubnetMoved { .. }
+            | PlanError::ModeMoved { .. }
+            | PlanError::NetworkMoved { .. } => Exit::Unsafe,
+            PlanError::Volume(fault) => match fault {
+                VolumeFault::Group(_) | VolumeFault::Full { .. } => Exit::Host,
+                VolumeFault::Taken { .. } | VolumeFault::Unclear { .. } => Exit::Unsafe,
+                VolumeFault::LongName { .. } | VolumeFault::Elsewhere { .. } => Exit::Spec,
+            },
             PlanError::Record { .. } | PlanError::Damaged { .. } | PlanError::NoImage { .. } => {
                 Exit::Failed
             }
@@ -141,7 +153,9 @@ impl From<PlanError> for Error {
             PlanError::DataDiskShrinks { .. } => told.hint(
                 "a disk never shrinks: ask for as much or more, or for a new disk by another `serial`",
             ),
-            PlanError::SubnetMoved { .. } | PlanError::ModeMoved { .. } => {
+            PlanError::SubnetMoved { .. }
+            | PlanError::ModeMoved { .. }
+            | PlanError::NetworkMoved { .. } => {
                 told.hint("`kiln down` first, then `kiln up`")
             }
             PlanError::NoNamespace { .. } => told.hint(
@@ -156,9 +170,30 @@ impl From<PlanError> for Error {
             PlanError::Damaged { .. } | PlanError::Record { .. } => {
                 told.hint("`kiln down` removes the cluster; its disks are lost")
             }
+            PlanError::Volume(fault) => match fault {
+                VolumeFault::Group(refusal) => match &refusal.install {
+                    Some(command) => told.hint(format!("as root: {command}")),
+                    None => told.hint("`kiln doctor` says what logical volumes need; without `storage`, disks are files"),
+                },
+                VolumeFault::Full { .. } => {
+                    told.hint("ask for smaller disks, or make room: `vgs` and `lvs` show the group")
+                }
+                VolumeFault::Taken { group, name } => told.hint(format!(
+                    "it is left as it is: rename it (`lvrename {group} {name} NAME`), or give the cluster another name"
+                )),
+                VolumeFault::Unclear { .. } => told.hint("`lvs -o +lv_tags` shows the tags"),
+                VolumeFault::LongName { .. } => told.hint("shorten the names"),
+                VolumeFault::Elsewhere { group, .. } => told.hint(format!(
+                    "say `storage: {{vg: {group}}}`, or ask for a new disk by another `serial`"
+                )),
+            },
+            PlanError::NoMemory { .. } => told.hint(
+                "fewer machines or less `memory` fit; `--overcommit` starts them all the same, and the kernel may then end one",
+            ),
             PlanError::NoPort { .. }
             | PlanError::NoUid { .. }
             | PlanError::Address(_)
+            | PlanError::MacTaken { .. }
             | PlanError::NoImage { .. } => told,
         }
     }
@@ -190,6 +225,7 @@ impl From<StageError> for Error {
                 };
                 Error::from_source(exit, &error)
             }
+            StageError::Volume(source) => Error::from_source(of_volume(source), &error),
             StageError::Flash {
                 source: FlashError::Template(_),
                 ..
@@ -203,6 +239,31 @@ impl From<StageError> for Error {
             | StageError::ReadKey { .. }
             | StageError::Key { .. } => Error::from_source(Exit::Failed, &error),
         }
+    }
+}
+
+fn of_volume(error: &VolumeError) -> Exit {
+    match error {
+        VolumeError::Disk {
+            source: DiskError::Lvm(source),
+            ..
+        } => match source {
+            LvmError::NotInstalled
+            | LvmError::NotRoot
+            | LvmError::NoGroup { .. }
+            | LvmError::NoDeviceMapper => Exit::Host,
+            LvmError::Ambiguous { .. } | LvmError::Other { .. } => Exit::Unsafe,
+            LvmError::Random { .. }
+            | LvmError::Run { .. }
+            | LvmError::Failed { .. }
+            | LvmError::Nonsense { .. }
+            | LvmError::Vanished { .. } => Exit::Failed,
+        },
+        VolumeError::Disk {
+            source: DiskError::Node(NodeError::Other { .. }),
+            ..
+        } => Exit::Unsafe,
+        VolumeError::Disk { .. } | VolumeError::Old { .. } | VolumeError::State(_) => Exit::Failed,
     }
 }
 
@@ -344,4 +405,4 @@ impl From<PullError> for Error {
     }
 }
 
-const NETWORK: &str = "a proxy is named by `HTTPS_PROXY`, a company's authority by `SSL_CERT_FILE`; docs/images.md tells of mirrors";
+const NETWORK: &str = "a proxy is named by `HTTPS_PROXY`, a company's authority by `SSL_CERT_FILE`; docs/images.md tells of mirrors; without any network, `image: ./disk.qcow2` names a file of yours";

@@ -1,6 +1,7 @@
 //! `kiln gc`: removes what broken-off commands left, and nothing that a record knows.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 
@@ -9,9 +10,11 @@ use crate::command::{Session, down, power};
 use crate::error::{Error, Exit};
 use crate::folder;
 use crate::inventory;
+use crate::lvm::program::Lvm;
 use crate::stage;
 use crate::state::files;
-use crate::state::layout::ClusterFiles;
+use crate::state::layout::{ClusterFiles, RUN_ENDING};
+use crate::state::ledger;
 use crate::state::lock::Lock;
 use crate::state::record::{ClusterRecord, MachineRecord};
 use crate::supervisor::machine::KILL_DEADLINE;
@@ -19,7 +22,7 @@ use crate::supervisor::process;
 
 #[derive(Debug, Default, Serialize)]
 struct Collected {
-    /// Clusters that were begun and never recorded.
+    /// Clusters that were begun and never recorded, and those of a `kiln run` that was killed.
     clusters: Vec<String>,
     /// Folders of machines that no record names.
     folders: Vec<PathBuf>,
@@ -37,19 +40,46 @@ fn begun(session: &Session<'_>) -> Vec<String> {
         .collect()
 }
 
+/// Throw-away clusters whose `kiln run` was killed.
+fn throw_away(session: &Session<'_>, collected: &mut Collected) -> Result<(), Error> {
+    let ending = format!(".{RUN_ENDING}");
+    for name in files::names_in(&session.roots.clusters())
+        .iter()
+        .filter_map(|name| name.strip_suffix(&ending))
+    {
+        let files = session.roots.cluster(name);
+        let Ok(mine) = Lock::try_take(&files.run_lock(), "kiln gc") else {
+            // In use; nothing of it is anybody else's to remove.
+            continue;
+        };
+        match down::throw_away(session, &files, Some(Duration::ZERO)) {
+            Ok(()) => {
+                mine.remove();
+                collected.clusters.push(name.to_owned());
+            }
+            // Its `up` may live on for a while.
+            Err(error) if error.exit == Exit::Busy => collected.busy.push(name.to_owned()),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Ends a machine that no record names, should it run, and removes what is left of it.
-fn end(files: &ClusterFiles, name: &str) -> Result<(), Error> {
+fn end(files: &ClusterFiles, name: &str, lvm: &Lvm) -> Result<(), Error> {
     if let Some(client) = Client::find(files) {
         power::kill_and_forget(&client, &[name.to_owned()])?;
     }
     process::end_by_uuid(&files.uuid(name), KILL_DEADLINE)
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
-    stage::remove_machine(&files.machine(name));
+    stage::remove_machine(files, name, lvm);
     Ok(())
 }
 
 pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
     let mut collected = Collected::default();
+    let lvm = session.host.lvm();
+    throw_away(session, &mut collected)?;
     for name in inventory::cluster_names(&session.roots) {
         let files = session.roots.cluster(&name);
         let Ok(lock) = Lock::try_take(&files.lock(), "kiln gc") else {
@@ -66,14 +96,22 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
                 continue;
             }
             Ok(Some(record)) => {
-                for name in files::names_in(&files.machines()) {
+                let mut names = files::names_in(&files.machines());
+                // A volume is made before the machine's folder is.
+                names.extend(ledger::volumes(&files.ledger())?.into_iter().map(|it| it.0));
+                names.sort();
+                names.dedup();
+                for name in names {
                     let own = files.machine(&name);
                     // One that was begun and not finished is made again by `up`.
                     let unfinished =
                         matches!(files::load::<MachineRecord>(&own.record()), Ok(None));
                     if unfinished || !record.machines.contains(&name) {
-                        end(&files, &name)?;
-                        collected.folders.push(own.folder);
+                        let is_there = own.folder.exists();
+                        end(&files, &name, &lvm)?;
+                        if is_there {
+                            collected.folders.push(own.folder);
+                        }
                     }
                 }
             }
@@ -100,7 +138,9 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
     session.report.result(&collected, |_| {
         let mut text = String::new();
         for name in &collected.clusters {
-            text.push_str(&format!("removed what was begun of cluster {name}\n"));
+            text.push_str(&format!(
+                "removed cluster {name}, which nobody wants any more\n"
+            ));
         }
         for folder in &collected.folders {
             text.push_str(&format!("removed {}\n", folder.display()));

@@ -63,6 +63,26 @@ impl Login {
         args
     }
 
+    /// As [`Login::args`], and then to run these words there, each as it is: ssh itself would join
+    /// them, and the shell there would take them apart in another way.
+    pub(super) fn args_to_run(
+        &self,
+        user: &str,
+        machine: &str,
+        words: &[OsString],
+    ) -> Vec<OsString> {
+        let mut args = self.args();
+        args.extend(["-l".into(), user.into(), "--".into(), machine.into()]);
+        if !words.is_empty() {
+            let words: Vec<Vec<u8>> = words
+                .iter()
+                .map(|word| shell_word(word, Percent::Plain))
+                .collect();
+            args.push(OsString::from_vec(words.join(&b' ')));
+        }
+        args
+    }
+
     /// As a section of a configuration file for these names; non-UTF-8 paths keep their bytes.
     pub(super) fn section(&self, names: &str) -> Vec<u8> {
         let mut text = format!("Host {names}\n    User {USER}\n").into_bytes();

@@ -1,13 +1,16 @@
 //! One file for each verb, a straight line each. This one finds what they all need.
 
+mod broken_off;
 mod capture;
 mod console;
 mod doctor;
 mod down;
 mod events;
+mod exec;
 mod explain;
 mod failure;
 mod gc;
+mod hosts;
 mod image;
 mod init;
 mod login;
@@ -16,6 +19,8 @@ mod net;
 mod power;
 mod pulling;
 mod render;
+mod rolling;
+mod run;
 mod show;
 mod spec;
 mod ssh;
@@ -25,6 +30,7 @@ mod up;
 mod wait;
 
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Instant;
 
 use crate::cli::documents;
@@ -54,13 +60,15 @@ struct Made {
     record: ClusterRecord,
 }
 
-/// Does what was said.
+/// Does what was said, and gives the exit code: that of what it ran, where it ran something.
 ///
 /// # Errors
 /// Whatever the verb fails with.
-pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
+pub fn run(cli: &Cli, report: &Report) -> Result<ExitCode, Error> {
     let session = || Session::open(&cli.global, report);
-    match &cli.verb {
+    let done = match &cli.verb {
+        Verb::Run(args) => return run::run(&cli.global, report, args),
+        Verb::Exec(args) => return exec::run(&session()?, args),
         Verb::Validate => spec::validate(&mut session()?),
         Verb::Plan(args) => spec::plan(&mut session()?, args),
         Verb::Up(args) => up::run(&mut session()?, args),
@@ -78,6 +86,7 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
         Verb::Ip(args) => show::ip(&session()?, args),
         Verb::Net => net::run(&session()?),
         Verb::Capture(args) => capture::run(&session()?, args),
+        Verb::Hosts(args) => hosts::run(&session()?, args),
         Verb::Wait(args) => wait::run(&session()?, args),
         Verb::Events(args) => events::run(&session()?, args),
         Verb::Logs(args) => logs::run(&session()?, args),
@@ -96,7 +105,8 @@ pub fn run(cli: &Cli, report: &Report) -> Result<(), Error> {
         Verb::Completions(args) => report.write(&documents::completions(args.shell)),
         Verb::Man(args) => init::man(report, args),
         Verb::Init(args) => init::run(report, args),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 impl<'a> Session<'a> {

@@ -105,6 +105,9 @@ fn text(net: &Net<'_>, style: Style) -> String {
     if let Some(gateway) = net.gateway {
         text.push_str(&format!(", gateway {gateway}"));
     }
+    if net.network.isolated {
+        text.push_str(", no uplink");
+    }
     text.push_str("\n\n");
     let rows: Vec<[Cell; 6]> = net
         .ports

@@ -6,9 +6,10 @@ use crate::cli::args::{
     DEFAULT_GRACE, Goal, MachinesArgs, RestartArgs, StartArgs, StopArgs, Waiting,
 };
 use crate::client::Client;
-use crate::command::wait::{default_timeout, for_the_slowest, goal, until};
-use crate::command::{Made, Session, show};
+use crate::command::wait::{for_the_slowest, until, until_well};
+use crate::command::{Made, Session, broken_off, rolling, show};
 use crate::error::{Error, Exit};
+use crate::stage::{StageError, volumes};
 use crate::state::lock::Lock;
 use crate::state::record::StateRecord;
 use crate::supervisor::machine::{KILL_DEADLINE, QUIT_DEADLINE};
@@ -21,12 +22,14 @@ pub(super) fn start(session: &Session<'_>, args: &StartArgs) -> Result<(), Error
     let made = session.made()?;
     let names = made.select(&args.machines.machines)?;
     let lock = Lock::try_take(&made.files.lock(), "kiln start")?;
+    broken_off::tell(session, &made.files, "start");
     let client = Client::reach(&made.files)?;
     let stopped = client.status()?.machines.into_iter();
     let stopped = stopped.filter(|machine| machine.pid.is_none());
     let stopped = stopped.map(|machine| machine.name);
     let stopped: Vec<String> = stopped.filter(|name| names.contains(name)).collect();
     check_boards(session, &made, &stopped)?;
+    activate_volumes(session, &made, &stopped)?;
     client.ask(&Request::Start {
         machines: names.clone(),
     })?;
@@ -69,10 +72,21 @@ fn check_boards(session: &Session<'_>, made: &Made, names: &[String]) -> Result<
     Ok(())
 }
 
+/// Logical volumes are not active when the host has booted, unless it says otherwise.
+fn activate_volumes(session: &Session<'_>, made: &Made, names: &[String]) -> Result<(), Error> {
+    for name in names {
+        if let Ok(record) = made.machine(name) {
+            volumes::activate(&record, &session.host.lvm()).map_err(StageError::from)?;
+        }
+    }
+    Ok(())
+}
+
 pub(super) fn stop(session: &Session<'_>, args: &StopArgs) -> Result<(), Error> {
     let made = session.made()?;
     let names = made.select(&args.machines.machines)?;
     let client = Client::reach(&made.files)?;
+    broken_off::tell(session, &made.files, "stop");
     let status = stop_and_wait(session, &client, &made, &names, args.timeout)?;
     tell(session, &made, &status)
 }
@@ -82,13 +96,42 @@ pub(super) fn restart(session: &Session<'_>, args: &RestartArgs) -> Result<(), E
     let names = made.select(&args.machines.machines)?;
     check_boards(session, &made, &names)?;
     let lock = Lock::try_take(&made.files.lock(), "kiln restart")?;
+    broken_off::tell(session, &made.files, "up");
     let client = Client::reach(&made.files)?;
-    stop_and_wait(session, &client, &made, &names, args.grace)?;
-    client.ask(&Request::Start {
-        machines: names.clone(),
-    })?;
-    drop(lock);
-    let status = wait(session, &client, &made, &names, &args.waiting)?;
+    let again = |names: &[String]| {
+        stop_and_wait(session, &client, &made, names, args.grace)?;
+        activate_volumes(session, &made, names)?;
+        client.ask(&Request::Start {
+            machines: names.to_vec(),
+        })?;
+        Ok::<_, Error>(())
+    };
+    let status = match args.rolling.rolling {
+        None => {
+            again(&names)?;
+            drop(lock);
+            wait(session, &client, &made, &names, &args.waiting)?
+        }
+        // Nobody else is to take machines away meanwhile.
+        Some(width) => {
+            rolling::refuse_no_wait(&args.waiting)?;
+            // Those that do not do their work now are missed the least.
+            let status = client.status()?;
+            let names = rolling::idle_first(names.clone(), |name| {
+                let mut machines = status.machines.iter();
+                machines.any(|it| it.name == name && it.state == StateRecord::Ready)
+            });
+            let act = |batch: &[String], so_far: &[String]| {
+                again(batch)?;
+                let now = Instant::now();
+                until_well(session, &client, &made, so_far, &args.waiting, now).map(drop)
+            };
+            rolling::roll(session.report, &names, width, act, |left| {
+                format!("`kiln restart --rolling {}` does the rest", left.join(" "))
+            })?;
+            client.status()?
+        }
+    };
     tell(session, &made, &status)
 }
 
@@ -205,6 +248,7 @@ pub(super) fn kill_and_forget(client: &Client, names: &[String]) -> Result<(), E
     Ok(())
 }
 
+/// Waits as far as `waiting` says; the cluster as it is then.
 fn wait(
     session: &Session<'_>,
     client: &Client,
@@ -212,13 +256,10 @@ fn wait(
     names: &[String],
     waiting: &Waiting,
 ) -> Result<ClusterStatus, Error> {
-    let Some(goal) = goal(waiting.wait) else {
-        return Ok(client.status()?);
-    };
-    let timeout = waiting
-        .timeout
-        .unwrap_or_else(|| default_timeout(session, made, names));
-    until(session, client, made, names, goal, session.begun, timeout)
+    match until_well(session, client, made, names, waiting, session.begun)? {
+        Some(status) => Ok(status),
+        None => Ok(client.status()?),
+    }
 }
 
 fn tell(session: &Session<'_>, made: &Made, status: &ClusterStatus) -> Result<(), Error> {

@@ -39,7 +39,7 @@ fn made(session: &Session<'_>, name: &str) -> Result<String, Error> {
 
 /// What the spec gives now: with the cluster's own keys where it exists, else with new ones.
 fn fresh(session: &mut Session<'_>, args: &RenderArgs) -> Result<String, Error> {
-    let (cluster, plan) = spec::planned(session, &[])?;
+    let (cluster, plan, _) = spec::planned(session, &[])?;
     let machine = spec::machine(&cluster, &args.machine)?;
     let files = session.roots.cluster(cluster.name.as_str());
     let key = |path: &std::path::Path, comment: &str| -> Result<KeyPair, Error> {

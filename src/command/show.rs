@@ -17,7 +17,8 @@ use crate::state::disks;
 use crate::state::files;
 use crate::state::layout::ClusterFiles;
 use crate::state::record::{ClusterRecord, MachineRecord, StateRecord};
-use crate::supervisor::protocol::{ClusterStatus, MachineStatus};
+use crate::supervisor::process::Carriers;
+use crate::supervisor::protocol::{ClusterStatus, MachineStatus, NOT_MADE};
 
 /// The cluster as it is now, by its supervisor.
 pub(super) fn view(made: &Made, client: &Client) -> Result<ClusterView, Error> {
@@ -71,8 +72,9 @@ fn seen(session: &Session<'_>, made: &Made) -> Result<ClusterView, Error> {
 
 /// The cluster as its records have it.
 fn recorded(session: &Session<'_>, made: &Made, pid: Option<u32>) -> ClusterView {
+    let carriers = Carriers::default();
     let of = |name: &String| {
-        let known = inventory::known(&made.files, name, &session.host.boot_id);
+        let known = inventory::known(&made.files, name, &session.host.boot_id, &carriers);
         let (state, reason, run) = match known {
             Some(Known::Whole { run, state, .. }) => {
                 let reason = run.as_ref().filter(|run| run.state == state);
@@ -80,7 +82,7 @@ fn recorded(session: &Session<'_>, made: &Made, pid: Option<u32>) -> ClusterView
                 (state, reason, run)
             }
             Some(Known::Damaged { why }) => (StateRecord::Damaged, why, None),
-            None => (StateRecord::Stopped, String::new(), None),
+            None => (StateRecord::Stopped, NOT_MADE.to_owned(), None),
         };
         let lives = !matches!(state, StateRecord::Stopped | StateRecord::Crashed);
         let run = run.filter(|_| lives);
@@ -125,8 +127,14 @@ fn kept_disks(files: &ClusterFiles) -> Vec<KeptDiskView> {
             })
         })
     };
+    let mut record = record;
+    // One that an `up` was killed before it made it is no disk.
+    record.disks.retain(|disk| match &disk.volume {
+        Some(volume) => volume.made.is_some(),
+        None => disks.disk(&disk.machine, &disk.serial).exists(),
+    });
     let mut kept = KeptDiskView::all(&record, &disks);
-    kept.retain(|disk| disk.path.exists() && !has(disk));
+    kept.retain(|disk| !has(disk));
     kept
 }
 
@@ -188,6 +196,7 @@ fn listed(session: &Session<'_>, name: &str) -> ListedView {
         }
     };
     let mut machines = BTreeMap::new();
+    let carriers = Carriers::default();
     for machine in &record.machines {
         let told = status
             .iter()
@@ -195,7 +204,7 @@ fn listed(session: &Session<'_>, name: &str) -> ListedView {
             .find(|status| status.name == *machine);
         let state = match told {
             Some(status) => status.state,
-            None => match inventory::known(&files, machine, &session.host.boot_id) {
+            None => match inventory::known(&files, machine, &session.host.boot_id, &carriers) {
                 Some(Known::Whole { state, .. }) => state,
                 Some(Known::Damaged { .. }) => StateRecord::Damaged,
                 None => StateRecord::Stopped,

@@ -21,7 +21,7 @@ use crate::ignition::{self, Facts, Peer};
 use crate::inventory::{self, Images};
 use crate::keys::KeyPair;
 use crate::plan::{self, HostFacts, Inventory, Plan};
-use crate::spec::{self, Context, Scale};
+use crate::spec::{self, Context, Loaded, Scale};
 use crate::state::files;
 use crate::state::record::ClusterRecord;
 use crate::tool;
@@ -44,6 +44,15 @@ pub(super) fn find(session: &Session<'_>) -> Result<PathBuf, Error> {
 
 /// Reads the spec; its warnings are told. `scale` is what `--scale` says now.
 pub(super) fn load(session: &Session<'_>, scale: &[GroupCount]) -> Result<Cluster, Error> {
+    let loaded = read(session, scale)?;
+    for warning in &loaded.warnings {
+        session.report.note(&warning.to_string());
+    }
+    Ok(loaded.cluster)
+}
+
+/// As [`load`], and nothing is told.
+pub(super) fn read(session: &Session<'_>, scale: &[GroupCount]) -> Result<Loaded, Error> {
     let path = find(session)?;
     let said = scale
         .iter()
@@ -57,11 +66,11 @@ pub(super) fn load(session: &Session<'_>, scale: &[GroupCount]) -> Result<Cluste
             remembered: &remembered_scale(session, &path)?,
         },
     };
-    let loaded = spec::load(&path, context)?;
-    for warning in &loaded.warnings {
-        session.report.note(&warning.to_string());
+    let mut loaded = spec::load(&path, context)?;
+    if let Some(name) = &session.global.alias {
+        loaded.cluster.name = name.clone();
     }
-    Ok(loaded.cluster)
+    Ok(loaded)
 }
 
 /// What an earlier `up --scale` of this spec's cluster said.
@@ -69,7 +78,10 @@ fn remembered_scale(
     session: &Session<'_>,
     path: &Path,
 ) -> Result<BTreeMap<MachineName, u16>, Error> {
-    let name = spec::cluster_name(path)?;
+    let name = match &session.global.alias {
+        Some(name) => name.clone(),
+        None => spec::cluster_name(path)?,
+    };
     let files = session.roots.cluster(name.as_str());
     // A record that cannot be read, or is another spec's, is told of where it is needed.
     let Ok(Some(record)) = files::load::<ClusterRecord>(&files.record()) else {
@@ -415,7 +427,10 @@ pub(super) fn rendered(
 
 /// The machine of that name in the spec.
 pub(super) fn machine<'a>(cluster: &'a Cluster, name: &MachineName) -> Result<&'a Machine, Error> {
-    crate::stage::machine_of(cluster, name).ok_or_else(|| unknown(name))
+    crate::stage::machine_of(cluster, name).ok_or_else(|| {
+        let names: Vec<&str> = cluster.machines.iter().map(|it| it.name.as_str()).collect();
+        unknown(name).hint(format!("it has: {}", names.join(", ")))
+    })
 }
 
 fn unknown(name: &MachineName) -> Error {
@@ -429,21 +444,31 @@ fn unknown(name: &MachineName) -> Error {
 pub(super) fn planned(
     session: &mut Session<'_>,
     scale: &[GroupCount],
-) -> Result<(Cluster, Plan), Error> {
+) -> Result<(Cluster, Plan, Inventory), Error> {
     let cluster = load(session, scale)?;
     let facts = host_facts(session, &cluster, false)?;
     let inventory = collect(session, &cluster, images(session, &cluster)?)?;
     refuse_other_folder(&cluster, &inventory)?;
     let plan = plan::plan(&cluster, &facts, &inventory)?;
-    Ok((cluster, plan))
+    Ok((cluster, plan, inventory))
 }
 
 /// `kiln plan`.
 pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Error> {
-    let (cluster, mut plan) = planned(session, &args.scale)?;
+    let (cluster, mut plan, inventory) = planned(session, &args.scale)?;
     plan.restrict(&names(&cluster, &args.machines.machines)?);
+    plan.check_volumes(&inventory)
+        .map_err(plan::PlanError::from)?;
     check_ignition(session, &cluster, &plan)?;
+    tell_room(session, &plan, &inventory);
     if !args.replace
+        && let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next()
+    {
+        session.report.note(&format!(
+            "`kiln up` refuses to make disk `{}` of {} anew; `kiln up --replace` does it",
+            gone.serial, gone.machine
+        ));
+    } else if !args.replace
         && let Some(step) = plan.recreated().next()
     {
         session.report.note(&format!(
@@ -452,6 +477,18 @@ pub(super) fn plan(session: &mut Session<'_>, args: &PlanArgs) -> Result<(), Err
         ));
     }
     show_plan(session, &plan)
+}
+
+/// Says what this host may have no room for.
+pub(super) fn tell_room(session: &Session<'_>, plan: &Plan, inventory: &Inventory) {
+    if let Err(error) = plan.admit(inventory) {
+        session.report.note(&format!(
+            "{error}: `kiln up` refuses that, but for `--overcommit`"
+        ));
+    }
+    for doubt in plan.doubts(inventory) {
+        session.report.note(&doubt);
+    }
 }
 
 pub(super) fn show_plan(session: &Session<'_>, plan: &Plan) -> Result<(), Error> {

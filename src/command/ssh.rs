@@ -22,7 +22,7 @@ pub(super) fn run(session: &Session<'_>, args: &SshArgs) -> Result<(), Error> {
     let made = session.made()?;
     let name = args.machine.as_str();
     let login = Login::to(session, &made, name)?;
-    let ssh = tool(session.host.tools.ssh.as_deref(), "ssh")?;
+    let ssh = program(session)?;
     refuse_dead(&made, name)?;
     let mut command = Command::new(ssh);
     command
@@ -85,6 +85,11 @@ fn machine_of(path: &OsString) -> Option<MachineName> {
     std::str::from_utf8(&bytes[..colon]).ok()?.parse().ok()
 }
 
+/// The system's ssh.
+pub(super) fn program<'a>(session: &'a Session<'_>) -> Result<&'a Path, Error> {
+    tool(session.host.tools.ssh.as_deref(), "ssh")
+}
+
 fn tool<'a>(found: Option<&'a Path>, name: &str) -> Result<&'a Path, Error> {
     found.ok_or_else(|| {
         Error::new(Exit::Host, format!("`{name}` is not installed"))
@@ -107,7 +112,7 @@ fn become_it(mut command: Command) -> Error {
 
 /// ssh would only say that its proxy gave it nothing. Where no supervisor lives, this one adopts
 /// the machines; the proxy then finds it.
-fn refuse_dead(made: &Made, name: &str) -> Result<(), Error> {
+pub(super) fn refuse_dead(made: &Made, name: &str) -> Result<(), Error> {
     let status: ClusterStatus = Client::look(&made.files)?.status()?;
     let cluster = &made.record.name;
     match status.machines.iter().find(|machine| machine.name == name) {

@@ -13,17 +13,29 @@ use crate::state::record::MachineRecord;
 /// A section for each machine that kiln's keys are in.
 pub(super) fn ssh_config(session: &Session<'_>, args: &MachinesArgs) -> Result<(), Error> {
     let made = session.made()?;
+    let names = made.select(&args.machines)?;
+    session
+        .report
+        .write(&ssh_config_text(session, &made, &names)?)
+}
+
+/// The sections of those of the machines that kiln's keys are in.
+pub(super) fn ssh_config_text(
+    session: &Session<'_>,
+    made: &Made,
+    names: &[String],
+) -> Result<Vec<u8>, Error> {
     let mut text = format!(
         "# The machines of kiln's cluster {}, for ssh's Include.\n",
         made.record.name
     )
     .into_bytes();
-    for name in reachable(&made, &made.select(&args.machines)?)? {
+    for name in reachable(made, names)? {
         let names = format!("{name} {name}.{}", made.record.domain);
         text.push(b'\n');
-        text.extend(Login::to(session, &made, &name)?.section(&names));
+        text.extend(Login::to(session, made, &name)?.section(&names));
     }
-    session.report.write(&text)
+    Ok(text)
 }
 
 /// Those of the machines that have kiln's keys.

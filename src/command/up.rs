@@ -1,21 +1,24 @@
 //! `kiln up`: read, plan, do, watch.
 
-use std::time::{Duration, Instant};
+mod undo;
 
-use crate::cli::args::{Goal, MachinesArgs, ReprovisionArgs, UpArgs};
+use std::num::NonZeroU16;
+use std::time::Instant;
+
+use self::undo::{never_started, take_back, take_back_after, undo_if_never_started};
+use crate::cli::args::{MachinesArgs, ReprovisionArgs, UpArgs};
 use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::command::pulling::{self, Fresh};
-use crate::command::wait::{default_timeout, goal, until};
-use crate::command::{Made, Session, down, power, show, spec};
+use crate::command::wait::until_well;
+use crate::command::{Made, Session, broken_off, down, power, rolling, show, spec};
 use crate::error::{Error, Exit};
 use crate::folder;
 use crate::inventory::Images;
-use crate::plan::{self, Action, HostFacts, Inventory, Plan};
-use crate::stage::{self, Prepared, Undo};
+use crate::plan::{self, Action, HostFacts, Inventory, Plan, PlanError};
+use crate::stage::{self, StageError, Undo, volumes};
 use crate::state::layout::ClusterFiles;
 use crate::state::lock::Lock;
-use crate::state::record::StateRecord;
 use crate::supervisor::protocol::Request;
 
 /// What is to become of root disks.
@@ -27,6 +30,28 @@ enum RootDisks {
     Replaced,
     /// `reprovision`: made anew in any case.
     Anew,
+}
+
+/// What an `up` is to do.
+struct Task<'a> {
+    /// Whether memory that the host may not have is given away.
+    overcommit: bool,
+    disks: RootDisks,
+    cluster: &'a Cluster,
+    files: &'a ClusterFiles,
+}
+
+/// What came of it.
+struct Done {
+    made: Made,
+    client: Client,
+    /// Whether there was nothing to do.
+    is_settled: bool,
+    /// Whether a machine was started.
+    starts: bool,
+    /// Whether its machines were waited for already.
+    waited: bool,
+    undo: Undo,
 }
 
 pub(super) fn run(session: &mut Session<'_>, args: &UpArgs) -> Result<(), Error> {
@@ -50,8 +75,10 @@ pub(super) fn reprovision(session: &mut Session<'_>, args: &ReprovisionArgs) -> 
         waiting: args.waiting.clone(),
         dry_run: false,
         replace: true,
+        rolling: args.rolling.clone(),
         scale: Vec::new(),
         force_download: false,
+        overcommit: args.overcommit,
     };
     work(session, &args, RootDisks::Anew)
 }
@@ -60,8 +87,10 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     let cluster = spec::load(session, &args.scale)?;
     let names = spec::names(&cluster, &args.machines.machines)?;
     if args.dry_run {
-        let (_, mut plan) = spec::planned(session, &args.scale)?;
+        let (_, mut plan, inventory) = spec::planned(session, &args.scale)?;
         plan.restrict(&names);
+        plan.check_volumes(&inventory).map_err(PlanError::from)?;
+        spec::tell_room(session, &plan, &inventory);
         return spec::show_plan(session, &plan);
     }
     let fresh = if args.force_download {
@@ -82,7 +111,17 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     folder::make_private(&session.roots.clusters())
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     let lock = Lock::try_take(&files.lock(), "kiln up")?;
-    let made = make(session, disks, &cluster, &names, &files);
+    broken_off::tell(session, &files, "up");
+    let task = Task {
+        overcommit: args.overcommit,
+        disks,
+        cluster: &cluster,
+        files: &files,
+    };
+    let done = match args.rolling.rolling {
+        None => make(session, &task, &names),
+        Some(width) => roll(session, &task, args, &names, width),
+    };
     drop(images);
     // The cluster can be worked on by others from here on, while this one waits for its guests.
     if files.ledger().exists() {
@@ -90,40 +129,109 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     } else {
         down::remove_locks(&files, lock)?;
     }
-    let (made, client, prepared) = made?;
-    let view = show::view(&made, &client)?;
-    for note in view.notes().iter().chain(&view.why_emulated()) {
+    let done = done?;
+    let view = show::view(&done.made, &done.client)?;
+    // What the machines are like is told when they begin, and in `ps`.
+    if done.starts {
+        for note in view.weaker().iter().chain(&view.why_emulated()) {
+            session.report.note(note);
+        }
+    }
+    for note in &view.troubles() {
         session.report.note(note);
     }
-    finish(session, args, begun, &made, &client, &prepared)
+    finish(session, args, begun, &done, &names)
+}
+
+/// An `up` in waves: what takes no machine away from its work comes first, all of it, and then the
+/// others a few at a time. Each wave is an `up` of its machines alone, planned by what is there then:
+/// one that is broken off leaves what any broken-off `up` leaves.
+fn roll(
+    session: &mut Session<'_>,
+    task: &Task<'_>,
+    args: &UpArgs,
+    names: &[String],
+    width: NonZeroU16,
+) -> Result<Done, Error> {
+    rolling::refuse_no_wait(&args.waiting)?;
+    let facts = spec::host_facts(session, task.cluster, true)?;
+    let images = spec::images(session, task.cluster)?;
+    let (plan, inventory) = decide(session, task, names, &facts, &images)?;
+    let interrupts = |step: &&plan::Step| match step.action {
+        Action::Restart | Action::Recreate => true,
+        Action::Keep | Action::Change | Action::Start | Action::Create | Action::Remove => false,
+    };
+    let (rolled, others): (Vec<&plan::Step>, Vec<_>) = plan.steps.iter().partition(interrupts);
+    let name = |step: &plan::Step| step.name.clone();
+    let others: Vec<String> = others.into_iter().map(name).collect();
+    let rolled = rolling::idle_first(rolled.into_iter().map(name).collect(), |name| {
+        inventory.is_ready(name)
+    });
+    if rolled.is_empty() {
+        return make(session, task, names);
+    }
+    let well = |session: &Session<'_>, mut done: Done, names: &[String]| {
+        let now = Instant::now();
+        done.waited = true;
+        match until_well(session, &done.client, &done.made, names, &args.waiting, now) {
+            Ok(_) => Ok(done),
+            Err(error) if never_started(&done) => Err(take_back_after(session, &done, error)),
+            Err(error) => Err(error),
+        }
+    };
+    let mut last = None;
+    if !others.is_empty() {
+        let done = make(session, task, &others)?;
+        let stay = |name: &String| done.made.record.machines.contains(name);
+        let stay: Vec<String> = others.iter().filter(|name| stay(name)).cloned().collect();
+        last = Some(well(session, done, &stay)?);
+    }
+    let report = session.report;
+    let act = |batch: &[String], so_far: &[String]| {
+        let done = make(session, task, batch)?;
+        last = Some(well(session, done, so_far)?);
+        Ok(())
+    };
+    rolling::roll(report, &rolled, width, act, |left| match task.disks {
+        RootDisks::Anew => format!(
+            "`kiln reprovision --rolling {}` does the rest",
+            left.join(" ")
+        ),
+        RootDisks::Kept | RootDisks::Replaced => "the same command does the rest".to_owned(),
+    })?;
+    last.ok_or_else(|| Error::new(Exit::Failed, "nothing was rolled"))
 }
 
 /// Plans, makes what is missing, and hands the machines over. The cluster's lock is held.
-fn make(
-    session: &mut Session<'_>,
-    disks: RootDisks,
-    cluster: &Cluster,
-    names: &[String],
-    files: &ClusterFiles,
-) -> Result<(Made, Client, Prepared), Error> {
+fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<Done, Error> {
+    let Task { cluster, files, .. } = *task;
     let facts = spec::host_facts(session, cluster, true)?;
     // What takes time is done before others have to wait for it: reading images, checking configs.
     let images = spec::images(session, cluster)?;
-    let draft = decide(session, disks, cluster, names, &facts, &images)?.0;
+    let (draft, inventory) = decide(session, task, names, &facts, &images)?;
+    for doubt in draft.doubts(&inventory) {
+        session.report.note(&doubt);
+    }
     // A config that is wrong is found before anything is made.
     spec::check_ignition(session, cluster, &draft)?;
     // Held until the cluster is recorded, so that no other `up` takes the same subnet.
     let reservations = Lock::take(&session.roots.reservations_lock(), "kiln up")?;
-    let (plan, inventory) = decide(session, disks, cluster, names, &facts, &images)?;
+    let (plan, inventory) = decide(session, task, names, &facts, &images)?;
     if plan.cluster.reservations != draft.cluster.reservations {
         // Another cluster was faster: the configs have other addresses in them.
         spec::check_ignition(session, cluster, &plan)?;
     }
     let running = inventory.alive();
-    let reserved = stage::reserve(plan, inventory.cluster, files, &session.roots)?;
+    let reserved = stage::reserve(
+        plan,
+        inventory.cluster,
+        files,
+        &session.roots,
+        session.host.lvm(),
+    )?;
     drop(reservations);
     let changed = stop_first(session, files, reserved.plan(), &running)
-        .and_then(|()| change(files, reserved.plan()));
+        .and_then(|()| change(session, files, reserved.plan()));
     if let Err(error) = changed {
         reserved.give_up();
         return Err(error);
@@ -132,9 +240,19 @@ fn make(
     let prepared = reserved.prepare(cluster, &qemu_img)?;
     match start(files, &prepared.plan) {
         Ok(client) => {
+            for note in prepared.plan.growth() {
+                session.report.note(&note);
+            }
             let record = prepared.plan.cluster.clone();
             let files = files.clone();
-            Ok((Made { files, record }, client, prepared))
+            Ok(Done {
+                made: Made { files, record },
+                client,
+                is_settled: prepared.plan.is_settled(),
+                starts: prepared.plan.starts(),
+                waited: false,
+                undo: prepared.undo,
+            })
         }
         // The supervisor may have started some of them before it failed.
         Err(error) => match take_back(session, files, &prepared.undo) {
@@ -147,38 +265,27 @@ fn make(
 /// Plans by what is there now.
 fn decide(
     session: &Session<'_>,
-    disks: RootDisks,
-    cluster: &Cluster,
+    task: &Task<'_>,
     names: &[String],
     facts: &HostFacts,
     images: &Images,
 ) -> Result<(Plan, Inventory), Error> {
+    let cluster = task.cluster;
     let inventory = spec::collect(session, cluster, images.clone())?;
     spec::refuse_other_folder(cluster, &inventory)?;
     let mut plan = plan::plan(cluster, facts, &inventory)?;
     plan.restrict(names);
     refuse_missing_images(&plan, &inventory)?;
-    match disks {
+    match task.disks {
         RootDisks::Kept => refuse_loss(&plan)?,
         RootDisks::Replaced => {}
         RootDisks::Anew => plan.make_anew(),
     }
+    plan.check_volumes(&inventory).map_err(PlanError::from)?;
+    if !task.overcommit {
+        plan.admit(&inventory)?;
+    }
     Ok((plan, inventory))
-}
-
-/// Takes back what this `up` made, machines that run included. The cluster's lock is held.
-fn take_back(session: &Session<'_>, files: &ClusterFiles, undo: &Undo) -> Result<(), Error> {
-    if undo.is_whole_cluster() {
-        return down::take_down(session, files, Some(Duration::ZERO), || {
-            undo.remove_disks();
-            Ok(())
-        });
-    }
-    if let Some(client) = Client::find(files) {
-        power::kill_and_forget(&client, undo.created())?;
-    }
-    undo.run();
-    Ok(())
 }
 
 /// What was fetched before the plan was made may be gone again, with the whole cache.
@@ -201,6 +308,20 @@ fn refuse_missing_images(plan: &Plan, inventory: &plan::Inventory) -> Result<(),
 
 /// A disk is made anew only when the user said so.
 fn refuse_loss(plan: &Plan) -> Result<(), Error> {
+    if let Some(gone) = plan.steps.iter().flat_map(|step| &step.gone).next() {
+        return Err(Error::new(
+            Exit::Unsafe,
+            format!(
+                "disk `{}` of {} is gone: somebody removed `{}`",
+                gone.serial,
+                gone.machine,
+                gone.path.display()
+            ),
+        )
+        .hint(
+            "put the file back; `kiln up --replace` makes an empty disk in its place, what was on the old one is lost",
+        ));
+    }
     let lost: Vec<&plan::Step> = plan.recreated().collect();
     let Some(first) = lost.first() else {
         return Ok(());
@@ -252,13 +373,13 @@ fn stop_first(
         machines: removed.clone(),
     })?;
     for name in &removed {
-        stage::remove_machine(&files.machine(name));
+        stage::remove_machine(files, name, &session.host.lvm());
     }
     Ok(())
 }
 
 /// Changes what can be changed while the machines run: their disks grow.
-fn change(files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
+fn change(session: &Session<'_>, files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
     let mut changing = plan.steps.iter().filter(|it| it.action == Action::Change);
     let Some(first) = changing.next() else {
         return Ok(());
@@ -266,6 +387,10 @@ fn change(files: &ClusterFiles, plan: &Plan) -> Result<(), Error> {
     let client = Client::reach(files)?;
     for step in std::iter::once(first).chain(changing) {
         for disk in &step.grown {
+            if let Some(record) = &step.record {
+                volumes::grow(record, &disk.serial, disk.size, &session.host.lvm())
+                    .map_err(StageError::from)?;
+            }
             client.ask(&Request::Grow {
                 machine: step.name.clone(),
                 serial: disk.serial.clone(),
@@ -296,57 +421,24 @@ fn finish(
     session: &Session<'_>,
     args: &UpArgs,
     begun: Instant,
-    made: &Made,
-    client: &Client,
-    prepared: &Prepared,
+    done: &Done,
+    names: &[String],
 ) -> Result<(), Error> {
-    let plan = &prepared.plan;
-    let names: Vec<String> = plan
-        .steps
-        .iter()
-        .filter(|step| step.record.is_some())
-        .map(|step| step.name.clone())
-        .collect();
-    let mut status = None;
-    if let Some(goal) = goal(args.waiting.wait) {
-        // A machine without kiln's fragment never reports; it is up when it runs.
-        let (silent, reporting): (Vec<String>, Vec<String>) =
-            names.iter().cloned().partition(|name| {
-                plan.steps
-                    .iter()
-                    .any(|step| step.name == *name && !step.reports())
-            });
-        let timeout = args
-            .waiting
-            .timeout
-            .unwrap_or_else(|| default_timeout(session, made, &names));
-        let silent_goal = match goal {
-            Goal::Ready => Goal::Running,
-            Goal::Running | Goal::Address | Goal::Stopped => goal,
-        };
-        for (names, goal) in [(reporting, goal), (silent, silent_goal)] {
-            if names.is_empty() {
-                continue;
-            }
-            match until(session, client, made, &names, goal, begun, timeout) {
-                Ok(now) => status = Some(now),
-                Err(error) => {
-                    return Err(undo_if_never_started(
-                        session,
-                        made,
-                        client,
-                        &prepared.undo,
-                        error,
-                    ));
-                }
-            }
-        }
-    }
+    let Done { made, client, .. } = done;
+    let names = match names.is_empty() {
+        true => &made.record.machines,
+        false => names,
+    };
+    let waited = match done.waited {
+        true => Ok(None),
+        false => until_well(session, client, made, names, &args.waiting, begun),
+    };
+    let status = waited.map_err(|error| undo_if_never_started(session, done, error))?;
     let view = match status {
         Some(status) => show::view_of(made, &status),
         None => show::view(made, client)?,
     };
-    if plan.is_settled() {
+    if done.is_settled {
         session
             .report
             .note("nothing to do: all machines are as the spec says");
@@ -359,48 +451,4 @@ fn finish(
     session
         .report
         .result(&view, |style| view.up_table(style, &kiln))
-}
-
-/// Machines whose QEMU never ran are of no use to anyone: what this `up` made goes again.
-fn undo_if_never_started(
-    session: &Session<'_>,
-    made: &Made,
-    client: &Client,
-    undo: &Undo,
-    error: Error,
-) -> Error {
-    let Ok(status) = client.status() else {
-        return error;
-    };
-    let never = |name: &String| {
-        status.machines.iter().any(|machine| {
-            machine.name == *name
-                && machine.state == StateRecord::Crashed
-                && machine.phase == "start"
-        })
-    };
-    if undo.created().is_empty() || !undo.created().iter().any(never) {
-        return error;
-    }
-    // Whoever works on the cluster by now does not want it taken away.
-    let Ok(lock) = Lock::try_take(&made.files.lock(), "kiln up") else {
-        return error;
-    };
-    let undone = take_back(session, &made.files, undo);
-    if undo.is_whole_cluster() && undone.is_ok() {
-        lock.remove();
-    } else {
-        drop(lock);
-    }
-    match undone {
-        Ok(()) => Error {
-            exit: Exit::Boot,
-            hint: Some(
-                "nothing was left behind; `kiln explain MACHINE` shows what QEMU is told"
-                    .to_owned(),
-            ),
-            ..error
-        },
-        Err(second) => error.cause(format!("and it could not be cleaned up: {second}")),
-    }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crate::cli::args::{DEFAULT_TIMEOUT, Goal, Reach, WaitArgs};
+use crate::cli::args::{DEFAULT_TIMEOUT, Goal, Reach, WaitArgs, Waiting};
 use crate::client::{Client, News};
 use crate::command::{Made, Session};
 use crate::error::{Error, Exit};
@@ -67,7 +67,47 @@ pub(super) fn for_the_slowest(
     records.map(of).max().unwrap_or(deadline)
 }
 
-pub(super) fn goal(reach: Reach) -> Option<Goal> {
+/// Waits until machines that were started do their work, as far as `waiting` says, for as long as
+/// it says from `since` on. Gives the cluster as it is then, where there was anything to wait for.
+///
+/// Whoever rolls takes the next machines only after this. What a profile knows about the health of
+/// its machines belongs here, after their own word.
+///
+/// # Errors
+/// As [`until`].
+pub(super) fn until_well(
+    session: &Session<'_>,
+    client: &Client,
+    made: &Made,
+    names: &[String],
+    waiting: &Waiting,
+    since: Instant,
+) -> Result<Option<ClusterStatus>, Error> {
+    let Some(goal) = goal(waiting.wait) else {
+        return Ok(None);
+    };
+    // A machine without kiln's fragment never reports; it is up when it runs.
+    let reports = |name: &&String| made.machine(name).is_ok_and(|record| record.reports);
+    let (reporting, silent): (Vec<&String>, Vec<&String>) = names.iter().partition(reports);
+    let silent_goal = match goal {
+        Goal::Ready => Goal::Running,
+        Goal::Running | Goal::Address | Goal::Stopped => goal,
+    };
+    let timeout = waiting
+        .timeout
+        .unwrap_or_else(|| default_timeout(session, made, names));
+    let mut status = None;
+    for (names, goal) in [(reporting, goal), (silent, silent_goal)] {
+        if names.is_empty() {
+            continue;
+        }
+        let names: Vec<String> = names.into_iter().cloned().collect();
+        status = Some(until(session, client, made, &names, goal, since, timeout)?);
+    }
+    Ok(status)
+}
+
+fn goal(reach: Reach) -> Option<Goal> {
     match reach {
         Reach::None => None,
         Reach::Running => Some(Goal::Running),

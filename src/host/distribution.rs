@@ -25,6 +25,7 @@ pub enum Piece {
     /// UEFI for guests of the architecture.
     Uefi(Arch),
     Swtpm,
+    Lvm,
     Pasta,
     QemuImg,
     Ssh,
@@ -81,6 +82,7 @@ fn debian(piece: Piece) -> &'static str {
         Piece::Uefi(Arch::Aarch64) => "qemu-efi-aarch64",
         Piece::Uefi(_) => "ovmf",
         Piece::Swtpm => "swtpm",
+        Piece::Lvm => "lvm2",
         Piece::Pasta => "passt",
         Piece::QemuImg => "qemu-utils",
         Piece::Ssh => "openssh-client",
@@ -98,6 +100,7 @@ fn fedora(piece: Piece) -> &'static str {
         Piece::Uefi(Arch::Aarch64) => "edk2-aarch64",
         Piece::Uefi(_) => "edk2-ovmf",
         Piece::Swtpm => "swtpm",
+        Piece::Lvm => "lvm2",
         Piece::Pasta => "passt",
         Piece::QemuImg => "qemu-img",
         Piece::Ssh => "openssh-clients",

@@ -17,6 +17,8 @@ use super::qemu::{Qemu, QemuError};
 use super::timing;
 use crate::error::in_one_line;
 use crate::folder::{self, FolderError};
+use crate::lvm::program::LvmError;
+use crate::lvm::report as lvm;
 
 /// Below this many open files, a supervisor of some fifty machines runs out.
 const ENOUGH_FILES: u64 = 1024;
@@ -90,6 +92,7 @@ pub fn examine(host: &mut Host) -> Vec<Check> {
         let found = path.as_ref().map(|path| path.display().to_string());
         checks.push(tool(name, found, use_, installer.install(piece)));
     }
+    checks.push(lvm(&host.lvm().version(), host.is_root(), installer));
     for (name, path) in [
         ("state folder", &host.folders.state),
         ("cache folder", &host.folders.cache),
@@ -217,6 +220,45 @@ fn tool(name: &str, found: Option<String>, use_: &str, install: Option<String>) 
     }
 }
 
+fn lvm(version: &Result<String, LvmError>, is_root: bool, distribution: Distribution) -> Check {
+    let warn = |found: String, remedy| Check {
+        name: "lvm".to_owned(),
+        status: Status::Warn,
+        found,
+        remedy,
+    };
+    let text = match version {
+        Ok(text) => text,
+        Err(LvmError::NotInstalled) => {
+            return warn(
+                "`lvm` is not installed; it is for `storage: {vg: …}`".to_owned(),
+                distribution.install(Piece::Lvm),
+            );
+        }
+        Err(error) => return warn(in_one_line(error), None),
+    };
+    let own = format!("lvm2 {}", lvm::own_version(text).unwrap_or("of no version"));
+    match lvm::driver_version(text) {
+        // Only root gets an answer from device-mapper, and only root needs one.
+        _ if !is_root => Check {
+            name: "lvm".to_owned(),
+            status: Status::Ok,
+            found: format!("{own}, which only root can use"),
+            remedy: None,
+        },
+        Some(driver) => Check {
+            name: "lvm".to_owned(),
+            status: Status::Ok,
+            found: format!("{own}, device-mapper {driver}"),
+            remedy: None,
+        },
+        None => warn(
+            format!("{own}, and this kernel has no device-mapper; `storage: {{vg: …}}` needs it"),
+            Some("modprobe dm-mod, or a kernel that has it".to_owned()),
+        ),
+    }
+}
+
 fn folder(name: &str, path: String, made: Result<(), FolderError>) -> Check {
     let name = name.to_owned();
     match made {
@@ -300,6 +342,19 @@ mod tests {
     }
 
     #[test]
+    fn lvm_without_device_mapper_is_told_to_root() {
+        let version = Ok("  LVM version:     2.03.16(2) (2022-05-18)\n".to_owned());
+        let check = lvm(&version, true, Distribution::Debian);
+        assert_eq!(check.status, Status::Warn);
+        assert!(check.found.contains("no device-mapper"), "{}", check.found);
+        let check = lvm(&version, false, Distribution::Debian);
+        assert_eq!(check.found, "lvm2 2.03.16(2), which only root can use");
+        let missing = Err(LvmError::NotInstalled);
+        let check = lvm(&missing, true, Distribution::Debian);
+        assert_eq!(check.remedy.as_deref(), Some("apt-get install lvm2"));
+    }
+
+    #[test]
     fn few_open_files_are_warned_of_within_the_hard_limit() {
         assert_eq!(open_files((1024, 4096)).status, Status::Ok);
         let check = open_files((256, 512));
@@ -313,7 +368,7 @@ mod tests {
         let checks = examine(&mut Host::at_home_in(home.path()));
         let mut names: Vec<&str> = checks.iter().map(|check| check.name.as_str()).collect();
         // Root needs no helper to get out, and others cannot use the host's bridges.
-        let many = 21;
+        let many = 22;
         assert_eq!(names.len(), many);
         names.sort_unstable();
         names.dedup();

@@ -16,6 +16,7 @@ mod network;
 mod payload;
 mod probe;
 pub mod qemu;
+pub mod room;
 mod tcg;
 pub mod timing;
 

@@ -6,6 +6,7 @@ use ipnet::Ipv4Net;
 use kiln_netsetup::address::{Subnet, gateway_mac};
 use kiln_netsetup::bridge::{self, BridgeConfig, BridgeError};
 use kiln_netsetup::namespace::{Maker, Step};
+use kiln_netsetup::settings::Settings;
 use nix::errno::Errno;
 
 /// Nothing of the trial is seen outside it, so any subnet will do.
@@ -36,8 +37,7 @@ pub fn try_out(uid: u32, gid: u32) -> Result<(), Refusal> {
     let config = BridgeConfig {
         subnet,
         gateway_mac: gateway_mac("trial"),
-        domain: "trial.internal".to_owned(),
-        resolvers: Vec::new(),
+        settings: Settings::new("trial.internal"),
         machines: Vec::new(),
         masquerade: true,
     };

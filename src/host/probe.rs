@@ -23,6 +23,7 @@ use super::network::{parse_resolvers, parse_routes};
 use super::qemu::{self, Qemu, QemuError, Qemus};
 use super::{tcg, timing};
 use crate::cluster::Size;
+use crate::lvm::program::Lvm;
 use crate::memo::Memo;
 
 /// What kiln knows of the host that it runs on.
@@ -77,6 +78,8 @@ pub struct Tools {
     pub scp: Option<PathBuf>,
     pub ignition_validate: Option<PathBuf>,
     pub swtpm: Option<PathBuf>,
+    /// All of lvm2's commands in one.
+    pub lvm: Option<PathBuf>,
     /// These lead out of a network namespace without root.
     pub pasta: Option<PathBuf>,
     pub slirp4netns: Option<PathBuf>,
@@ -165,6 +168,7 @@ impl Host {
                 scp: tool("scp"),
                 ignition_validate: tool("ignition-validate"),
                 swtpm: tool("swtpm"),
+                lvm: tool("lvm"),
                 pasta: tool("pasta"),
                 slirp4netns: tool("slirp4netns"),
             },
@@ -191,6 +195,11 @@ impl Host {
 
     pub fn is_root(&self) -> bool {
         self.uid == 0
+    }
+
+    /// lvm2, as this user can use it.
+    pub fn lvm(&self) -> Lvm {
+        Lvm::new(self.tools.lvm.as_deref(), self.is_root())
     }
 
     /// The QEMU for guests of `arch`; looked for when first asked after.

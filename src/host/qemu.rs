@@ -169,7 +169,7 @@ impl Qemus {
 }
 
 /// The program of that name in the folders of `path` that can be executed, absolute.
-pub(super) fn find(path: &OsStr, name: &str) -> Option<PathBuf> {
+pub(crate) fn find(path: &OsStr, name: &str) -> Option<PathBuf> {
     std::env::split_paths(path)
         .filter(|folder| folder.is_absolute())
         .map(|folder| folder.join(name))

@@ -10,6 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use expect_test::{Expect, expect, expect_file};
 use kiln_arch::Arch;
+use kiln_arch::machine::DiskBus;
 use macaddr::MacAddr6;
 use proptest::prelude::{ProptestConfig, Strategy, any, prop, prop_assert_eq, proptest};
 use serde_json::{Value, json};
@@ -46,6 +47,7 @@ fn machine(file: &str, text: &str) -> Machine {
             sha256: None,
         })),
         disk: None,
+        root_bus: DiskBus::Virtio,
         disks: Vec::new(),
         ignition: Some(IgnitionSource {
             path: PathBuf::from(file),

@@ -29,7 +29,7 @@ use http::{Client, HttpError};
 use partial::Partial;
 use receive::{Chunks, Ended, Job};
 pub use unpack::UnpackError;
-use write::Sparse;
+use write::Unpacked;
 
 /// Blocks that wait between two threads.
 const BLOCKS: usize = 8;
@@ -186,7 +186,7 @@ pub fn fetch(
     let (tell, told) = channel();
     // Dropped when the rest has ended: whoever waits to try again need not.
     let (going, stop) = channel::<()>();
-    let mut file = Sparse::new(into);
+    let mut file = Unpacked::new(into);
     thread::scope(|scope| {
         let job = Job {
             client,
@@ -232,7 +232,7 @@ pub fn fetch(
 
 /// Writes what comes until nothing more does, and tells how it goes.
 fn write_all(
-    file: &mut Sparse<'_>,
+    file: &mut Unpacked<'_>,
     unpacked: &Receiver<Vec<u8>>,
     told: &Receiver<Progress>,
     meter: &Meter,

@@ -2,17 +2,18 @@
 //! bring. The copy is sparse, since a template for Arm has 64 MiB and says little in them.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::base::ImageError;
 use super::data;
+use super::sparse::Sparse;
 use crate::cluster::{DataFormat, DiskFormat};
 use crate::folder::Incoming;
 
 /// The largest template that is taken; the largest known has 64 MiB.
 const LARGEST: u64 = 256 * 1024 * 1024;
-/// What is all zeros in steps of this many bytes is not written.
+/// Read at once, in bytes.
 const STEP: usize = 64 * 1024;
 
 /// Why a machine gets no variables.
@@ -62,21 +63,15 @@ pub fn make_vars(template: &Path, format: DiskFormat, vars: &Path) -> Result<Inc
     }
     let mut to = Incoming::beside(vars).map_err(write)?;
     let mut bytes = vec![0; STEP];
-    let mut at = 0;
+    let mut sparse = Sparse::new(&mut to.file);
     loop {
         let count = from.read(&mut bytes).map_err(read)?;
         if count == 0 {
             break;
         }
-        if bytes[..count].iter().any(|&byte| byte != 0) {
-            to.file
-                .seek(SeekFrom::Start(at))
-                .and_then(|_| to.file.write_all(&bytes[..count]))
-                .map_err(write)?;
-        }
-        at += count as u64;
+        sparse.write_all(&bytes[..count]).map_err(write)?;
     }
-    to.file.set_len(at).map_err(write)?;
+    sparse.finish().map_err(write)?;
     Ok(to)
 }
 

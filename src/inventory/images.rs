@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -16,7 +17,7 @@ use crate::image::pins::{Pin, PinError, Pins};
 use crate::image::source::Artifact;
 use crate::image::store::Store;
 use crate::plan::ImageFacts;
-use crate::state::record::{DiskRecord, KernelRecord};
+use crate::state::record::{BusRecord, DiskRecord, KernelRecord};
 
 /// What images are looked at with.
 struct Looking<'a> {
@@ -75,6 +76,7 @@ impl Looking<'_> {
             Some(DiskSource::Local(disk)) => Some(self.local(name, disk, hashing)?),
             Some(DiskSource::Remote(image)) => Some(self.remote(machine, image)?),
         };
+        let mut held = Vec::new();
         let kernel = match &machine.image {
             Image::Disk(_) => None,
             Image::Kernel {
@@ -91,9 +93,13 @@ impl Looking<'_> {
                             source,
                         })
                 };
+                let (kept, ram_disk) =
+                    (intern(kernel)?, initrd.as_deref().map(intern).transpose()?);
+                held.push(kept.held);
+                held.extend(ram_disk.iter().map(|it| Arc::clone(&it.held)));
                 let record = KernelRecord {
-                    kernel: intern(kernel)?.path,
-                    initrd: initrd.as_deref().map(intern).transpose()?.map(|it| it.path),
+                    kernel: kept.path,
+                    initrd: ram_disk.map(|it| it.path),
                     cmdline: cmdline.clone(),
                 };
                 Some((record, file_name(kernel)))
@@ -105,13 +111,16 @@ impl Looking<'_> {
         let known = disk.as_ref().and_then(|disk| disk.identity.clone());
         let disk = disk.map(|disk| DiskRecord {
             size: disk.base.virtual_size,
+            bus: BusRecord::default(),
             base: disk.base,
+            volume: None,
         });
         Ok(ImageFacts {
             identity: known.unwrap_or_else(|| image_identity(kernel.as_ref(), disk.as_ref())),
             kernel,
             disk,
             label: label.unwrap_or_default(),
+            held,
             download,
         })
     }

@@ -8,11 +8,15 @@ use ipnet::Ipv4Net;
 use kiln_arch::machine::IgnitionTransport;
 use sha2::{Digest, Sha256};
 
-use crate::cluster::{AccelWish, FirmwareWish, Machine, NetworkMode, Profile, RestartPolicy, Size};
+use crate::cluster::{
+    AccelWish, Cluster, FirmwareWish, Machine, Network, NetworkMode, Profile, ROOT_SERIAL,
+    RestartPolicy, Size,
+};
 use crate::host::distribution::Piece;
 use crate::host::firmware::{Firmware, Uefi};
 use crate::host::kvm::KvmState;
 use crate::host::qemu::Qemu;
+use crate::plan::volumes::{self, Owner};
 use crate::plan::{Action, HostFacts, ImageFacts, Inventory, Known, PlanError, Step};
 use crate::report::view::mode_word;
 use crate::state::record::{
@@ -173,30 +177,44 @@ pub(super) fn mebibytes(size: Size) -> u32 {
     u32::try_from(size.bytes() >> 20).unwrap_or(u32::MAX)
 }
 
-/// The overlay: as large as asked, else as it was, else as its base; it grows and never shrinks.
+/// The root disk: as large as asked, else as it was, else as its base; it grows and never shrinks.
 pub(super) fn disk(
     machine: &Machine,
     image: &ImageFacts,
     old: Option<&MachineRecord>,
+    inventory: &Inventory,
+    cluster: &ClusterRecord,
+    host: &HostFacts,
 ) -> Result<Option<DiskRecord>, PlanError> {
     let Some(base) = &image.disk else {
         return Ok(None);
     };
+    let group = volumes::group(inventory)?;
+    let uuid = host.files.uuid(machine.name.as_str());
+    let owner = Owner::new(cluster, &uuid, machine, ROOT_SERIAL);
+    let volume = group
+        .map(|group| volumes::root(group, inventory, &owner))
+        .transpose()?;
+    let rounded = |size| group.map_or(size, |group| group.rounded(size));
     let was = old
         .and_then(|old| old.disk.as_ref())
         .filter(|disk| disk.base == base.base)
         .map_or(base.size, |disk| disk.size);
-    if let Some(want) = machine.disk
-        && want.bytes() < was
+    let want = machine.disk.map(|want| rounded(want.bytes()));
+    if let (Some(asked), Some(want)) = (machine.disk, want)
+        && want < was
     {
         return Err(PlanError::DiskShrinks {
             machine: machine.name.to_string(),
-            want,
+            line: machine.line,
+            want: asked,
             least: Size::from_bytes(was),
         });
     }
     Ok(Some(DiskRecord {
-        size: machine.disk.map_or(was, Size::bytes),
+        size: want.unwrap_or_else(|| rounded(was)),
+        volume,
+        bus: machine.root_bus.into(),
         ..base.clone()
     }))
 }
@@ -272,14 +290,27 @@ pub(super) fn seed(cluster: &str, mode: ModeRecord, host: &HostFacts) -> String 
     }
 }
 
-/// How the machines get out: kept for the cluster's life, but for what is only a source of addresses.
+/// The cluster's domain: kept for its life, for it stands in configs and keys.
+pub(super) fn domain(cluster: &Cluster, kept: Option<&ClusterRecord>) -> Result<String, PlanError> {
+    let asked = format!("{}.{}", cluster.name, cluster.network.domain);
+    match kept {
+        Some(record) if record.domain != asked => Err(PlanError::NetworkMoved {
+            cluster: record.name.clone(),
+            kept: format!("the domain `{}`", record.domain),
+            asked: format!("`{asked}`"),
+        }),
+        Some(_) | None => Ok(asked),
+    }
+}
+
+/// How the machines get out, if the spec lets them: kept for the cluster's life, but for what is only a source of addresses.
 pub(super) fn way_out(
+    wish: &Network,
     mode: ModeRecord,
-    wish: &NetworkMode,
     kept: Option<&ClusterRecord>,
     host: &HostFacts,
 ) -> Result<WayOutRecord, PlanError> {
-    if let NetworkMode::Attach { bridge, leases } = wish {
+    if let NetworkMode::Attach { bridge, leases } = &wish.mode {
         let asked = bridge.to_string();
         if let Some(record) = kept
             && record.bridge() != Some(asked.as_str())
@@ -299,10 +330,24 @@ pub(super) fn way_out(
             leases: leases.clone(),
         });
     }
-    if let Some(record) = kept {
-        return Ok(record.way_out.clone());
+    let uplink = wish.uplink;
+    let word = |uplink| if uplink { "an uplink" } else { "no uplink" };
+    match kept {
+        Some(record) if uplink == (record.way_out == WayOutRecord::Nowhere) => {
+            Err(PlanError::NetworkMoved {
+                cluster: record.name.clone(),
+                kept: word(!uplink).to_owned(),
+                asked: word(uplink).to_owned(),
+            })
+        }
+        Some(record) => Ok(record.way_out.clone()),
+        None if uplink => Ok(new_way_out(mode, host)),
+        None => Ok(WayOutRecord::Nowhere),
     }
-    Ok(match mode {
+}
+
+fn new_way_out(mode: ModeRecord, host: &HostFacts) -> WayOutRecord {
+    match mode {
         ModeRecord::Fabric => WayOutRecord::Qemu,
         ModeRecord::Namespace if host.is_root => WayOutRecord::Host {
             link: host.files.host_link(),
@@ -312,7 +357,7 @@ pub(super) fn way_out(
             slirp4netns: host.slirp4netns.clone(),
         },
         ModeRecord::User | ModeRecord::Attach => WayOutRecord::Own,
-    })
+    }
 }
 
 /// Host ports: fixed ones must be free, others are chosen by the machine's name and kept.

@@ -5,8 +5,8 @@ use std::fmt;
 use super::Grown;
 use crate::cluster::{ROOT_SERIAL, Size};
 use crate::state::record::{
-    DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind, FirmwareRecord, KernelRecord,
-    MachineRecord, SectorRecord, TransportRecord,
+    BusRecord, DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind, FirmwareRecord,
+    KernelRecord, MachineRecord, SectorRecord, TransportRecord,
 };
 
 /// One thing that changed.
@@ -53,8 +53,9 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         data_disks,
         ignition: _,
         ignition_transport,
-        mac: _,
-        ip: _,
+        mac,
+        ip,
+        mtu,
         ports,
         restart,
         image,
@@ -93,10 +94,16 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         &new.disk.as_ref().map_or(String::new(), disk_text),
         // Where only the size differs the disk grows.
         match (disk, &new.disk) {
-            (Some(disk), Some(new)) if disk.base == new.base => Price::Live,
+            (Some(disk), Some(new)) if disk.base == new.base && group_of(disk) == group_of(new) => {
+                growth(disk.bus)
+            }
             (None | Some(_), None | Some(_)) => Price::Disk,
         },
     );
+    if let (Some(old), Some(new)) = (disk, &new.disk) {
+        let what = "bus of the root disk";
+        found.add(what, old.bus.name(), new.bus.name(), Price::Restart);
+    }
     found.data_disks(data_disks, &new.data_disks);
     found.add(
         "kernel",
@@ -129,12 +136,21 @@ pub(super) fn between(old: &MachineRecord, new: &MachineRecord) -> Vec<Differenc
         transport_text(new.ignition_transport),
         Price::Restart,
     );
+    found.add("MAC", mac, &new.mac, Price::Restart);
+    found.add(
+        "address",
+        &ip.to_string(),
+        &new.ip.to_string(),
+        Price::Restart,
+    );
+    let mtu_text = |mtu: Option<u16>| mtu.map_or_else(String::new, |mtu| mtu.to_string());
+    found.add("MTU", &mtu_text(*mtu), &mtu_text(new.mtu), Price::Restart);
     found.add("image", image, &new.image, disk_price);
     found.add(
         "ports",
         &ports_text(ports),
         &ports_text(&new.ports),
-        Price::Restart,
+        Price::Live,
     );
     found.add(
         "restart policy",
@@ -233,10 +249,16 @@ impl Found {
             _ => None,
         };
         let price = match keeps {
-            Some(_) => Price::Live,
+            Some(_) => growth(old.bus),
             None => Price::Restart,
         };
         self.add(what, &source_text(old), &source_text(new), price);
+        self.add(
+            &format!("{what}, bus"),
+            old.bus.name(),
+            new.bus.name(),
+            Price::Restart,
+        );
         self.add(
             &format!("{what}, sector"),
             sector_text(old.sector),
@@ -260,9 +282,27 @@ impl Found {
     }
 }
 
+/// What it takes until the guest sees that a disk has grown.
+fn growth(bus: BusRecord) -> Price {
+    match bus {
+        BusRecord::Virtio | BusRecord::Scsi => Price::Live,
+        // QEMU tells the guest of no other size of a namespace.
+        BusRecord::Nvme => Price::Restart,
+    }
+}
+
 fn disk_text(disk: &DiskRecord) -> String {
     let size = Size::from_bytes(disk.size);
-    format!("{size} on {}", disk.base.path.display())
+    let base = disk.base.path.display();
+    match &disk.volume {
+        None => format!("{size} on {base}"),
+        Some(volume) => format!("{size} of {base} in volume group {}", volume.group),
+    }
+}
+
+/// What counts of where a root disk is.
+fn group_of(disk: &DiskRecord) -> Option<&str> {
+    Some(disk.volume.as_ref()?.group_uuid.as_str())
 }
 
 fn sector_text(sector: SectorRecord) -> &'static str {

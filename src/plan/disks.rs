@@ -2,18 +2,25 @@
 
 use std::collections::BTreeSet;
 
-use super::{Inventory, Plan, PlanError};
-use crate::cluster::{DataSource, Machine, Size};
+use super::volumes::{self, Owner, VolumeFault};
+use super::{Action, GoneDisk, HostFacts, Inventory, Plan, PlanError};
+use crate::cluster::{DataSource, Machine, ROOT_SERIAL, Size};
 use crate::state::files::SCHEMA;
-use crate::state::record::{DataDiskRecord, DataSourceRecord, DisksRecord, MadeDiskRecord};
+use crate::state::record::{
+    ClusterRecord, DataDiskRecord, DataSourceRecord, DisksRecord, MachineRecord, MadeDiskRecord,
+    VolumeRecord,
+};
 
 /// The machine's data disks. One that was made before, for a machine of this name, is the same
 /// disk: it grows and never shrinks.
 pub(super) fn choose(
     machine: &Machine,
     inventory: &Inventory,
+    cluster: &ClusterRecord,
+    host: &HostFacts,
 ) -> Result<Vec<DataDiskRecord>, PlanError> {
     let name = machine.name.as_str();
+    let uuid = host.files.uuid(name);
     let mut chosen = Vec::new();
     for disk in &machine.disks {
         let serial = disk.serial.as_str();
@@ -23,19 +30,23 @@ pub(super) fn choose(
                     .disks
                     .as_ref()
                     .and_then(|made| made.find(name, serial));
+                let owner = Owner::new(cluster, &uuid, machine, serial);
+                let (want, volume) = place(*size, made, inventory, &owner)?;
                 if let Some(made) = made
-                    && size.bytes() < made.size
+                    && want < made.size
                 {
                     return Err(PlanError::DataDiskShrinks {
                         machine: name.to_owned(),
+                        line: machine.line,
                         serial: serial.to_owned(),
                         want: *size,
                         least: Size::from_bytes(made.size),
                     });
                 }
                 DataSourceRecord::Made {
-                    size: size.bytes(),
+                    size: want,
                     keep: *keep,
+                    volume: volume.map(Box::new),
                 }
             }
             DataSource::File {
@@ -51,11 +62,51 @@ pub(super) fn choose(
         };
         chosen.push(DataDiskRecord {
             serial: serial.to_owned(),
+            bus: disk.bus.into(),
             sector: disk.sector.into(),
             source,
         });
     }
     Ok(chosen)
+}
+
+/// How large the disk has to be, in bytes, and the volume that it is, if it is one. A disk stays
+/// where it was made, whatever the spec says of new ones.
+fn place(
+    size: Size,
+    made: Option<&MadeDiskRecord>,
+    inventory: &Inventory,
+    owner: &Owner<'_>,
+) -> Result<(u64, Option<VolumeRecord>), PlanError> {
+    let asked = size.bytes();
+    let volume = match made {
+        None => match volumes::group(inventory)? {
+            None => return Ok((asked, None)),
+            Some(group) => {
+                let volume = volumes::new(group, owner)?;
+                return Ok((group.rounded(asked), Some(volume)));
+            }
+        },
+        Some(made) => match &made.volume {
+            None => return Ok((asked, None)),
+            Some(volume) => volume,
+        },
+    };
+    let made = made.map_or(0, |made| made.size);
+    match volumes::group(inventory)? {
+        Some(group) if group.group.uuid == volume.group_uuid => {
+            Ok((group.rounded(asked), Some(volume.clone())))
+        }
+        // Only its group says what it may have been rounded to.
+        Some(_) | None if asked <= made => Ok((made, Some(volume.clone()))),
+        Some(_) | None => Err(VolumeFault::Elsewhere {
+            group: volume.group.clone(),
+            machine: owner.machine.to_owned(),
+            serial: owner.serial.to_owned(),
+            size: Size::from_bytes(made),
+        }
+        .into()),
+    }
 }
 
 /// Whether a disk has to be made for the machine.
@@ -67,6 +118,49 @@ pub(super) fn any_new(machine: &Machine, inventory: &Inventory) -> bool {
     machine.disks.iter().any(|disk| {
         matches!(disk.source, DataSource::Made { .. }) && made(disk.serial.as_str()).is_none()
     })
+}
+
+/// The disks of the machine that it had and that are no longer there.
+pub(super) fn gone(record: &MachineRecord, inventory: &Inventory) -> Vec<GoneDisk> {
+    let has = |serial: &str| {
+        serial == ROOT_SERIAL && record.disk.is_some()
+            || record.data_disks.iter().any(|disk| {
+                disk.serial == serial && matches!(disk.source, DataSourceRecord::Made { .. })
+            })
+    };
+    let gone = inventory.gone.iter();
+    gone.filter(|disk| disk.machine == record.name && has(&disk.serial))
+        .cloned()
+        .collect()
+}
+
+/// What `action` becomes when disks are made anew because they are gone: a new root disk is a
+/// new machine, and a machine that runs is started with another data disk.
+pub(super) fn made_anew(
+    gone: &[GoneDisk],
+    action: Action,
+    mut why: Vec<String>,
+) -> (Action, Vec<String>) {
+    if gone.is_empty() {
+        return (action, why);
+    }
+    for GoneDisk { serial, path, .. } in gone {
+        why.push(format!(
+            "its disk `{serial}` is gone, with what was on it: `{}`",
+            path.display()
+        ));
+    }
+    let has_root = gone.iter().any(|disk| disk.serial == ROOT_SERIAL);
+    let action = match action {
+        Action::Keep | Action::Change | Action::Restart | Action::Start if has_root => {
+            Action::Recreate
+        }
+        Action::Keep | Action::Change => Action::Restart,
+        Action::Create | Action::Recreate | Action::Restart | Action::Start | Action::Remove => {
+            action
+        }
+    };
+    (action, why)
 }
 
 /// What a machine that leaves the spec loses and keeps, in words.
@@ -94,35 +188,53 @@ pub(super) fn on_removal(name: &str, has_root: bool, disks: Option<&DisksRecord>
 
 impl Plan {
     /// The list as it has to be before a disk is made: the new ones are in it, and the others are
-    /// as large as they were.
+    /// as they were.
     pub fn disks_begun(&self) -> Option<DisksRecord> {
-        self.disks(|before, _| before)
+        self.disks(|disk, wanted| disk.keep = wanted.keep)
     }
 
     /// The list when all is done.
     pub fn disks_done(&self) -> Option<DisksRecord> {
-        self.disks(|_, after| after)
+        self.disks(|disk, wanted| {
+            *disk = MadeDiskRecord {
+                is_made: true,
+                ..wanted
+            };
+        })
     }
 
-    fn disks(&self, size: impl Fn(u64, u64) -> u64) -> Option<DisksRecord> {
+    fn disks(&self, becomes: impl Fn(&mut MadeDiskRecord, MadeDiskRecord)) -> Option<DisksRecord> {
         let mut record = self.disks_before.clone().unwrap_or_else(|| DisksRecord {
             schema: SCHEMA,
             spec: self.cluster.spec.clone(),
             disks: Vec::new(),
         });
         for wanted in self.made() {
-            let same = |disk: &&mut MadeDiskRecord| {
+            let same = |disk: &MadeDiskRecord| {
                 disk.machine == wanted.machine && disk.serial == wanted.serial
             };
-            match record.disks.iter_mut().find(same) {
-                Some(disk) => {
-                    disk.size = size(disk.size, wanted.size);
-                    disk.keep = wanted.keep;
-                }
-                None => record.disks.push(wanted),
-            }
+            let index = record.disks.iter().position(same).unwrap_or_else(|| {
+                record.disks.push(wanted.clone());
+                record.disks.len() - 1
+            });
+            becomes(&mut record.disks[index], wanted);
         }
         (!record.disks.is_empty()).then_some(record)
+    }
+
+    /// Which disks of which machines are larger when this plan is done, in words.
+    pub fn growth(&self) -> Vec<String> {
+        let steps = self.steps.iter().filter(|step| match step.action {
+            Action::Change | Action::Start | Action::Restart => true,
+            Action::Keep | Action::Recreate | Action::Create | Action::Remove => false,
+        });
+        let grown = steps.flat_map(|step| step.grown.iter().map(|disk| (&step.name, disk)));
+        grown
+            .map(|(machine, disk)| {
+                let size = Size::from_bytes(disk.size);
+                format!("disk `{}` of {machine} has grown to {size}", disk.serial)
+            })
+            .collect()
     }
 
     /// The disks that are made for this plan: machine and serial.
@@ -143,12 +255,14 @@ impl Plan {
             record
                 .data_disks
                 .iter()
-                .filter_map(|disk| match disk.source {
-                    DataSourceRecord::Made { size, keep } => Some(MadeDiskRecord {
+                .filter_map(|disk| match &disk.source {
+                    DataSourceRecord::Made { size, keep, volume } => Some(MadeDiskRecord {
                         machine: record.name.clone(),
                         serial: disk.serial.clone(),
-                        size,
-                        keep,
+                        size: *size,
+                        keep: *keep,
+                        volume: volume.as_deref().cloned(),
+                        is_made: false,
                     }),
                     DataSourceRecord::File { .. } => None,
                 })

@@ -20,6 +20,12 @@ impl fmt::Display for Plan {
             write!(f, ", {subnet}")?;
         }
         writeln!(f)?;
+        for what in &self.network {
+            writeln!(f, "  {:<9} network: {what} (while it runs)", "change")?;
+        }
+        if let Some(group) = self.volume_group() {
+            writeln!(f, "  disks are volumes of group {group}")?;
+        }
         for step in &self.steps {
             write!(f, "  {:<9} {}", step.action.word(), step.name)?;
             if let Some(record) = &step.record {
@@ -47,6 +53,10 @@ pub struct PlanView {
     /// Absent, as a machine's address, where another one gives addresses.
     pub subnet: Option<Ipv4Net>,
     pub changes: bool,
+    /// What changes of what the machines are told of their network.
+    pub network: Vec<&'static str>,
+    /// Where disks are logical volumes: their group.
+    pub volume_group: Option<String>,
     pub machines: Vec<StepView>,
 }
 
@@ -62,11 +72,19 @@ pub struct StepView {
 }
 
 impl Plan {
+    fn volume_group(&self) -> Option<&str> {
+        let records = self.steps.iter().filter_map(|step| step.record.as_ref());
+        let mut volumes = records.flat_map(|record| record.volumes());
+        volumes.next().map(|(_, volume)| volume.group.as_str())
+    }
+
     pub fn view(&self) -> PlanView {
         PlanView {
             cluster: self.cluster.name.clone(),
             subnet: self.cluster.own_subnet(),
             changes: !self.is_settled(),
+            network: self.network.clone(),
+            volume_group: self.volume_group().map(str::to_owned),
             machines: self
                 .steps
                 .iter()

@@ -181,6 +181,17 @@ impl Report {
         }
     }
 
+    /// [`Report::note`] for another thread. What is drawn on a terminal is left where it is.
+    pub fn noter(&self) -> impl Fn(&str) + Send + 'static {
+        let Report { quiet, stderr, .. } = *self;
+        let above = if self.is_live() { "\n" } else { "" };
+        move |text| {
+            if !quiet {
+                tell(&format!("{above}{}", note(stderr, text)));
+            }
+        }
+    }
+
     /// Whether progress is drawn over and over, rather than written line after line.
     pub fn is_live(&self) -> bool {
         matches!(self.progress, Mode::Live(_))

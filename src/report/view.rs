@@ -16,8 +16,8 @@ use crate::report::style::{Paint, Style};
 use crate::report::table::{Cell, table};
 use crate::state::layout::{DisksFiles, MachineFiles};
 use crate::state::record::{
-    AccelRecord, ClusterRecord, DataSourceRecord, DisksRecord, MachineRecord, ModeRecord,
-    PortRecord, SeenRecord, StateRecord,
+    AccelRecord, BusRecord, ClusterRecord, DataSourceRecord, DisksRecord, MachineRecord,
+    ModeRecord, PortRecord, SeenRecord, StateRecord, WayOutRecord,
 };
 use crate::supervisor::protocol::{ClusterStatus, MachineStatus};
 
@@ -45,6 +45,8 @@ pub struct NetworkView {
     pub uplink: String,
     /// What is wrong with it as a whole, a sentence each.
     pub notes: Vec<String>,
+    /// Whether there is none on purpose.
+    pub isolated: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -90,6 +92,7 @@ pub struct DiskView {
     /// As the guest sees it, in bytes.
     pub size: u64,
     pub path: PathBuf,
+    pub bus: BusRecord,
     pub readonly: bool,
     /// Whether it outlives `down`.
     pub keep: bool,
@@ -154,6 +157,7 @@ impl NetworkView {
             domain: record.domain.clone(),
             uplink: status.uplink.clone(),
             notes: status.notes.clone(),
+            isolated: record.way_out == WayOutRecord::Nowhere,
         }
     }
 }
@@ -163,14 +167,22 @@ impl DiskView {
         let root = record.disk.iter().map(|disk| DiskView {
             serial: ROOT_SERIAL.to_owned(),
             size: disk.size,
-            path: files.disk(),
+            path: match &disk.volume {
+                Some(volume) => volume.path(),
+                None => files.disk(),
+            },
+            bus: disk.bus,
             readonly: false,
             keep: false,
         });
         let data = record.data_disks.iter().map(|disk| {
             let (path, readonly, keep) = match &disk.source {
-                DataSourceRecord::Made { keep, .. } => {
-                    (files.data_disk(&disk.serial), false, *keep)
+                DataSourceRecord::Made { keep, volume, .. } => {
+                    let path = match volume {
+                        Some(volume) => volume.path(),
+                        None => files.data_disk(&disk.serial),
+                    };
+                    (path, false, *keep)
                 }
                 DataSourceRecord::File { path, readonly, .. } => (path.clone(), *readonly, true),
             };
@@ -178,6 +190,7 @@ impl DiskView {
                 serial: disk.serial.clone(),
                 size: disk.size(),
                 path,
+                bus: disk.bus,
                 readonly,
                 keep,
             }
@@ -193,7 +206,10 @@ impl KeptDiskView {
             machine: disk.machine.clone(),
             serial: disk.serial.clone(),
             size: disk.size,
-            path: files.disk(&disk.machine, &disk.serial),
+            path: match &disk.volume {
+                Some(volume) => volume.path(),
+                None => files.disk(&disk.machine, &disk.serial),
+            },
             keep: disk.keep,
         });
         disks.collect()
@@ -357,13 +373,21 @@ impl ClusterView {
         table(style, ["NAME", "ADDRESS", "SOURCE", "RESERVED"], &rows)
     }
 
-    /// What is weaker or worse than a user would think: each is told in `up` and `ps`.
+    /// What is weaker or worse than a user would think, for `ps`.
     pub fn notes(&self) -> Vec<String> {
+        let mut notes = self.weaker();
+        notes.extend(self.troubles());
+        notes
+    }
+
+    /// What is weaker than a user would think, as long as the machines are what they are: told by
+    /// the `up` that starts any.
+    pub fn weaker(&self) -> Vec<String> {
         let mut notes = Vec::new();
         let NetworkView {
             mode,
             reason,
-            uplink,
+            isolated,
             ..
         } = &self.network;
         // Nothing is better than `namespace`, so there is nothing to be told of it.
@@ -373,13 +397,8 @@ impl ClusterView {
         if !reason.is_empty() && *mode != ModeRecord::Namespace {
             notes.push(format!("the network is `{}`: {reason}", mode_word(*mode)));
         }
-        if !uplink.is_empty() {
-            notes.push(format!("the way out to the world is not open: {uplink}"));
-        }
-        notes.extend(self.network.notes.iter().cloned());
-        for machine in &self.machines {
-            let of = |note| format!("{}: {note}", machine.name);
-            notes.extend(machine.notes.iter().map(of));
+        if *isolated {
+            notes.push("the network has no uplink: the machines reach each other only".to_owned());
         }
         // What the spec asks for in so many words is told too: few know what emulation weakens.
         let emulated: Vec<&str> = self.emulated().map(|(name, _)| name).collect();
@@ -388,6 +407,21 @@ impl ClusterView {
                 "{} emulated (tcg): slow, and outside QEMU's security promise",
                 these_are(&emulated)
             ));
+        }
+        notes
+    }
+
+    /// What does not work now.
+    pub fn troubles(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        let uplink = &self.network.uplink;
+        if !uplink.is_empty() {
+            notes.push(format!("the way out to the world is not open: {uplink}"));
+        }
+        notes.extend(self.network.notes.iter().cloned());
+        for machine in &self.machines {
+            let of = |note| format!("{}: {note}", machine.name);
+            notes.extend(machine.notes.iter().map(of));
         }
         for disk in &self.kept_disks {
             let how = if disk.keep { " --remove-disks" } else { "" };

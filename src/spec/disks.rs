@@ -5,21 +5,22 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
-use kiln_arch::machine::Sector;
+use kiln_arch::Arch;
+use kiln_arch::machine::{DiskBus, Sector};
 
-use super::document::Node;
+use super::document::{Node, Value};
 use super::error::{Fault, Place};
 use super::fields::{self, Fields, Keys};
 use super::files::{self, Folders};
 use super::group::{DISK_LEAST, DISK_MOST, PlacedMachine};
 use super::image;
 use crate::cluster::{
-    DataDisk, DataFormat, DataSource, DiskFormat, DiskImage, DiskSource, Image, Serial,
+    DataDisk, DataFormat, DataSource, DiskFormat, DiskImage, DiskSource, Image, Serial, Size,
 };
 
 const KEYS: Keys = Keys {
     known: &[
-        "size", "serial", "keep", "sector", "file", "format", "readonly",
+        "size", "serial", "keep", "bus", "sector", "file", "format", "readonly",
     ],
     not_built: &[],
 };
@@ -27,11 +28,80 @@ const KEYS: Keys = Keys {
 /// Data disks of a machine at most: the smallest board has 30 slots for all its devices.
 const COUNT_LIMIT: usize = 16;
 
+/// A root disk as the spec has it: `20GiB`, or a map.
+#[derive(Debug)]
+pub(super) struct RootDisk {
+    pub(super) size: Option<Size>,
+    pub(super) bus: DiskBus,
+}
+
+impl Default for RootDisk {
+    fn default() -> RootDisk {
+        RootDisk {
+            size: None,
+            bus: DiskBus::Virtio,
+        }
+    }
+}
+
+/// Reads `disk:` of a group whose machines boot from `image`.
+pub(super) fn root(
+    node: Node,
+    key: &str,
+    owner: &str,
+    arch: Arch,
+    image: &Image,
+) -> Result<RootDisk, Fault> {
+    if image.disk().is_none() {
+        let why = "the image has no disk that could grow";
+        return Err(Fault::bad_value(node.place, key, why));
+    }
+    let size = |node: &Node, key: &str| fields::size(node, key, DISK_LEAST, DISK_MOST);
+    if !matches!(node.value, Value::Map(_)) {
+        return Ok(RootDisk {
+            size: Some(size(&node, key)?),
+            ..RootDisk::default()
+        });
+    }
+    let keys = Keys {
+        known: &["size", "bus"],
+        not_built: &[],
+    };
+    let mut fields = Fields::new(node, format!("the root disk of {owner}"), keys)?;
+    let size = fields.take_as("size", |node, key| size(&node, key))?;
+    let bus = fields.take_as("bus", |node, key| {
+        let place = node.place;
+        let bus = bus(node, key, arch)?;
+        let by_firmware = matches!(image, Image::Disk(_));
+        if bus == DiskBus::Nvme && by_firmware && !arch.boots_nvme() {
+            let why = format!("the firmware of {arch} machines boots from no NVMe disk");
+            return Err(Fault::bad_value(place, key, why).hint("write `virtio` or `scsi`"));
+        }
+        Ok(bus)
+    })?;
+    Ok(RootDisk {
+        size,
+        bus: bus.unwrap_or(DiskBus::Virtio),
+    })
+}
+
+fn bus(node: Node, key: &str, arch: Arch) -> Result<DiskBus, Fault> {
+    let place = node.place;
+    let buses = [DiskBus::Virtio, DiskBus::Nvme, DiskBus::Scsi];
+    let bus = fields::choice(node, key, &buses.map(|bus| (bus.name(), bus)), &[])?;
+    if bus == DiskBus::Nvme && !arch.has_nvme() {
+        let why = format!("{arch} machines have no NVMe disks");
+        return Err(Fault::bad_value(place, key, why).hint("write `virtio` or `scsi`"));
+    }
+    Ok(bus)
+}
+
 /// Reads `disks:` of a group of `machines` machines, and looks whether its files are there.
 pub(super) fn disks(
     node: Node,
     key: &str,
     owner: &str,
+    arch: Arch,
     machines: usize,
     folders: Folders<'_>,
 ) -> Result<Vec<DataDisk>, Fault> {
@@ -50,7 +120,7 @@ pub(super) fn disks(
     let mut disks: Vec<DataDisk> = Vec::new();
     for (index, node) in (1..).zip(nodes) {
         let place = node.place;
-        let disk = disk(node, index, owner, folders)?;
+        let disk = disk(node, index, owner, arch, folders)?;
         if disks.iter().any(|other| other.serial == disk.serial) {
             return Err(Fault::bad_value(
                 place,
@@ -80,7 +150,13 @@ pub(super) fn disks(
     Ok(disks)
 }
 
-fn disk(node: Node, index: u16, owner: &str, folders: Folders<'_>) -> Result<DataDisk, Fault> {
+fn disk(
+    node: Node,
+    index: u16,
+    owner: &str,
+    arch: Arch,
+    folders: Folders<'_>,
+) -> Result<DataDisk, Fault> {
     let place = node.place;
     let mut fields = Fields::new(node, format!("disk {index} of {owner}"), KEYS)?;
     let serial = match fields.take("serial") {
@@ -99,6 +175,7 @@ fn disk(node: Node, index: u16, owner: &str, folders: Folders<'_>) -> Result<Dat
         let place = node.place;
         Ok((place, fields::size(&node, key, DISK_LEAST, DISK_MOST)?))
     })?;
+    let bus = fields.take_as("bus", |node, key| bus(node, key, arch))?;
     let sector = fields
         .take_as("sector", |node, key| {
             let words = [("512", Sector::Bytes512), ("4096", Sector::Bytes4096)];
@@ -166,6 +243,7 @@ fn disk(node: Node, index: u16, owner: &str, folders: Folders<'_>) -> Result<Dat
     };
     Ok(DataDisk {
         serial,
+        bus: bus.unwrap_or(DiskBus::Virtio),
         sector,
         source,
     })

@@ -11,9 +11,11 @@ use super::document::{Key, Node, Value};
 use super::error::{Fault, Place, Problem};
 use super::fields::{self, Fields, Keys};
 use super::files::{self, Folders};
+use super::fixed::{self, PlacedFixed};
 use super::image::{self, PlacedImage};
 use super::load::Scale;
 use super::port::{self, PlacedPort};
+use super::stream;
 use super::suggest;
 use super::warning::SpecWarning;
 use crate::cluster::{
@@ -25,6 +27,7 @@ const KEYS: Keys = Keys {
     known: &[
         "count", "names", "image", "arch", "accel", "cpus", "memory", "disk", "disks", "ignition",
         "template", "vars", "profile", "ports", "firmware", "graphics", "restart", "tpm",
+        "address", "mac",
     ],
     not_built: &[
         (
@@ -63,6 +66,7 @@ pub(super) struct PlacedGroup {
     pub(super) machines: Vec<PlacedMachine>,
     /// How many they are, where [`Scale`] says other than the spec.
     pub(super) scaled: Option<u16>,
+    pub(super) fixed: Vec<PlacedFixed>,
 }
 
 /// A machine, and where the spec names it and its published ports.
@@ -98,8 +102,18 @@ pub(super) fn group(
     let Names {
         machines: names,
         scaled,
+        most,
     } = names(key, &group, &mut fields, defaults.scale, warnings)?;
-    let PlacedImage { image, transport } = match fields.take_as("image", |node, key| {
+    let is_known = |name: &str| {
+        let of_count = |count| (1..=count).any(|index| name == format!("{group}-{index}"));
+        names.iter().any(|(_, known)| known.as_str() == name) || most.is_some_and(of_count)
+    };
+    let fixed = fixed::fixed(&mut fields, &group, &is_known)?;
+    let PlacedImage {
+        image,
+        place,
+        transport,
+    } = match fields.take_as("image", |node, key| {
         image::image(node, key, &owner, folders, warnings)
     })? {
         Some(image) => image,
@@ -110,6 +124,7 @@ pub(super) fn group(
         })?,
     };
     let arch = fields.take_as("arch", arch)?.unwrap_or(defaults.arch);
+    stream::refuse_arch(&image, place, arch)?;
     refuse_transport(transport, arch)?;
     let firmware = fields
         .take_as("firmware", |node, key| firmware(node, key, arch))?
@@ -141,18 +156,11 @@ pub(super) fn group(
         Ok(size)
     })?;
     let disk = fields.take_as("disk", |node, key| {
-        let place = node.place;
-        if image.disk().is_none() {
-            return Err(Fault::bad_value(
-                place,
-                key,
-                "the image has no disk that could grow",
-            ));
-        }
-        fields::size(&node, key, DISK_LEAST, DISK_MOST)
+        disks::root(node, key, &owner, arch, &image)
     })?;
+    let root = disk.unwrap_or_default();
     let disks = fields.take_as("disks", |node, key| {
-        disks::disks(node, key, &owner, names.len(), folders)
+        disks::disks(node, key, &owner, arch, names.len(), folders)
     })?;
     let ignition = ignition(&mut fields, folders)?;
     let vars = vars(&mut fields, &group, ignition.as_ref(), warnings)?;
@@ -196,7 +204,8 @@ pub(super) fn group(
         cpus: cpus.and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MIN),
         memory: memory.unwrap_or(MEMORY_DEFAULT),
         image: image.clone(),
-        disk,
+        disk: root.size,
+        root_bus: root.bus,
         disks: disks.clone().unwrap_or_default(),
         ignition: ignition.clone(),
         vars: vars.clone(),
@@ -218,6 +227,7 @@ pub(super) fn group(
     Ok(PlacedGroup {
         machines,
         scaled,
+        fixed,
         name: group,
     })
 }
@@ -241,6 +251,8 @@ struct Names {
     machines: Vec<(Place, MachineName)>,
     /// How many they are, where [`Scale`] says other than the spec.
     scaled: Option<u16>,
+    /// How many they are or will be again, where they are counted.
+    most: Option<u16>,
 }
 
 /// The names of the group's machines, by `count`, `names` or neither.
@@ -288,12 +300,18 @@ fn names(
                 Ok((key.place, name))
             })
             .collect::<Result<_, Fault>>()?;
-        return Ok(Names { machines, scaled });
+        let most = Some(count.max(scaled.unwrap_or(0)));
+        return Ok(Names {
+            machines,
+            scaled,
+            most,
+        });
     }
     let Some(node) = names else {
         return Ok(Names {
             machines: vec![(key.place, group.clone())],
             scaled: None,
+            most: None,
         });
     };
     let machines = fields::list(node, "names")?
@@ -307,6 +325,7 @@ fn names(
     Ok(Names {
         machines,
         scaled: None,
+        most: None,
     })
 }
 

@@ -12,6 +12,7 @@ use super::document::{Node, Value};
 use super::error::{Fault, Place};
 use super::fields::{self, Fields, Keys};
 use super::files::{self, Folders};
+use super::stream;
 use super::suggest;
 use super::warning::SpecWarning;
 use crate::cluster::remote::{Address, RemoteImage, Source};
@@ -44,6 +45,7 @@ const IMAGE_KEYS: Keys = Keys {
 #[derive(Debug, Clone)]
 pub(super) struct PlacedImage {
     pub(super) image: Image,
+    pub(super) place: Place,
     pub(super) transport: Option<(Place, IgnitionTransport)>,
 }
 
@@ -55,8 +57,10 @@ pub(super) fn image(
     folders: Folders<'_>,
     warnings: &mut Vec<SpecWarning>,
 ) -> Result<PlacedImage, Fault> {
+    let place = node.place;
     if !matches!(node.value, Value::Map(_)) {
         return Ok(PlacedImage {
+            place,
             image: Image::Disk(disk(node, key, owner, folders, warnings)?),
             transport: None,
         });
@@ -71,6 +75,7 @@ pub(super) fn image(
         fields::choice(node, key, &words, &[]).map(|transport| (place, transport))
     })?;
     Ok(PlacedImage {
+        place,
         image: described(fields, key, folders, warnings)?,
         transport,
     })
@@ -217,6 +222,7 @@ fn located(
     let text = fields::text(node, key)?;
     if let Some(source) = Source::named(&text) {
         let source = source.map_err(|error| Fault::bad_value(place, key, error))?;
+        stream::refuse_misspelled(&source, place, key)?;
         return named(source, place, key, &said).map(DiskSource::Remote);
     }
     if ["https:", "http:"]
@@ -225,6 +231,7 @@ fn located(
     {
         return address(&text, place, key, said).map(DiskSource::Remote);
     }
+    stream::refuse_slip(&text, place, key)?;
     let path = folders.resolve(place, key, &text)?;
     let image = DiskImage {
         format: known_format(place, key, &path, said.format)?,

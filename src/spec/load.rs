@@ -12,13 +12,17 @@ use super::document::{self, Node, Value};
 use super::error::{Fault, Place, Problem, SpecError};
 use super::fields::{self, Fields, Keys};
 use super::files::{self, FileError, Folders};
+use super::fixed;
 use super::group::{self, Defaults};
 use super::image;
 use super::network;
 use super::port;
+use super::storage;
 use super::suggest;
+use super::told;
 use super::warning::SpecWarning;
-use crate::cluster::{Cluster, ClusterName, MachineName, Network, NetworkMode, Size};
+use crate::cluster::told::Told;
+use crate::cluster::{Cluster, ClusterName, DOMAIN, MachineName, Network, NetworkMode, Size};
 use crate::keys;
 
 /// More than any spec has; hostile files end here.
@@ -29,14 +33,13 @@ const KEY_FILE_LIMIT: Size = Size::from_mib(1);
 const PREFIX_LENGTHS: std::ops::RangeInclusive<u8> = 8..=29;
 
 const KEYS: Keys = Keys {
-    known: &["cluster", "image", "network", "ssh", "machines"],
-    not_built: &[(
-        "storage",
-        "leave it out; disks are files in kiln's state folder",
-    )],
+    known: &["cluster", "image", "network", "storage", "ssh", "machines"],
+    not_built: &[],
 };
 const NETWORK_KEYS: Keys = Keys {
-    known: &["mode", "subnet", "leases"],
+    known: &[
+        "mode", "subnet", "leases", "uplink", "domain", "mtu", "dns", "hosts", "routes",
+    ],
     not_built: &[],
 };
 const SSH_KEYS: Keys = Keys {
@@ -161,12 +164,21 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
     let image = fields.take_as("image", |node, key| {
         image::image(node, key, "the spec", folders, &mut warnings)
     })?;
-    let network = match fields.take("network") {
-        Some(node) => network(node, folders, &mut warnings)?,
+    let mut named = Vec::new();
+    let mut network = match fields.take("network") {
+        Some(node) => network(node, folders, &mut named, &mut warnings)?,
         None => Network {
             mode: NetworkMode::Auto,
             subnet: None,
+            uplink: true,
+            domain: DOMAIN.to_owned(),
+            told: Told::default(),
+            fixed: BTreeMap::new(),
         },
+    };
+    let volume_group = match fields.take("storage") {
+        Some(node) => Some(storage::storage(node)?),
+        None => None,
     };
     let authorized_keys = match fields.take("ssh") {
         Some(node) => public_keys(node, folders)?,
@@ -199,12 +211,16 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
     };
     let mut machines = Vec::new();
     let mut scale = BTreeMap::new();
+    let mut fixed = Vec::new();
     for (key, node) in groups {
         let group = group::group(&key, node, defaults, &mut warnings)?;
         scale.extend(group.scaled.map(|count| (group.name, count)));
+        fixed.extend(group.fixed);
         machines.extend(group.machines);
     }
     group::refuse_duplicates(&machines)?;
+    network.fixed = fixed::settle(fixed, network.subnet)?;
+    told::settle(&network, name.as_str(), &named, &machines)?;
     port::refuse_clashes(&machines)?;
     disks::refuse_shared_files(&machines)?;
     Ok(Loaded {
@@ -213,6 +229,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
             spec: spec.to_owned(),
             folder: folder.to_owned(),
             network,
+            volume_group,
             authorized_keys,
             scale,
             machines: machines.into_iter().map(|placed| placed.machine).collect(),
@@ -235,11 +252,14 @@ fn unknown_group(group: &MachineName, groups: &[(document::Key, Node)]) -> Fault
     }
 }
 
+/// `named` gets the places of the names of `hosts`.
 fn network(
     node: Node,
     folders: Folders<'_>,
+    named: &mut Vec<Place>,
     warnings: &mut Vec<SpecWarning>,
 ) -> Result<Network, Fault> {
+    let place = node.place;
     let mut fields = Fields::new(node, "`network`".to_owned(), NETWORK_KEYS)?;
     let leases = fields.take("leases");
     let mode = fields.take_as("mode", |node, key| network::mode(node, key))?;
@@ -257,7 +277,20 @@ fn network(
         }
         Ok(subnet)
     })?;
-    Ok(Network { mode, subnet })
+    network::refuse_what_is_not_told(&mode, &mut fields)?;
+    let uplink = fields.take_as("uplink", |node, key| fields::boolean(&node, key))?;
+    let domain = fields.take_as("domain", told::domain)?;
+    let (told, names) = told::told(&mut fields, uplink == Some(false))?;
+    told::refuse_far_routes(place, &told.routes, subnet)?;
+    named.extend(names);
+    Ok(Network {
+        mode,
+        subnet,
+        uplink: uplink.unwrap_or(true),
+        domain: domain.unwrap_or_else(|| DOMAIN.to_owned()),
+        told,
+        fixed: BTreeMap::new(),
+    })
 }
 
 fn subnet(place: Place, text: &str) -> Result<Ipv4Net, Fault> {

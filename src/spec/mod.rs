@@ -16,13 +16,17 @@ mod error;
 mod fields;
 mod files;
 mod find;
+mod fixed;
 mod group;
 mod image;
 mod init;
 mod load;
 mod network;
 mod port;
+mod storage;
+mod stream;
 mod suggest;
+mod told;
 mod warning;
 
 #[cfg(test)]

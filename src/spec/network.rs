@@ -80,3 +80,22 @@ pub(super) fn with_leases(
         leases: Some(path),
     })
 }
+
+/// Where kiln serves no DHCP, DNS or way out, nothing of it can be said.
+pub(super) fn refuse_what_is_not_told(
+    mode: &NetworkMode,
+    fields: &mut Fields,
+) -> Result<(), Fault> {
+    let who = match mode {
+        NetworkMode::Auto | NetworkMode::Namespace | NetworkMode::Fabric => return Ok(()),
+        NetworkMode::User => "QEMU",
+        NetworkMode::Attach { .. } => "whoever owns the bridge",
+    };
+    for key in ["uplink", "mtu", "dns", "hosts", "routes"] {
+        if let Some(node) = fields.take(key) {
+            let why = format!("{who} says that in this `mode`, and not kiln");
+            return Err(Fault::bad_value(node.place, key, why).hint("leave it out"));
+        }
+    }
+    Ok(())
+}

@@ -128,6 +128,35 @@ fn names(loaded: &Loaded) -> Vec<&str> {
 }
 
 #[test]
+fn machines_have_the_places_that_the_spec_names() {
+    let folder = Folder::new();
+    let spec = |said: &[(&str, u16)]| {
+        let text = "cluster: demo\nimage: disk.qcow2\n\
+            network: {subnet: 10.80.1.0/24, uplink: false}\nmachines:\n  \
+            alone: {address: 10.80.1.20, mac: \"52:54:00:AA:00:01\"}\n  \
+            node: {count: 2, address: {node-1: 10.80.1.4, node-2: 10.80.1.5}}\n  \
+            other: {names: [x, y], mac: {y: \"52:54:00:aa:00:02\"}}\n";
+        folder.load(text.as_bytes(), said).unwrap().cluster
+    };
+    let cluster = spec(&[]);
+    assert!(!cluster.network.uplink);
+    let told: Vec<String> = cluster
+        .network
+        .fixed
+        .iter()
+        .map(|(name, fixed)| format!("{name} {:?} {:?}", fixed.ip, fixed.mac))
+        .collect();
+    expect![[r#"
+        alone Some(10.80.1.20) Some(MacAddr6([82, 84, 0, 170, 0, 1]))
+        node-1 Some(10.80.1.4) None
+        node-2 Some(10.80.1.5) None
+        y None Some(MacAddr6([82, 84, 0, 170, 0, 2]))"#]]
+    .assert_eq(&told.join("\n"));
+    // A machine that scaling leaves out keeps its place.
+    assert_eq!(spec(&[("node", 1)]).network.fixed.len(), 4);
+}
+
+#[test]
 fn a_full_group_is_read() {
     let loaded = loaded(
         "cluster: demo
@@ -141,8 +170,8 @@ machines:
     accel: tcg
     cpus: 2
     memory: 2GiB
-    disk: 20GiB
-    disks: [{size: 5GiB, serial: db, keep: true}, {size: 1GiB, sector: 4096}, {file: disk.iso, format: raw, readonly: true}]
+    disk: {size: 20GiB, bus: nvme}
+    disks: [{size: 5GiB, serial: db, keep: true}, {size: 1GiB, bus: scsi, sector: 4096}, {file: disk.iso, format: raw, readonly: true}]
     ignition: node.ign.j2
     vars: {role: worker, deep: [1, {a: yes}]}
     profile: none

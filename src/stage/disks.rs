@@ -7,6 +7,7 @@ use crate::cluster::{DataFormat, ROOT_SERIAL, Size};
 use crate::image::ImageError;
 use crate::image::data;
 use crate::image::overlay::{self, OverlayError};
+use crate::lvm::program::Lvm;
 use crate::state::disks;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{ClusterFiles, MachineFiles};
@@ -39,7 +40,10 @@ pub(super) fn make(
     own: &MachineFiles,
 ) -> Result<(), Box<DataDiskError>> {
     for disk in &record.data_disks {
-        let DataSourceRecord::Made { size, .. } = disk.source else {
+        let DataSourceRecord::Made {
+            size, volume: None, ..
+        } = disk.source
+        else {
             continue;
         };
         let path = own.data_disk(&disk.serial);
@@ -82,6 +86,7 @@ pub(super) fn take_back(
     files: &ClusterFiles,
     new: &BTreeSet<(String, String)>,
     may_stay: bool,
+    lvm: &Lvm,
 ) -> Result<(), StateError> {
     let own = files.disks();
     let Some(record) = disks::load(&own)? else {
@@ -98,7 +103,7 @@ pub(super) fn take_back(
             Err(_) => true,
         }
     };
-    disks::remove(&own, record, |disk| {
+    disks::remove(&own, record, lvm, |disk| {
         let key = (disk.machine.clone(), disk.serial.clone());
         new.contains(&key) && !has(&disk.machine, &disk.serial)
     })

@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use crate::cluster::{MachineName, Serial};
 use crate::folder::{self, FolderError};
+use crate::lvm::program::Lvm;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{DISKS_ENDING, DisksFiles, Roots};
-use crate::state::record::{DisksRecord, MadeDiskRecord};
+use crate::state::ledger;
+use crate::state::record::{DisksRecord, MadeDiskRecord, VolumeRecord};
 
 /// Why the list of disks cannot be kept.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +48,33 @@ pub fn save(files: &DisksFiles, record: &DisksRecord) -> Result<(), DisksError> 
     files::save(&files.record(), record)?;
     for disk in &record.disks {
         folder::make_private(&files.machine(&disk.machine))?;
+        if let Some(volume) = &disk.volume {
+            // Tells a person, and keeps the folder, should the list be lost.
+            files::save(&files.volume(&disk.machine, &disk.serial), volume)?;
+        }
     }
     Ok(())
+}
+
+/// Writes down the volume that a listed disk is to be, or was made.
+///
+/// # Errors
+/// [`DisksError`]; the list is then the old one.
+pub fn note_volume(
+    files: &DisksFiles,
+    machine: &str,
+    serial: &str,
+    volume: &VolumeRecord,
+) -> Result<(), DisksError> {
+    let Some(mut record) = load(files)? else {
+        return Ok(());
+    };
+    for disk in &mut record.disks {
+        if disk.machine == machine && disk.serial == serial {
+            disk.volume = Some(volume.clone());
+        }
+    }
+    save(files, &record)
 }
 
 /// Removes the disks of `record` that `goes` says so of, and leaves the list of the others;
@@ -59,10 +86,26 @@ pub fn save(files: &DisksFiles, record: &DisksRecord) -> Result<(), DisksError> 
 pub fn remove(
     files: &DisksFiles,
     record: DisksRecord,
+    lvm: &Lvm,
     goes: impl Fn(&MadeDiskRecord) -> bool,
 ) -> Result<DisksRecord, StateError> {
-    let (gone, stay): (Vec<_>, Vec<_>) = record.disks.into_iter().partition(goes);
+    let (mut gone, stay): (Vec<_>, Vec<_>) = record.disks.into_iter().partition(goes);
+    if !gone.is_empty() {
+        // Who is killed now has removed them, and not somebody else.
+        gone.iter_mut().for_each(|disk| disk.is_made = false);
+        let all = gone.iter().chain(&stay).cloned().collect();
+        let begun = DisksRecord {
+            schema: record.schema,
+            spec: record.spec.clone(),
+            disks: all,
+        };
+        files::save(&files.record(), &begun)?;
+    }
     for disk in &gone {
+        if let Some(volume) = &disk.volume {
+            ledger::remove_volume(volume, lvm)?;
+            files::remove_file(&files.volume(&disk.machine, &disk.serial))?;
+        }
         files::remove_file(&files.disk(&disk.machine, &disk.serial))?;
         // What a killed qemu-img left.
         files::remove_file(&files.incoming(&disk.machine, &disk.serial))?;
@@ -160,6 +203,8 @@ mod tests {
             serial: serial.to_owned(),
             size: 1 << 20,
             keep,
+            volume: None,
+            is_made: true,
         }
     }
 
@@ -182,12 +227,13 @@ mod tests {
         for disk in &record.disks {
             std::fs::write(files.disk(&disk.machine, &disk.serial), "x").unwrap();
         }
-        let kept = remove(&files, record, |disk| !disk.keep).unwrap();
+        let lvm = Lvm::new(None, false);
+        let kept = remove(&files, record, &lvm, |disk| !disk.keep).unwrap();
         assert_eq!(kept.disks, [disk("a", "logs", true)]);
         assert_eq!(load(&files).unwrap().unwrap(), kept);
         assert_eq!(files::names_in(&files.folder), ["a", "disks.json"]);
         assert_eq!(files::names_in(&files.machine("a")), ["logs.qcow2"]);
-        let none = remove(&files, kept, |_| true).unwrap();
+        let none = remove(&files, kept, &lvm, |_| true).unwrap();
         assert_eq!(none.disks, []);
         assert!(!files.folder.exists());
     }
@@ -206,7 +252,7 @@ mod tests {
         save(&files, &record).unwrap();
         let foreign = files.machine("a").join("mine");
         std::fs::write(&foreign, "x").unwrap();
-        remove(&files, record, |_| true).unwrap();
+        remove(&files, record, &Lvm::new(None, false), |_| true).unwrap();
         sweep(&files).unwrap();
         assert!(foreign.exists());
     }

@@ -11,6 +11,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::folder;
+use crate::lvm::program::LvmError;
 
 /// The layout of kiln's own files; a record with a higher number is refused, never rewritten.
 pub const SCHEMA: u32 = 1;
@@ -52,6 +53,13 @@ pub enum StateError {
         link: String,
         #[source]
         source: BridgeError,
+    },
+    #[error("cannot remove volume `{name}` of group `{group}`")]
+    Volume {
+        group: String,
+        name: String,
+        #[source]
+        source: Box<LvmError>,
     },
     #[error("`{}` is in the way: it is not a folder", path.display())]
     NotAFolder { path: PathBuf },

@@ -33,6 +33,9 @@ pub struct DisksFiles {
 /// How the folder of a cluster's data disks ends; no cluster's name has a dot.
 pub const DISKS_ENDING: &str = "disks";
 
+/// How the file ends that marks a throw-away cluster.
+pub const RUN_ENDING: &str = "run";
+
 /// One machine's files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MachineFiles {
@@ -88,6 +91,12 @@ impl ClusterFiles {
 
     pub fn spawn_lock(&self) -> PathBuf {
         self.beside("spawn")
+    }
+
+    /// Held by the `kiln run` that has made the cluster, for as long as it wants it: a cluster that
+    /// has this file and nobody who holds it is thrown away.
+    pub fn run_lock(&self) -> PathBuf {
+        self.beside(RUN_ENDING)
     }
 
     /// Has the data disks, which may outlive the cluster: beside its folder, not in it.
@@ -207,6 +216,11 @@ impl DisksFiles {
         data_disk(&self.machine(machine), serial)
     }
 
+    /// Says which logical volume a disk is.
+    pub fn volume(&self, machine: &str, serial: &str) -> PathBuf {
+        self.machine(machine).join(format!("{serial}.volume"))
+    }
+
     /// Where a disk lies while qemu-img makes it.
     pub fn incoming(&self, machine: &str, serial: &str) -> PathBuf {
         self.disk(machine, serial).with_extension("new")
@@ -264,6 +278,11 @@ impl MachineFiles {
     /// Held by whoever is at the console.
     pub fn console_lock(&self) -> PathBuf {
         self.folder.join("console.lock")
+    }
+
+    /// Held by whoever talks to the guest agent.
+    pub fn agent_lock(&self) -> PathBuf {
+        self.folder.join("agent.lock")
     }
 
     pub fn qemu_log(&self) -> PathBuf {

@@ -16,8 +16,10 @@ use kiln_netsetup::bridge::host::{self, HostLink};
 use nix::libc;
 use serde::{Deserialize, Serialize};
 
+use crate::lvm::program::Lvm;
 use crate::state::files::{self, StateError};
 use crate::state::layout::{Roots, is_below};
+use crate::state::record::VolumeRecord;
 
 /// One thing that exists, or may, because of kiln.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +39,12 @@ pub enum Entry {
     Attachment { bridge: String, mark: String },
     /// As root, a link of the host's that routes packets on since kiln said so.
     Forwarding { link: String },
+    /// A logical volume that is a machine's root disk; said again when it is made anew and when its
+    /// UUID is known, and then the last one counts.
+    Volume {
+        machine: String,
+        volume: VolumeRecord,
+    },
 }
 
 /// An open ledger.
@@ -107,13 +115,32 @@ pub fn read(path: &Path) -> Result<Vec<Entry>, StateError> {
     Ok(entries)
 }
 
+/// The root disks that are, or were, logical volumes, oldest first: machine and volume, each as it
+/// was said last.
+///
+/// # Errors
+/// [`StateError`] when the ledger cannot be read.
+pub fn volumes(path: &Path) -> Result<Vec<(String, VolumeRecord)>, StateError> {
+    let mut found: Vec<(String, VolumeRecord)> = Vec::new();
+    for entry in read(path)? {
+        if let Entry::Volume { machine, volume } = entry {
+            found.retain(|(_, other)| other.tag != volume.tag);
+            found.push((machine, volume));
+        }
+    }
+    Ok(found)
+}
+
 /// Takes down what the ledger at `path` names, last first, then the ledger itself.
 ///
 /// Collects errors and goes on, so that one folder that resists does not keep the others.
 /// The ledger stays while anything of it does. Running it twice is harmless.
-pub fn take_down(path: &Path, roots: &Roots) -> Result<(), Vec<StateError>> {
+pub fn take_down(path: &Path, roots: &Roots, lvm: &Lvm) -> Result<(), Vec<StateError>> {
     let entries = read(path).map_err(|error| vec![error])?;
     let mut errors = Vec::new();
+    for (_, volume) in volumes(path).map_err(|error| vec![error])? {
+        errors.extend(remove_volume(&volume, lvm).err());
+    }
     for entry in entries.iter().rev() {
         match entry {
             // A ledger that someone edited must not make kiln remove what is not kiln's.
@@ -131,7 +158,7 @@ pub fn take_down(path: &Path, roots: &Roots) -> Result<(), Vec<StateError>> {
             Entry::Attachment { bridge, mark } => {
                 errors.extend(take_down_attachment(bridge, mark).err());
             }
-            Entry::Namespace { .. } | Entry::Forwarding { .. } => {}
+            Entry::Namespace { .. } | Entry::Forwarding { .. } | Entry::Volume { .. } => {}
         }
     }
     // When the cluster's own link is gone, what is left says whether another cluster needs it.
@@ -150,6 +177,18 @@ pub fn take_down(path: &Path, roots: &Roots) -> Result<(), Vec<StateError>> {
     } else {
         Err(errors)
     }
+}
+
+/// Removes a volume of kiln's, if it is there.
+///
+/// # Errors
+/// [`StateError::Volume`]
+pub fn remove_volume(volume: &VolumeRecord, lvm: &Lvm) -> Result<(), StateError> {
+    lvm.remove(volume).map_err(|source| StateError::Volume {
+        group: volume.group.clone(),
+        name: volume.name.clone(),
+        source: Box::new(source),
+    })
 }
 
 fn take_down_link(link: &str, mark: &str, subnet: Ipv4Net) -> Result<(), StateError> {
@@ -224,10 +263,10 @@ mod tests {
         let path = folder.path().join("l");
         let entries = [ours.clone(), foreign.clone(), dotted].map(|path| Entry::Folder { path });
         Ledger::open(&path).unwrap().record(&entries).unwrap();
-        take_down(&path, &roots).unwrap();
+        take_down(&path, &roots, &Lvm::new(None, false)).unwrap();
         assert!(!ours.exists());
         assert!(foreign.exists());
         assert!(!path.exists());
-        take_down(&path, &roots).unwrap();
+        take_down(&path, &roots, &Lvm::new(None, false)).unwrap();
     }
 }

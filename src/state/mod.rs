@@ -30,3 +30,4 @@ pub mod layout;
 pub mod ledger;
 pub mod lock;
 pub mod record;
+pub mod told;

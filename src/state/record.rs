@@ -7,16 +7,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
-use kiln_arch::machine::Sector;
+use kiln_arch::machine::{DiskBus, Sector};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{DataFormat, DiskFormat};
+use crate::cluster::{DataFormat, DiskFormat, ROOT_SERIAL};
 use crate::image::BaseFacts;
 use crate::image::base::format_name;
 use crate::report::view::mode_word;
+use crate::state::told::ToldRecord;
 
 /// The choices that hold for a whole cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,6 +35,9 @@ pub struct ClusterRecord {
     pub subnet: Ipv4Net,
     /// The DNS domain below which the machines' names resolve.
     pub domain: String,
+    /// What else they are told of their network.
+    #[serde(default)]
+    pub told: ToldRecord,
     /// As root, the uid and gid that the cluster's QEMUs run as; else kiln's own.
     pub qemu_uid: Option<u32>,
     /// As root, the group beside that uid, where KVM asks for one; else the uid's own number.
@@ -86,6 +90,7 @@ impl ClusterRecord {
             WayOutRecord::Qemu
             | WayOutRecord::Helper { .. }
             | WayOutRecord::Host { .. }
+            | WayOutRecord::Nowhere
             | WayOutRecord::Own => None,
         }
     }
@@ -121,6 +126,8 @@ pub enum WayOutRecord {
     },
     /// Each has a way of its own.
     Own,
+    /// Not at all: the spec says so.
+    Nowhere,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -165,6 +172,9 @@ pub struct MachineRecord {
     pub ignition_transport: Option<TransportRecord>,
     pub mac: String,
     pub ip: Ipv4Addr,
+    /// Of its NIC, where it is not Ethernet's.
+    #[serde(default)]
+    pub mtu: Option<u16>,
     pub ports: Vec<PortRecord>,
     pub restart: RestartRecord,
     /// What the image is called in tables.
@@ -227,12 +237,39 @@ pub struct KernelRecord {
     pub cmdline: String,
 }
 
-/// The root disk: an overlay of ours over a base that nobody may change.
+/// The root disk: an overlay of ours over a base that nobody may change, or a volume that began as
+/// a copy of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskRecord {
     pub base: BaseFacts,
-    /// Virtual size of the overlay in bytes.
+    /// As the guest sees it, in bytes.
     pub size: u64,
+    #[serde(default)]
+    pub bus: BusRecord,
+    /// Where it is a logical volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeRecord>,
+}
+
+/// A logical volume of kiln's, known by its tag: no other one has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRecord {
+    /// The volume group's name when the plan was made; its UUID is what counts.
+    pub group: String,
+    pub group_uuid: String,
+    /// What the volume is called when it is made.
+    pub name: String,
+    pub tag: String,
+    /// What is known of it since it was made.
+    #[serde(default)]
+    pub made: Option<MadeVolumeRecord>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeVolumeRecord {
+    pub uuid: String,
+    /// Its node.
+    pub path: PathBuf,
 }
 
 /// One data disk of a machine.
@@ -241,9 +278,21 @@ pub struct DataDiskRecord {
     /// What the guest reads; one of a kind in the machine.
     pub serial: String,
     #[serde(default)]
+    pub bus: BusRecord,
+    #[serde(default)]
     pub sector: SectorRecord,
     #[serde(flatten)]
     pub source: DataSourceRecord,
+}
+
+/// What a disk is to the guest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BusRecord {
+    #[default]
+    Virtio,
+    Nvme,
+    Scsi,
 }
 
 /// A disk's sectors, by their bytes.
@@ -259,12 +308,14 @@ pub enum SectorRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "source", rename_all = "snake_case")]
 pub enum DataSourceRecord {
-    /// A qcow2 file of kiln's, listed in the cluster's [`DisksRecord`].
+    /// A disk of kiln's, listed in the cluster's [`DisksRecord`]: a qcow2 file, or a volume.
     Made {
         /// In bytes.
         size: u64,
         /// Whether it outlives `down`.
         keep: bool,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        volume: Option<Box<VolumeRecord>>,
     },
     /// A file or block device of the user's.
     File {
@@ -298,9 +349,20 @@ pub struct MadeDiskRecord {
     pub size: u64,
     /// Whether it outlives `down`: the spec said so, or a former `down` was told to keep it.
     pub keep: bool,
+    /// Where it is a logical volume.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume: Option<VolumeRecord>,
+    /// Whether it was there once: one that is not there any more was then removed by somebody,
+    /// and else an `up` ended before it made it.
+    #[serde(default = "yes")]
+    pub is_made: bool,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+fn yes() -> bool {
+    true
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct PortRecord {
     pub bind: Ipv4Addr,
     pub host: u16,
@@ -362,6 +424,32 @@ pub enum StateRecord {
     Damaged,
 }
 
+impl BusRecord {
+    pub fn name(self) -> &'static str {
+        DiskBus::from(self).name()
+    }
+}
+
+impl From<DiskBus> for BusRecord {
+    fn from(bus: DiskBus) -> BusRecord {
+        match bus {
+            DiskBus::Virtio => BusRecord::Virtio,
+            DiskBus::Nvme => BusRecord::Nvme,
+            DiskBus::Scsi => BusRecord::Scsi,
+        }
+    }
+}
+
+impl From<BusRecord> for DiskBus {
+    fn from(bus: BusRecord) -> DiskBus {
+        match bus {
+            BusRecord::Virtio => DiskBus::Virtio,
+            BusRecord::Nvme => DiskBus::Nvme,
+            BusRecord::Scsi => DiskBus::Scsi,
+        }
+    }
+}
+
 impl From<Sector> for SectorRecord {
     fn from(sector: Sector) -> SectorRecord {
         match sector {
@@ -385,6 +473,33 @@ impl DataDiskRecord {
     pub fn size(&self) -> u64 {
         match &self.source {
             DataSourceRecord::Made { size, .. } | DataSourceRecord::File { size, .. } => *size,
+        }
+    }
+}
+
+impl MachineRecord {
+    /// Those of its disks that are logical volumes, by serial.
+    pub fn volumes(&self) -> impl Iterator<Item = (&str, &VolumeRecord)> {
+        let root = self.disk.iter().filter_map(|disk| disk.volume.as_ref());
+        let data = self
+            .data_disks
+            .iter()
+            .filter_map(|disk| match &disk.source {
+                DataSourceRecord::Made { volume, .. } => {
+                    Some((disk.serial.as_str(), volume.as_deref()?))
+                }
+                DataSourceRecord::File { .. } => None,
+            });
+        root.map(|volume| (ROOT_SERIAL, volume)).chain(data)
+    }
+}
+
+impl VolumeRecord {
+    /// Its node; before it is made, where the host commonly has it.
+    pub fn path(&self) -> PathBuf {
+        match &self.made {
+            Some(made) => made.path.clone(),
+            None => Path::new("/dev").join(&self.group).join(&self.name),
         }
     }
 }

@@ -51,7 +51,7 @@ pub(super) fn watch(teller: Teller, socket: PathBuf) -> JoinHandle<()> {
 
 /// Entries that come in pieces.
 #[derive(Debug, Default)]
-struct Journal {
+pub struct Journal {
     line: Vec<u8>,
     /// The present line is too long; its rest is thrown away.
     skips: bool,
@@ -71,7 +71,7 @@ struct Entry {
 
 impl Journal {
     /// Why Ignition failed, if these bytes tell it.
-    fn feed(&mut self, bytes: &[u8]) -> Option<String> {
+    pub fn feed(&mut self, bytes: &[u8]) -> Option<String> {
         let mut cause = None;
         for piece in bytes.split_inclusive(|&byte| byte == b'\n') {
             let ends = piece.ends_with(b"\n");

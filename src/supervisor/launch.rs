@@ -27,10 +27,11 @@ use crate::cluster::{DataFormat, DiskFormat, ROOT_SERIAL};
 use crate::image::ImageError;
 use crate::image::base::Changed;
 use crate::image::data;
+use crate::lvm::node;
 use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
     AccelRecord, ClusterRecord, DataDiskRecord, DataSourceRecord, DiskRecord, FirmwareKind,
-    FirmwareRecord, MachineRecord, ModeRecord, TransportRecord,
+    FirmwareRecord, MachineRecord, ModeRecord, TransportRecord, VolumeRecord,
 };
 use crate::supervisor::network::helper;
 
@@ -47,6 +48,8 @@ pub enum Handle {
     Overlay(PathBuf),
     /// Open for appending; made when it is not there.
     Append(PathBuf),
+    /// A logical volume, if the node is still that volume's.
+    Volume(VolumeRecord),
     /// A data disk, or what else a guest writes as qcow2: its header is judged as it is opened.
     Disk {
         path: PathBuf,
@@ -107,6 +110,8 @@ pub enum LaunchError {
         #[source]
         source: ImageError,
     },
+    #[error("`{}` is not volume `{}` any more", volume.path().display(), volume.name)]
+    NotVolume { volume: Box<VolumeRecord> },
 }
 
 /// The handles of one QEMU, numbered as they come.
@@ -155,6 +160,7 @@ pub fn supervised(
     });
     let nic = Nic {
         mac: parsed(record, "mac", &record.mac)?,
+        mtu: record.mtu,
         backend: match cluster.mode {
             ModeRecord::Fabric => NicBackend::Stream(handles.listener(files, Socket::Nic)),
             ModeRecord::Namespace | ModeRecord::Attach => NicBackend::Tap(handles.add(Handle::Tap)),
@@ -172,36 +178,26 @@ pub fn supervised(
             .map(|initrd| handles.source(Handle::Read(initrd))),
         cmdline: kernel.cmdline.clone(),
     });
-    let mut drives: Vec<Drive> = record
-        .disk
-        .iter()
-        .map(|disk| Drive {
-            image: Image::Qcow2 {
-                source: handles.source(Handle::Overlay(files.disk())),
-                backing: Some(Box::new(base(
-                    disk,
-                    handles.source(Handle::Read(disk.base.path.clone())),
-                ))),
-            },
-            access: Access::ReadWrite,
-            serial: Some(ROOT_SERIAL.to_owned()),
-            sector: Sector::Bytes512,
-        })
-        .collect();
+    let mut drives: Vec<Drive> = Vec::new();
+    if let Some(disk) = &record.disk {
+        drives.push(root_drive(disk, files, |handle| handles.source(handle)));
+    }
     for disk in &record.data_disks {
-        drives.push(data_drive(disk, files, |path, format, readonly| {
-            handles.source(Handle::Disk {
-                path,
-                format,
-                readonly,
-            })
-        }));
+        drives.push(data_drive(disk, files, |handle| handles.source(handle)));
     }
     let config = record
         .ignition
         .then(|| handles.source(Handle::Sealed(files.ignition())));
     let firmware = firmware(record, |firmware| Pflash {
-        code: handles.source(Handle::Read(firmware.code.clone())),
+        code: handles.source(match firmware.code_format {
+            DiskFormat::Raw => Handle::Read(firmware.code.clone()),
+            // A user may have written its descriptor; the header could lead anywhere.
+            DiskFormat::Qcow2 => Handle::Disk {
+                path: firmware.code.clone(),
+                format: DataFormat::Qcow2,
+                readonly: true,
+            },
+        }),
         code_format: flash_format(firmware.code_format),
         vars: handles.source(match firmware.vars_format {
             DiskFormat::Raw => Handle::ReadWrite(files.uefi_vars()),
@@ -241,22 +237,15 @@ pub fn alone(
 ) -> Result<Machine, LaunchError> {
     let mut drives = Vec::new();
     if let Some(disk) = &record.disk {
-        drives.push(Drive {
-            image: Image::Qcow2 {
-                source: Source::Path(files.disk()),
-                backing: Some(Box::new(base(disk, Source::Path(disk.base.path.clone())))),
-            },
-            access: Access::ReadWrite,
-            serial: Some(ROOT_SERIAL.to_owned()),
-            sector: Sector::Bytes512,
-        });
+        drives.push(root_drive(disk, files, by_path));
     }
     for disk in &record.data_disks {
-        drives.push(data_drive(disk, files, |path, _, _| Source::Path(path)));
+        drives.push(data_drive(disk, files, by_path));
     }
     Ok(Machine {
         nics: vec![Nic {
             mac: parsed(record, "mac", &record.mac)?,
+            mtu: None,
             backend: NicBackend::User(user_net(cluster)?),
         }],
         kernel: record.kernel.as_ref().map(|kernel| Kernel {
@@ -431,23 +420,91 @@ fn base(disk: &DiskRecord, source: Source) -> Image {
     }
 }
 
-/// A data disk, whose bytes come from what `source` makes of path, format and whether it is only
-/// read.
+/// A handle by its path, for a QEMU that opens it by itself.
+fn by_path(handle: Handle) -> Source {
+    Source::Path(match handle {
+        Handle::Volume(volume) => volume.path(),
+        Handle::Listener(path)
+        | Handle::Read(path)
+        | Handle::ReadWrite(path)
+        | Handle::Overlay(path)
+        | Handle::Append(path)
+        | Handle::Sealed(path)
+        | Handle::Disk { path, .. } => path,
+        Handle::Tpm | Handle::Tap => PathBuf::new(),
+    })
+}
+
+/// The root disk, whose bytes come from what `source` makes of each handle.
+fn root_drive(
+    disk: &DiskRecord,
+    files: &MachineFiles,
+    mut source: impl FnMut(Handle) -> Source,
+) -> Drive {
+    let image = match &disk.volume {
+        Some(volume) => Image::Device(source(Handle::Volume(volume.clone()))),
+        None => Image::Qcow2 {
+            source: source(Handle::Overlay(files.disk())),
+            backing: Some(Box::new(base(
+                disk,
+                source(Handle::Read(disk.base.path.clone())),
+            ))),
+        },
+    };
+    Drive {
+        image,
+        access: Access::ReadWrite,
+        serial: Some(ROOT_SERIAL.to_owned()),
+        bus: disk.bus.into(),
+        sector: Sector::Bytes512,
+    }
+}
+
+/// A data disk, in the same way.
 fn data_drive(
     disk: &DataDiskRecord,
     files: &MachineFiles,
-    source: impl FnOnce(PathBuf, DataFormat, bool) -> Source,
+    source: impl FnOnce(Handle) -> Source,
 ) -> Drive {
-    let (path, format, readonly) = match &disk.source {
-        DataSourceRecord::Made { .. } => (files.data_disk(&disk.serial), DataFormat::Qcow2, false),
+    let (handle, format, readonly) = match &disk.source {
+        DataSourceRecord::Made {
+            volume: Some(volume),
+            ..
+        } => (
+            Handle::Volume((**volume).clone()),
+            DataFormat::Device,
+            false,
+        ),
+        DataSourceRecord::Made { volume: None, .. } => {
+            let format = DataFormat::Qcow2;
+            let path = files.data_disk(&disk.serial);
+            let readonly = false;
+            (
+                Handle::Disk {
+                    path,
+                    format,
+                    readonly,
+                },
+                format,
+                readonly,
+            )
+        }
         DataSourceRecord::File {
             path,
             format,
             readonly,
             ..
-        } => (path.clone(), *format, *readonly),
+        } => (
+            Handle::Disk {
+                path: path.clone(),
+                format: *format,
+                readonly: *readonly,
+            },
+            *format,
+            *readonly,
+        ),
     };
-    let source = source(path, format, readonly);
+    let source = source(handle);
     Drive {
         image: match format {
             DataFormat::Raw => Image::Raw(source),
@@ -463,6 +520,7 @@ fn data_drive(
             Access::ReadWrite
         },
         serial: Some(disk.serial.clone()),
+        bus: disk.bus.into(),
         sector: disk.sector.into(),
     }
 }
@@ -542,6 +600,7 @@ pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
                     path: path.clone(),
                     source,
                 })?,
+            Handle::Volume(volume) => open_volume(volume)?.into(),
             Handle::Sealed(path) => sealed(path).map_err(|source| LaunchError::Open {
                 path: path.clone(),
                 source,
@@ -553,6 +612,22 @@ pub fn open(handles: &[Handle], plug: Plug) -> Result<Opened, LaunchError> {
         fds.push((held, number(index)));
     }
     Ok(Opened { fds, tpm })
+}
+
+fn open_volume(volume: &VolumeRecord) -> Result<File, LaunchError> {
+    let path = volume.path();
+    let (file, _) = data::open(&path, DataFormat::Device, false).map_err(|source| {
+        let path = path.clone();
+        LaunchError::Disk { path, source }
+    })?;
+    let uuid = volume.made.as_ref().map_or("", |made| &made.uuid);
+    match node::is_volume(&file, &volume.group_uuid, uuid) {
+        Ok(true) => Ok(file),
+        Ok(false) => Err(LaunchError::NotVolume {
+            volume: Box::new(volume.clone()),
+        }),
+        Err(source) => Err(LaunchError::Open { path, source }),
+    }
 }
 
 fn file(path: &Path, options: &mut OpenOptions) -> Result<OwnedFd, LaunchError> {

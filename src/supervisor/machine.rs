@@ -254,6 +254,8 @@ pub struct Machine {
     state: State,
     phase: Phase,
     report: Option<ReportRecord>,
+    /// Whether an address of it was seen in use since it booted.
+    addressed: bool,
     gave_up: Option<String>,
     /// What the console shows of a failed Ignition, until its journal tells more or this is due.
     untold: Option<(Instant, String)>,
@@ -280,6 +282,7 @@ impl Machine {
             state: State::Stopped { why },
             phase: Phase::Start,
             report: None,
+            addressed: false,
             gave_up: None,
             untold: None,
             explained: false,

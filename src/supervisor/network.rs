@@ -21,6 +21,7 @@ use kiln_netsetup::bridge::{Bridge, BridgeConfig, BridgeError};
 use kiln_netsetup::fabric::{Fabric, FabricConfig, FabricEvent};
 use kiln_netsetup::link::Present;
 use kiln_netsetup::namespace::{Maker, Namespace, NetId};
+use kiln_netsetup::settings::Settings;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
@@ -45,7 +46,7 @@ pub(super) enum Network {
     /// A switch in this process.
     Fabric(Fabric),
     /// The kernel's, in namespaces of the cluster's own.
-    Namespace(Namespaced),
+    Namespace(Box<Namespaced>),
     /// A bridge of the host's, and whoever gives addresses there.
     Attach(Attached),
     /// None: each machine is alone.
@@ -87,7 +88,7 @@ impl Network {
         record: &ClusterRecord,
         subnet: Subnet,
         machines: Vec<Reservation>,
-        resolvers: Vec<SocketAddr>,
+        resolvers: &[SocketAddr],
         maker: Maker,
         ledger: PathBuf,
         mark: String,
@@ -98,9 +99,7 @@ impl Network {
                 let (fabric, events) = Fabric::start(FabricConfig {
                     subnet,
                     gateway_mac,
-                    domain: record.domain.clone(),
-                    mtu: None,
-                    resolvers,
+                    settings: settings(record, resolvers),
                     machines,
                 });
                 (Network::Fabric(fabric), events)
@@ -111,8 +110,7 @@ impl Network {
                     config: Mutex::new(BridgeConfig {
                         subnet,
                         gateway_mac,
-                        domain: record.domain.clone(),
-                        resolvers,
+                        settings: settings(record, resolvers),
                         machines,
                         // The host's own NAT knows the machines by their addresses.
                         masquerade: !matches!(record.way_out, WayOutRecord::Host { .. }),
@@ -122,7 +120,7 @@ impl Network {
                     events,
                     held: Mutex::new(Held::Nothing),
                 };
-                (Network::Namespace(namespaced), outbox)
+                (Network::Namespace(Box::new(namespaced)), outbox)
             }
             ModeRecord::Attach => {
                 let (events, outbox) = mpsc::unbounded_channel();
@@ -148,6 +146,27 @@ impl Network {
             }
             Network::Attach(attached) => attached.set_machines(machines)?,
             Network::User(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Tells the machines what the record says now; `resolvers` are the host's.
+    pub(super) fn tell(
+        &self,
+        record: &ClusterRecord,
+        resolvers: &[SocketAddr],
+    ) -> Result<(), BridgeError> {
+        let settings = settings(record, resolvers);
+        match self {
+            Network::Fabric(fabric) => fabric.set_settings(settings),
+            Network::Namespace(namespaced) => {
+                namespaced.config().settings.clone_from(&settings);
+                if let Some(bridge) = namespaced.found() {
+                    bridge.set_settings(settings)?;
+                }
+            }
+            // It is others who tell them.
+            Network::Attach(_) | Network::User(_) => {}
         }
         Ok(())
     }
@@ -276,6 +295,12 @@ impl Network {
     }
 }
 
+/// What the machines are told; `resolvers` are the host's.
+fn settings(record: &ClusterRecord, resolvers: &[SocketAddr]) -> Settings {
+    let isolated = record.way_out == WayOutRecord::Nowhere;
+    record.told.settings(&record.domain, isolated, resolvers)
+}
+
 /// The host's end of the wire receives what the machine sends.
 fn of_link((machine, link): (String, Present)) -> PortTraffic {
     PortTraffic {
@@ -344,7 +369,8 @@ impl Namespaced {
             Entry::Folder { .. }
             | Entry::HostLink { .. }
             | Entry::Attachment { .. }
-            | Entry::Forwarding { .. } => None,
+            | Entry::Forwarding { .. }
+            | Entry::Volume { .. } => None,
         });
         made.ok_or(BridgeError::Lost)
     }

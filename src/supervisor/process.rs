@@ -353,13 +353,21 @@ fn await_end(pidfd: &OwnedFd, pid: u32, patience: std::time::Duration) -> Result
 pub struct Carriers(OnceCell<Vec<Carrier>>);
 
 impl Carriers {
+    /// Whether a process carries `uuid`, as things were when first asked.
+    pub fn has(&self, uuid: &str) -> bool {
+        self.all().iter().any(|found| found.uuid == uuid)
+    }
+
     /// The one that carries `uuid`, if any does: for a machine whose record is torn.
     pub fn find(&self, uuid: &str) -> Option<Process> {
-        self.0
-            .get_or_init(|| proc::carriers().unwrap_or_default())
+        self.all()
             .iter()
             .filter(|found| found.uuid == uuid)
             .find_map(|found| Process::adopt(found.pid, found.start_time, uuid).ok()?)
+    }
+
+    fn all(&self) -> &[Carrier] {
+        self.0.get_or_init(|| proc::carriers().unwrap_or_default())
     }
 }
 

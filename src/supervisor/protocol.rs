@@ -14,6 +14,9 @@ use crate::state::record::{ReportRecord, SeenRecord, StateRecord};
 /// A line longer than this ends the connection.
 pub const LINE_LIMIT: usize = 1024 * 1024;
 
+/// The reason of a machine that an `up` was to make which was broken off.
+pub const NOT_MADE: &str = "not made yet; `kiln up` makes it";
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum Request {

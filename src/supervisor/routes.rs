@@ -40,6 +40,7 @@ pub(super) fn watch(record: &ClusterRecord, inbox: mpsc::Sender<Message>) {
         WayOutRecord::Qemu
         | WayOutRecord::Helper { .. }
         | WayOutRecord::Bridge { .. }
+        | WayOutRecord::Nowhere
         | WayOutRecord::Own => None,
     };
     drop(tokio::spawn(async move {

@@ -2,45 +2,41 @@
 //!
 //! The life is decided by [`Machine`]; a slot only carries out what the loop asks.
 
-use std::fs::OpenOptions;
+mod launch;
+mod look;
+mod send;
+mod tell;
+
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use kiln_netsetup::bridge::BridgeError;
-use nix::libc;
-use qapi::qmp;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::error::in_one_line;
-use crate::folder::{self, FolderError};
-use crate::state::files::{self, SCHEMA};
+use crate::folder::FolderError;
+use crate::state::files;
 use crate::state::layout::{MachineFiles, Socket};
 use crate::state::record::{
-    ClusterRecord, MachineRecord, ProcessRecord, ReportRecord, RestartRecord, RunRecord,
-    SeenRecord, StateRecord,
+    MachineRecord, PortRecord, ReportRecord, RestartRecord, RunRecord, SeenRecord, StateRecord,
 };
-use crate::supervisor::console::{self, ConsoleWatch};
+use crate::supervisor::console::ConsoleWatch;
 use crate::supervisor::diagnose::Finding;
-use crate::supervisor::dispatcher::phase_text;
-use crate::supervisor::journal;
-use crate::supervisor::launch::{self, LaunchError};
-use crate::supervisor::machine::{AGAIN, Machine, Restart};
-use crate::supervisor::message::{Message, News, Reply};
-use crate::supervisor::network::{Network, Peer};
+use crate::supervisor::launch::LaunchError;
+use crate::supervisor::machine::{Machine, Restart};
+use crate::supervisor::message::Message;
+use crate::supervisor::network::Network;
 use crate::supervisor::ports;
-use crate::supervisor::process::{Carriers, Identity, Launch, Process, SpawnError, spawn_both};
-use crate::supervisor::protocol::{Answer, MachineStatus};
+use crate::supervisor::process::{Carriers, Process, SpawnError};
+use crate::supervisor::protocol::NOT_MADE;
 use crate::supervisor::qmp::Qmp;
 use crate::supervisor::regain;
-use crate::supervisor::tpm::{self, Tpm, TpmError};
-use crate::supervisor::watch::{self, Origin, Teller};
-
-/// How long QEMU may take to answer a command of ours.
-const COMMAND_DEADLINE: Duration = Duration::from_secs(5);
+use crate::supervisor::tpm::TpmError;
+use crate::supervisor::watch::Origin;
 
 /// A NIC that is lost this often without a frame in between is given up.
 const PLUG_LIMIT: u32 = 5;
@@ -75,15 +71,18 @@ pub(super) enum StartError {
 pub(super) struct Slot {
     name: String,
     pub(super) files: MachineFiles,
-    /// Absent when it cannot be read: the machine is damaged.
+    /// Absent when it cannot be read, and when the machine is not made yet.
     pub(super) record: Option<MachineRecord>,
-    damage: String,
+    /// Why the record cannot be read; absent for a machine that is not made yet.
+    damage: Option<String>,
     pub(super) machine: Machine,
     /// Which launch the handles are of.
     pub(super) generation: u64,
     process: Option<Arc<Process>>,
     pub(super) qmp: Option<Qmp>,
     tasks: Vec<JoinHandle<()>>,
+    /// The tasks of its published ports.
+    published: BTreeMap<PortRecord, JoinHandle<()>>,
     pub(super) seen: Vec<SeenRecord>,
     /// Addresses that it is known to have no more, whatever it reported.
     pub(super) lost: Vec<IpAddr>,
@@ -115,9 +114,9 @@ impl Slot {
         carriers: &Carriers,
     ) -> Slot {
         let (record, damage) = match files::load::<MachineRecord>(&machine_files.record()) {
-            Ok(Some(record)) => (Some(record), String::new()),
-            Ok(None) => (None, "its record is missing".to_owned()),
-            Err(error) => (None, in_one_line(&error)),
+            Ok(Some(record)) => (Some(record), None),
+            Ok(None) => (None, missing(&machine_files)),
+            Err(error) => (None, Some(in_one_line(&error))),
         };
         let mut slot = Slot {
             name: name.to_owned(),
@@ -129,6 +128,7 @@ impl Slot {
             process: None,
             qmp: None,
             tasks: Vec::new(),
+            published: BTreeMap::new(),
             seen: Vec::new(),
             lost: Vec::new(),
             leased: None,
@@ -145,73 +145,6 @@ impl Slot {
         slot
     }
 
-    fn look(&mut self, uuid: &str, boot_id: &str, carriers: &Carriers) {
-        let (restart, reports) = self.policy();
-        // A torn run record is as none: the process is then found by its uuid.
-        let run = files::load::<RunRecord>(&self.files.run()).ok().flatten();
-        let this_boot = run.as_ref().is_none_or(|run| run.boot_id == boot_id);
-        let recorded = run.as_ref().filter(|_| this_boot);
-        // The record may be of the boot before: the supervisor was killed before it wrote anew.
-        self.found = recorded
-            .and_then(|run| run.process.as_ref())
-            .and_then(|process| Process::adopt(process.pid, process.start_time, uuid).ok()?)
-            .or_else(|| carriers.find(uuid));
-        let rebooted = self.found.is_some() && recorded.is_some_and(|run| self.catch_up(run));
-        self.machine = match (&run, &self.found) {
-            (_, Some(_)) => {
-                let gave_up = recorded
-                    .filter(|run| run.state == StateRecord::Failed && !rebooted)
-                    .map(|run| run.reason.clone());
-                Machine::adopting(restart, reports, gave_up, Instant::now())
-            }
-            (None, None) => Machine::stopped(restart, reports, String::new()),
-            (Some(_), None) if !this_boot => {
-                Machine::stopped(restart, reports, "host rebooted".to_owned())
-            }
-            (Some(run), None) => match run.state {
-                StateRecord::Stopped => Machine::stopped(restart, reports, run.reason.clone()),
-                StateRecord::Crashed => match run.reason.strip_suffix(AGAIN) {
-                    Some(why) => {
-                        let (why, now) = (why.to_owned(), Instant::now());
-                        Machine::crashed_for_now(restart, reports, why, run.restarts, now)
-                    }
-                    None => Machine::crashed(restart, reports, run.reason.clone()),
-                },
-                StateRecord::Stopping => Machine::stopped(restart, reports, String::new()),
-                StateRecord::Starting
-                | StateRecord::Running
-                | StateRecord::Ready
-                | StateRecord::Paused
-                | StateRecord::Failed
-                | StateRecord::Unresponsive
-                | StateRecord::Damaged => Machine::crashed(
-                    restart,
-                    reports,
-                    "QEMU ended while no supervisor watched it".to_owned(),
-                ),
-            },
-        };
-        if let (Some(run), Some(_)) = (run.filter(|_| this_boot), &self.found) {
-            self.seen = run.seen;
-            self.started_at = run.started_at;
-            self.kept_report = run.report.filter(|_| !rebooted);
-        }
-    }
-
-    /// Reads what the console has said while no supervisor read it; whether the guest has begun
-    /// anew since the record. QEMU tells that to nobody later.
-    fn catch_up(&mut self, run: &RunRecord) -> bool {
-        let Some(offset) = run.console else {
-            return false;
-        };
-        let missed = console::missed(&self.files.console_log(), offset).unwrap_or_default();
-        // The console of a guest that was up proves nothing, unless it has begun anew.
-        if missed.begins_anew || run.report.is_none() {
-            self.missed = missed.findings;
-        }
-        missed.begins_anew
-    }
-
     fn policy(&self) -> (Restart, bool) {
         match &self.record {
             None => (Restart::No, true),
@@ -226,23 +159,25 @@ impl Slot {
         }
     }
 
-    /// Takes the record as it is on the disk now. A machine that is alive takes only its policy:
-    /// the rest holds from its next start on.
-    pub(super) fn reload(&mut self) {
+    /// Takes the record as it is on the disk now. A machine that is alive takes its policy and its
+    /// ports: the rest holds from its next start on. What is wrong with a port becomes a note.
+    pub(super) fn reload(&mut self, network: &Arc<Network>) {
         let found = files::load::<MachineRecord>(&self.files.record());
         if self.machine.is_alive() {
             if let (Ok(Some(new)), Some(record)) = (found, &mut self.record) {
                 record.restart = new.restart;
+                record.ports = new.ports;
+                self.publish_or_note(network);
             }
         } else {
             self.record = match found {
                 Ok(Some(record)) => Some(record),
                 Ok(None) => {
-                    self.damage = "its record is missing".to_owned();
+                    self.damage = missing(&self.files);
                     None
                 }
                 Err(error) => {
-                    self.damage = in_one_line(&error);
+                    self.damage = Some(in_one_line(&error));
                     None
                 }
             };
@@ -251,15 +186,36 @@ impl Slot {
         self.machine.set_policy(restart, reports);
     }
 
-    pub(super) fn is_damaged(&self) -> bool {
+    /// Publishes its ports and notes what is wrong with them, which who has them may mend.
+    fn publish_or_note(&mut self, network: &Arc<Network>) {
+        const BEGIN: &str = "its ports are not published: ";
+        self.notes.retain(|note| !note.starts_with(BEGIN));
+        if let Err(error) = self.publish(network) {
+            let error = in_one_line(&error);
+            tracing::warn!(machine = self.name, error, "ports are not published");
+            self.notes
+                .push(format!("{BEGIN}{error}; `kiln up` tries again"));
+        }
+    }
+
+    /// Whether it cannot be started: damaged, or not made yet.
+    pub(super) fn is_without_record(&self) -> bool {
         self.record.is_none()
     }
 
     pub(super) fn state(&self) -> StateRecord {
-        if self.is_damaged() {
-            StateRecord::Damaged
-        } else {
-            self.machine.state()
+        match (&self.record, &self.damage) {
+            (None, Some(_)) => StateRecord::Damaged,
+            (None, None) | (Some(_), _) => self.machine.state(),
+        }
+    }
+
+    /// Why it is in that state.
+    fn reason(&self) -> String {
+        match (&self.record, &self.damage) {
+            (Some(_), _) => self.machine.reason(),
+            (None, Some(why)) => why.clone(),
+            (None, None) => NOT_MADE.to_owned(),
         }
     }
 
@@ -277,13 +233,7 @@ impl Slot {
         // Only what comes from now on: the verdicts of the past are in the record.
         consoles.add_at_end(&self.name, &self.files.console_log());
         self.keep_logs_short(consoles);
-        if let Err(error) = self.publish(network) {
-            let error = in_one_line(&error);
-            tracing::warn!(machine = self.name, error, "ports are not published");
-            self.notes.push(format!(
-                "its ports are not published: {error}; `kiln restart` tries again"
-            ));
-        }
+        self.publish_or_note(network);
         self.adopting = true;
         network.recall(&self.name, &self.seen);
         // Its TPM, if it has one, is no child of ours; it ends with its QEMU.
@@ -331,223 +281,6 @@ impl Slot {
         self.kept_report.take()
     }
 
-    /// Starts a QEMU for the record and begins to watch it.
-    pub(super) fn launch(
-        &mut self,
-        cluster: &ClusterRecord,
-        generation: u64,
-        identity: Identity,
-        inbox: &mpsc::Sender<Message>,
-        consoles: &mut ConsoleWatch,
-        network: &Arc<Network>,
-    ) -> Result<(), StartError> {
-        self.generation = generation;
-        self.forget_addresses();
-        let record = self.record.as_ref().ok_or(StartError::Damaged)?;
-        if let Some(disk) = &record.disk {
-            disk.base.unchanged().map_err(LaunchError::BaseChanged)?;
-        }
-        let (machine, handles) = launch::supervised(cluster, record, &self.files)?;
-        let command = kiln_arch::render(&machine).map_err(LaunchError::Unsupported)?;
-        folder::make_private(&self.files.sockets)?;
-        let plug = network.plug(&self.name)?;
-        let launch::Opened { fds, tpm } = launch::open(&handles, plug)?;
-        let companion = match (&record.tpm, tpm) {
-            (Some(program), Some(control)) => Some(tpm::companion(program, &self.files, control)?),
-            (None, _) | (_, None) => None,
-        };
-        let log_path = self.files.qemu_log();
-        let stderr = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .custom_flags(libc::O_APPEND | libc::O_NOFOLLOW)
-            .open(&log_path)
-            .map_err(|source| StartError::Log {
-                path: log_path,
-                source,
-            })?;
-        let program = record.qemu.clone();
-        self.publish(network)?;
-        let launch = Launch {
-            program,
-            args: command.argv().collect(),
-            fds,
-            stderr: stderr.into(),
-            identity,
-        };
-        let (process, companion) = match spawn_both(launch, companion) {
-            Ok(spawned) => spawned,
-            Err(error) => {
-                self.drop_tasks();
-                return Err(error.into());
-            }
-        };
-        self.started_at = Some(humantime::format_rfc3339_seconds(SystemTime::now()).to_string());
-        consoles.add_at_end(&self.name, &self.files.console_log());
-        self.keep_logs_short(consoles);
-        let tpm = companion.map(|process| Tpm {
-            process,
-            log: self.files.tpm_log(),
-        });
-        self.attend(process, tpm, Origin::Started, inbox, network);
-        Ok(())
-    }
-
-    fn publish(&mut self, network: &Arc<Network>) -> Result<(), ports::PortError> {
-        let Some(record) = &self.record else {
-            return Ok(());
-        };
-        let peer = Peer {
-            machine: self.name.clone(),
-            ip: record.ip,
-        };
-        let published = ports::publish(&record.ports, &peer, network)?;
-        self.tasks.extend(published);
-        Ok(())
-    }
-
-    /// Watches a living QEMU: process, QMP, report port; and plugs its NIC in.
-    fn attend(
-        &mut self,
-        process: Process,
-        tpm: Option<Tpm>,
-        origin: Origin,
-        inbox: &mpsc::Sender<Message>,
-        network: &Arc<Network>,
-    ) {
-        let teller = Teller {
-            name: self.name.clone(),
-            generation: self.generation,
-            inbox: inbox.clone(),
-        };
-        let process = Arc::new(process);
-        self.process = Some(process.clone());
-        self.tasks.push(watch::qmp(
-            teller.clone(),
-            self.files.socket(Socket::Qmp),
-            origin,
-        ));
-        self.tasks.push(watch::reports(
-            teller.clone(),
-            self.files.socket(Socket::Report),
-        ));
-        self.tasks.push(journal::watch(
-            teller.clone(),
-            self.files.socket(Socket::Journal),
-        ));
-        // Not in `tasks`: it has to outlive them, to reap the process.
-        drop(watch::process(teller, process, self.files.qemu_log(), tpm));
-        self.plugged = 0;
-        self.plug_in(network);
-    }
-
-    fn plug_in(&self, network: &Arc<Network>) {
-        if let Some(process) = &self.process {
-            network.join(&self.name, process.pid(), &self.files.socket(Socket::Nic));
-        }
-    }
-
-    /// The switch lost the NIC of a QEMU that lives: a former supervisor was killed in the middle
-    /// of a frame, whose rest came first. It is in step from the next connection on.
-    pub(super) fn plug_in_again(&mut self, network: &Arc<Network>) {
-        if self.machine.is_alive() && self.process.is_some() && self.plugged < PLUG_LIMIT {
-            self.plugged += 1;
-            self.plug_in(network);
-        }
-    }
-
-    pub(super) fn send_continue(&self, inbox: &mpsc::Sender<Message>) {
-        let Some(qmp) = self.qmp.clone() else { return };
-        let teller = Teller {
-            name: self.name.clone(),
-            generation: self.generation,
-            inbox: inbox.clone(),
-        };
-        tokio::spawn(async move {
-            let deadline = Instant::now() + COMMAND_DEADLINE;
-            if let Err(error) = qmp.execute(qmp::cont {}, deadline.into()).await {
-                teller.tell(News::Event(watch::lost(&error))).await;
-            }
-        });
-    }
-
-    pub(super) fn send_powerdown(&self) {
-        self.send(qmp::system_powerdown {});
-    }
-
-    pub(super) fn send_stop(&self) {
-        self.send(qmp::stop {});
-    }
-
-    pub(super) fn send_resume(&self) {
-        self.send(qmp::cont {});
-    }
-
-    /// Has QEMU make a disk larger, and answers with what came of it.
-    pub(super) fn send_grow(&self, serial: &str, size: u64, replies: mpsc::Sender<Reply>) {
-        let refused = |why: String| Reply::Line(Answer::Refused { why });
-        let node = self
-            .record
-            .as_ref()
-            .and_then(|record| launch::node_name(record, serial));
-        let (Some(qmp), Some(node), Ok(size)) = (self.qmp.clone(), node, i64::try_from(size))
-        else {
-            let name = &self.name;
-            let why = format!("machine `{name}` has no disk `{serial}` that could grow now");
-            let _ = replies.try_send(refused(why));
-            return;
-        };
-        let what = format!("disk `{serial}` of machine `{}`", self.name);
-        tokio::spawn(async move {
-            let deadline = Instant::now() + COMMAND_DEADLINE;
-            let resize = qmp::block_resize {
-                device: None,
-                node_name: Some(node),
-                size,
-            };
-            let answer = match qmp.execute(resize, deadline.into()).await {
-                Ok(_) => Reply::Line(Answer::Done),
-                Err(error) => refused(format!("{what} did not grow: {}", in_one_line(&error))),
-            };
-            let _ = replies.try_send(answer);
-        });
-    }
-
-    /// Asks QEMU to end; one that cannot be asked yet is killed.
-    pub(super) fn send_quit(&self) {
-        if self.qmp.is_some() {
-            self.send(qmp::quit {});
-        } else {
-            self.kill();
-        }
-    }
-
-    /// Sends a command whose outcome shows in events; the ladder's deadlines see to the rest.
-    fn send<C>(&self, command: C)
-    where
-        C: qapi::qmp::QmpCommand + Send + 'static,
-        C::Ok: Send,
-    {
-        let Some(qmp) = self.qmp.clone() else { return };
-        let machine = self.name.clone();
-        tokio::spawn(async move {
-            let deadline = Instant::now() + COMMAND_DEADLINE;
-            if let Err(error) = qmp.execute(command, deadline.into()).await {
-                tracing::debug!(machine, %error, "QEMU did not do as asked");
-            }
-        });
-    }
-
-    pub(super) fn kill(&self) {
-        if let Some(process) = &self.process
-            && let Err(error) = process.kill()
-        {
-            tracing::debug!(machine = self.name, %error, "no process to kill");
-        }
-    }
-
     /// Lets go of a QEMU that is gone.
     pub(super) fn release(&mut self, consoles: &mut ConsoleWatch) {
         self.drop_tasks();
@@ -572,81 +305,17 @@ impl Slot {
     }
 
     fn drop_tasks(&mut self) {
-        for task in self.tasks.drain(..) {
+        let published = std::mem::take(&mut self.published).into_values();
+        for task in self.tasks.drain(..).chain(published) {
             task.abort();
         }
     }
+}
 
-    /// Writes the run record when it differs from the one on the disk.
-    pub(super) fn persist(&mut self, boot_id: &str) {
-        // One that has not answered yet is as its former supervisor recorded it.
-        if self.is_damaged() || self.is_adopting() {
-            return;
-        }
-        let mut run = RunRecord {
-            schema: SCHEMA,
-            boot_id: boot_id.to_owned(),
-            process: self.process.as_ref().map(|process| ProcessRecord {
-                pid: process.pid(),
-                start_time: process.start_time(),
-            }),
-            state: self.machine.state(),
-            reason: self.machine.reason(),
-            report: self.machine.report().cloned(),
-            seen: self.seen.clone(),
-            started_at: self.started_at.clone(),
-            console: self.saved.as_ref().and_then(|saved| saved.console),
-            restarts: self.machine.restarts(),
-        };
-        if self.saved.as_ref() == Some(&run) {
-            return;
-        }
-        let log = std::fs::symlink_metadata(self.files.console_log());
-        run.console = log.ok().map(|log| log.len());
-        match files::save(&self.files.run(), &run) {
-            Ok(()) => self.saved = Some(run),
-            Err(error) => {
-                tracing::error!(
-                    machine = self.name,
-                    error = in_one_line(&error),
-                    "not recorded"
-                );
-            }
-        }
-    }
-
-    pub(super) fn status(&self) -> MachineStatus {
-        let mut addresses = self.seen.clone();
-        for ip in self
-            .machine
-            .report()
-            .map_or(&[][..], |report| &report.addresses)
-        {
-            let ip = IpAddr::V4(*ip);
-            if !addresses.iter().any(|seen| seen.ip == ip) && !self.lost.contains(&ip) {
-                addresses.push(SeenRecord {
-                    ip,
-                    source: crate::state::record::SourceRecord::Report,
-                    expires: None,
-                });
-            }
-        }
-        MachineStatus {
-            name: self.name.clone(),
-            state: self.state(),
-            reason: if self.is_damaged() {
-                self.damage.clone()
-            } else {
-                self.machine.reason()
-            },
-            phase: phase_text(self.machine.phase()),
-            pid: self.process.as_ref().map(|process| process.pid()),
-            addresses,
-            report: self.machine.report().cloned(),
-            started_at: self.started_at.clone(),
-            notes: self.notes.clone(),
-        }
-    }
+/// What is wrong with a machine that has no record: nothing, when it was never made.
+fn missing(files: &MachineFiles) -> Option<String> {
+    let ran = files.run().exists();
+    ran.then(|| "its record is missing".to_owned())
 }
 
 /// Gives the sockets of a living QEMU their names back; one that has none of them may be gone.

@@ -75,8 +75,10 @@ impl Uplink {
                     Helper::all(pasta.as_ref(), slirp4netns.as_ref())
                 }
                 WayOutRecord::Qemu | WayOutRecord::Host { .. } => vec![Helper::Qemu],
-                // The machines need none.
-                WayOutRecord::Bridge { .. } | WayOutRecord::Own => Vec::new(),
+                // The machines need none, or are to have none.
+                WayOutRecord::Bridge { .. } | WayOutRecord::Own | WayOutRecord::Nowhere => {
+                    Vec::new()
+                }
             },
             turn: 0,
             started: None,
@@ -121,6 +123,7 @@ impl Uplink {
         if self.process.is_some()
             || self.helpers.is_empty()
             || self.on_host
+            || self.cluster.way_out == WayOutRecord::Nowhere
             || self.again.is_some_and(|at| at > Instant::now())
         {
             return;

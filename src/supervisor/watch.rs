@@ -247,7 +247,7 @@ pub(super) fn stream(socket: &std::path::Path) -> std::io::Result<UnixStream> {
 }
 
 /// One line of the report protocol (docs/report.md); what is not one is passed over.
-fn parse_report(line: &[u8]) -> Option<ReportRecord> {
+pub fn parse_report(line: &[u8]) -> Option<ReportRecord> {
     #[derive(Deserialize)]
     struct Line {
         kiln: u32,

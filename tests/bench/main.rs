@@ -8,6 +8,7 @@
 //!
 //! How many frames the fabric passes is measured beside the switch, in `netsetup`.
 
+mod disks;
 mod memory;
 mod pull;
 mod qmp;
@@ -32,7 +33,7 @@ usage: bench [--guest FOLDER] [--kiln PROGRAM] [--rounds N] [--only WORD] [--jso
   --guest FOLDER   holds `kernel`, `initrd` and `cmdline`; built by tests/guest/build when absent
   --kiln PROGRAM   the kiln to measure; the one beside this program when absent
   --rounds N       pairs of each kind (default 20; fewer where one takes long)
-  --only WORD      start, up, ten, plan, memory or pull
+  --only WORD      start, up, ten, plan, memory, disks or pull
 ";
 
 /// What was said on the command line.
@@ -97,12 +98,13 @@ fn bench(asked: &Asked) -> Outcome<()> {
     let rounds = asked.rounds;
     let few = rounds.div_ceil(4);
     type Measure = fn(&World, usize) -> Outcome<Vec<Row>>;
-    let measures: [(&str, Measure, usize); 6] = [
+    let measures: [(&str, Measure, usize); 7] = [
         ("start", start, rounds),
         ("up", up, rounds),
         ("ten", ten, few),
         ("plan", plan, rounds),
         ("memory", memory, 1),
+        ("disks", disks::disks, rounds),
         ("pull", pull::pull, rounds.div_ceil(10)),
     ];
     let mut rows = Vec::new();

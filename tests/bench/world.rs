@@ -53,6 +53,16 @@ impl World {
     }
 
     pub(crate) fn cluster(&self, name: &str, count: usize) -> Outcome<Cluster<'_>> {
+        self.cluster_on(name, count, None)
+    }
+
+    /// A cluster whose machines have their disks over this image.
+    pub(crate) fn cluster_on(
+        &self,
+        name: &str,
+        count: usize,
+        base: Option<&Path>,
+    ) -> Outcome<Cluster<'_>> {
         let cluster = Cluster {
             world: self,
             name: name.to_owned(),
@@ -61,12 +71,13 @@ impl World {
         let guest = |file: &str| self.guest.join(file);
         let spec = format!(
             "cluster: {name}\n\
-             image: {{kernel: {:?}, initrd: {:?}, cmdline: {:?}}}\n\
+             image: {{kernel: {:?}, initrd: {:?}, cmdline: {:?}{}}}\n\
              network: {{mode: fabric, subnet: 10.{}.0.0/16}}\n\
              machines:\n  node: {{count: {count}, accel: tcg, memory: 256MiB}}\n",
             guest("kernel"),
             guest("initrd"),
             std::fs::read_to_string(guest("cmdline"))?.trim_end(),
+            base.map_or_else(String::new, |base| format!(", disk: {base:?}")),
             // Apart from each other: two clusters may be there at once.
             200 + name.len(),
         );

@@ -172,6 +172,15 @@ impl Guest {
                 guest.reported.send_replace(true);
             });
         }
+        if let Some(file) = behavior.report_at_file {
+            let guest = self.clone();
+            tokio::spawn(async move {
+                while !file.exists() {
+                    sleep(Duration::from_millis(10)).await;
+                }
+                guest.reported.send_replace(true);
+            });
+        }
         if let Some(time) = behavior.panic {
             self.at(time, Guest::panic);
         }

@@ -527,16 +527,20 @@ fn a_machine_that_is_not_there_is_unknown() {
         &["up", "node-3"],
         7,
         &expect![[r#"
-        error: there is no machine `node-3` in the spec
-    "#]],
+            error: there is no machine `node-3` in the spec
+
+            hint: it has: node-1, node-2
+        "#]],
     );
     check(
         &world,
         &["render", "node-3"],
         7,
         &expect![[r#"
-        error: there is no machine `node-3` in the spec
-    "#]],
+            error: there is no machine `node-3` in the spec
+
+            hint: it has: node-1, node-2
+        "#]],
     );
     check(
         &world,

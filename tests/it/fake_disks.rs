@@ -255,7 +255,7 @@ fn disks_come_go_and_grow_at_their_price() {
     let refused = world.kiln(&["up"]);
     assert_eq!(refused.code, Some(3));
     expect![[r#"
-        error: disk `a` of machine `node-1` is of 2MiB, and the spec asks for 1MiB
+        error: disk `a` of machine `node-1` of the group in line 5 is of 2MiB, and the spec asks for 1MiB
 
         hint: a disk never shrinks: ask for as much or more, or for a new disk by another `serial`
     "#]]

@@ -394,7 +394,7 @@ fn ports_that_were_taken_while_nobody_listened_are_told() {
     let taken = TcpListener::bind(address).unwrap();
     let ps = world.kiln(&["ps"]);
     let note = format!(
-        "its ports are not published: cannot listen on 127.0.0.1:{port} for the guest's port 80: Address already in use (os error 98); `kiln restart` tries again"
+        "its ports are not published: cannot listen on 127.0.0.1:{port} for the guest's port 80: Address already in use (os error 98); `kiln up` tries again"
     );
     assert!(
         ps.stderr.contains(&format!("note: node-1: {note}\n")),
@@ -405,7 +405,9 @@ fn ports_that_were_taken_while_nobody_listened_are_told() {
     assert_eq!(world.ps()["node-1"]["notes"], json!([note]));
     assert!(world.ok(&["events", "--no-follow"]).contains(&note));
     drop(taken);
-    world.ok(&["restart"]);
+    let pids = world.pids();
+    world.ok(&["up"]);
+    assert_eq!(world.pids(), pids);
     assert_eq!(world.ps()["node-1"]["notes"], json!([]));
 }
 

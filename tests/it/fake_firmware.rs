@@ -42,14 +42,18 @@ fn without_firmware_nothing_is_made_and_the_broken_descriptor_is_named() {
 
 /// A build whose code is `code` and whose template of variables holds `vars`.
 fn build(world: &World, name: &str, vars: &str) {
-    world.write(&format!("builds/{name}.code"), "code");
+    build_of(world, name, "raw", b"code", vars);
+}
+
+fn build_of(world: &World, name: &str, format: &str, code: &[u8], vars: &str) {
+    world.write(&format!("builds/{name}.code"), code);
     world.write(&format!("builds/{name}.vars"), vars);
     let at = world.path("builds").join(name);
     let text = json!({
         "interface-types": ["uefi"],
         "mapping": {
             "device": "flash",
-            "executable": {"filename": format!("{}.code", at.display()), "format": "raw"},
+            "executable": {"filename": format!("{}.code", at.display()), "format": format},
             "nvram-template": {"filename": format!("{}.vars", at.display()), "format": "raw"},
         },
         "targets": [{"architecture": "x86_64", "machines": ["pc-q35-*"]}],
@@ -150,6 +154,28 @@ fn an_image_may_ask_for_its_config_on_a_disk() {
     world.ok(&["up"]);
     let explained = world.ok(&["explain", "node"]);
     assert!(explained.contains("opt/com.coreos/config"), "{explained}");
+    world.ok(&["down"]);
+    world.assert_clean();
+}
+
+#[test]
+fn firmware_whose_header_leads_elsewhere_is_not_started() {
+    let world = World::new();
+    without_firmware(&world);
+    let mut code = crate::image::support::image(1, 51);
+    build_of(&world, "50-odd", "qcow2", &code, "vars");
+    world.nodes(1, "firmware: uefi");
+    world.ok(&["up"]);
+    world.ok(&["stop"]);
+    // The feature bit of a data file.
+    code[79] |= 1 << 2;
+    world.write("builds/50-odd.code", &code);
+    world.kiln(&["start"]);
+    let states = world.states();
+    assert!(
+        states[0].contains("50-odd.code") && states[0].contains("keeps its data in another file"),
+        "{states:?}"
+    );
     world.ok(&["down"]);
     world.assert_clean();
 }

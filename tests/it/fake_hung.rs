@@ -200,7 +200,9 @@ fn a_new_supervisor_regains_the_sockets_whose_names_are_lost() {
 fn who_waits_outlives_a_supervisor() {
     let world = World::new();
     world.nodes(2, "");
-    world.behave(&json!({"*": {"report": 1500}}));
+    // So that the command still waits when the second of its supervisors is gone.
+    let gate = world.path("report");
+    world.behave(&json!({"*": {"report_at_file": gate}}));
     let up = world.start(&["up"]);
     world.settle(3);
     for _ in 0..2 {
@@ -210,6 +212,7 @@ fn who_waits_outlives_a_supervisor() {
             world.supervisors().first().is_some_and(|new| *new != old)
         });
     }
+    world.write("report", "");
     let up = up.end();
     assert_eq!(up.code, Some(0), "{}", up.stderr);
     assert_eq!(world.states(), ["node-1: ready", "node-2: ready"]);

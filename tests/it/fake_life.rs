@@ -73,7 +73,6 @@ fn a_cluster_comes_up_is_kept_and_goes() {
     assert_eq!(again.code, Some(0));
     assert_eq!(again.stdout, up.stdout);
     expect![[r#"
-        note: node-1, node-2, node-3 are emulated (tcg): slow, and outside QEMU's security promise
         node-1: ready (TIME)
         node-2: ready (TIME)
         node-3: ready (TIME)
@@ -164,6 +163,7 @@ fn ps_tells_programs_all_that_is_documented() {
           ],
           "network": {
             "domain": "demo.internal",
+            "isolated": false,
             "mode": "fabric",
             "reason": "",
             "subnet": "10.213.7.0/24",
@@ -305,7 +305,7 @@ fn a_plan_says_what_up_would_do_and_makes_nothing() {
     "#]]
     .assert_eq(&world.ok(&["plan"]));
     expect![[r#"
-        {"schema":1,"ok":true,"result":{"cluster":"demo","subnet":"10.213.7.0/24","changes":true,"machines":[{"name":"node-1","action":"create","why":[],"arch":"x86_64","ip":"10.213.7.41","mac":"b2:6b:c6:e2:b7:b3"},{"name":"node-2","action":"create","why":[],"arch":"x86_64","ip":"10.213.7.93","mac":"b2:6b:b6:43:01:e0"}]}}
+        {"schema":1,"ok":true,"result":{"cluster":"demo","subnet":"10.213.7.0/24","changes":true,"network":[],"volume_group":null,"machines":[{"name":"node-1","action":"create","why":[],"arch":"x86_64","ip":"10.213.7.41","mac":"b2:6b:c6:e2:b7:b3"},{"name":"node-2","action":"create","why":[],"arch":"x86_64","ip":"10.213.7.93","mac":"b2:6b:b6:43:01:e0"}]}}
     "#]].assert_eq(&world.ok(&["plan", "--json"]));
     assert_eq!(world.ok(&["up", "--dry-run"]), world.ok(&["plan"]));
     let made: Vec<String> = world.tree();
@@ -609,4 +609,78 @@ fn a_console_ends_with_its_input_and_has_room_for_one() {
     assert!(first.wait().unwrap().success());
     assert!(!lock.exists());
     world.ok(&["console", "node-1"]);
+}
+
+#[test]
+fn ports_come_and_go_while_machines_run() {
+    let world = World::new();
+    world.nodes(2, "ports: [\":80\"]");
+    world.ok(&["up"]);
+    let pids = world.pids();
+    let host = |index: usize| {
+        let port = &world.ps()["node-1"]["ports"][index];
+        u16::try_from(port["host"].as_u64().unwrap()).unwrap()
+    };
+    let listens = |port: u16| std::net::TcpStream::connect(("127.0.0.1", port)).is_ok();
+    let first = host(0);
+    assert!(listens(first));
+    world.nodes(2, "ports: [\":81\", \":80\"]");
+    let plan = world.ok(&["plan"]);
+    assert!(plan.contains("change    node-1"), "{plan}");
+    assert!(plan.contains("(while it runs)"), "{plan}");
+    // What is killed after it has written is mended by the next one, and by the next supervisor.
+    world.start(&["up"]).killed_after(Duration::from_millis(60));
+    world.supervisors().iter().for_each(|it| it.kill());
+    world.ok(&["up"]);
+    assert_eq!((host(1), world.pids()), (first, pids.clone()));
+    let second = host(0);
+    assert!(listens(first) && listens(second));
+    world.nodes(2, "ports: [\":81\"]");
+    world.ok(&["up"]);
+    assert!(!listens(first) && listens(second));
+    assert_eq!(world.pids(), pids);
+    assert!(world.ok(&["plan"]).ends_with("nothing to do\n"));
+    world.ok(&["down"]);
+    world.assert_clean();
+}
+
+#[test]
+fn more_memory_than_there_is_is_refused_unless_told_otherwise() {
+    let world = World::new();
+    world.nodes(2, "memory: 64MiB");
+    world.ok(&["up"]);
+    let pids = world.pids();
+    world.nodes(3, "memory: 16TiB\ncpus: 255");
+    let plan = world.kiln(&["plan"]);
+    assert_eq!(plan.code, Some(0), "{}", plan.stderr);
+    let refuses = "note: the machines that would run have 48TiB of memory, of which they use ";
+    assert!(plan.stderr.contains(refuses), "{}", plan.stderr);
+    assert!(
+        plan.stderr
+            .contains("note: node-1 has 255 cpus, and this host "),
+        "{}",
+        plan.stderr
+    );
+    let before = world.tree();
+    let up = world.kiln(&["up"]);
+    assert_eq!(up.code, Some(4), "{}", up.stderr);
+    assert!(
+        up.stderr
+            .contains("error: the machines that would run have 48TiB"),
+        "{}",
+        up.stderr
+    );
+    assert!(
+        up.stderr
+            .contains("`--overcommit` starts them all the same"),
+        "{}",
+        up.stderr
+    );
+    assert_eq!((world.pids(), world.tree()), (pids, before));
+    world.ok(&["up", "--overcommit"]);
+    // What runs is not called too much later on.
+    world.ok(&["up"]);
+    assert_eq!(world.pids().len(), 3);
+    world.ok(&["down"]);
+    world.assert_clean();
 }

@@ -394,6 +394,10 @@ pub(crate) struct Going<'a> {
 }
 
 impl Going<'_> {
+    pub(crate) fn pid(&self) -> i32 {
+        self.child.id().cast_signed()
+    }
+
     #[track_caller]
     pub(crate) fn end(mut self) -> Ended {
         let stdout = read(self.child.stdout.take().unwrap());
@@ -412,6 +416,14 @@ impl Going<'_> {
             stderr: self.world.plain(&stderr),
             took: self.begun.elapsed(),
         }
+    }
+
+    /// Ctrl-C.
+    #[track_caller]
+    pub(crate) fn interrupted(self) -> Ended {
+        let pid = Pid::from_raw(self.child.id().try_into().unwrap());
+        kill(pid, Signal::SIGINT).unwrap();
+        self.end()
     }
 
     /// SIGKILL, unless it ends within `delay`.

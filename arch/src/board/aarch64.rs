@@ -1,6 +1,6 @@
 //! Arm's virtual board. It has no firmware of its own.
 
-use crate::board::{Board, BoardFirmware, Bus, ConsoleDevice};
+use crate::board::{Board, BoardFirmware, Bus, ConsoleDevice, Nvme};
 use crate::machine::IgnitionTransport;
 
 pub(super) const BOARD: Board = Board {
@@ -19,5 +19,6 @@ pub(super) const BOARD: Board = Board {
     firmware: BoardFirmware::UefiOnly,
     panic_device: Some("pvpanic-pci"),
     tpm: Some("tpm-tis-device"),
+    nvme: Nvme::Boots,
     memory_step: 1,
 };

@@ -1,6 +1,6 @@
 //! The PC of 1996, which 32-bit kernels know best; SeaBIOS alone.
 
-use crate::board::{Board, BoardFirmware, Bus, ConsoleDevice};
+use crate::board::{Board, BoardFirmware, Bus, ConsoleDevice, Nvme};
 use crate::machine::IgnitionTransport;
 
 pub(super) const BOARD: Board = Board {
@@ -20,5 +20,6 @@ pub(super) const BOARD: Board = Board {
     firmware: BoardFirmware::Own,
     panic_device: Some("pvpanic-pci"),
     tpm: Some("tpm-tis"),
+    nvme: Nvme::Boots,
     memory_step: 1,
 };

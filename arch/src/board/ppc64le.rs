@@ -1,6 +1,6 @@
 //! IBM POWER as a guest of its hypervisor, with SLOF. It tells of panics by itself.
 
-use crate::board::{Board, BoardFirmware, Bus, ConsoleDevice};
+use crate::board::{Board, BoardFirmware, Bus, ConsoleDevice, Nvme};
 use crate::machine::IgnitionTransport;
 
 pub(super) const BOARD: Board = Board {
@@ -29,5 +29,6 @@ pub(super) const BOARD: Board = Board {
     firmware: BoardFirmware::Own,
     panic_device: None,
     tpm: Some("tpm-spapr"),
+    nvme: Nvme::Data,
     memory_step: 256,
 };

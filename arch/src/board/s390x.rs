@@ -1,6 +1,6 @@
 //! IBM Z: channel devices, and a console of the service processor. It tells of panics by itself.
 
-use crate::board::{Board, BoardFirmware, Bus, ConsoleDevice};
+use crate::board::{Board, BoardFirmware, Bus, ConsoleDevice, Nvme};
 use crate::machine::IgnitionTransport;
 
 pub(super) const BOARD: Board = Board {
@@ -19,5 +19,6 @@ pub(super) const BOARD: Board = Board {
     firmware: BoardFirmware::Own,
     panic_device: None,
     tpm: None,
+    nvme: Nvme::Absent,
     memory_step: 1,
 };

@@ -1,6 +1,6 @@
 //! The PC of today: PCI Express, SeaBIOS or UEFI.
 
-use crate::board::{Board, BoardFirmware, Bus, ConsoleDevice};
+use crate::board::{Board, BoardFirmware, Bus, ConsoleDevice, Nvme};
 use crate::machine::IgnitionTransport;
 
 pub(super) const BOARD: Board = Board {
@@ -20,5 +20,6 @@ pub(super) const BOARD: Board = Board {
     firmware: BoardFirmware::OwnOrUefi,
     panic_device: Some("pvpanic-pci"),
     tpm: Some("tpm-crb"),
+    nvme: Nvme::Boots,
     memory_step: 1,
 };

@@ -1,4 +1,4 @@
-//! Block devices: `-blockdev`, and the virtio disk.
+//! Block devices: `-blockdev`, and the disks in front of it.
 
 use crate::board::Bus;
 use crate::device::virtio;
@@ -79,10 +79,10 @@ fn format(node: Object, driver: &str, file: Object, access: Access) -> Object {
     }
 }
 
-/// `-device virtio-blk-*`.
+/// `-device virtio-blk-*`, `nvme` or `scsi-hd`: what the guest has of a [`Blockdev`].
 #[derive(Debug)]
-pub(crate) struct VirtioBlk<'a> {
-    pub(crate) bus: Bus,
+pub(crate) struct Disk<'a> {
+    pub(crate) driver: DiskDriver,
     pub(crate) id: &'a str,
     pub(crate) drive: &'a str,
     pub(crate) serial: Option<&'a str>,
@@ -90,15 +90,37 @@ pub(crate) struct VirtioBlk<'a> {
     pub(crate) sector: Sector,
 }
 
-impl VirtioBlk<'_> {
+/// QEMU's driver of a disk, and where it is plugged in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DiskDriver {
+    VirtioBlk(Bus),
+    Nvme,
+    /// By its target on the bus of [`VirtioScsi`]: 0 to 255.
+    ScsiHd {
+        target: usize,
+    },
+}
+
+impl Disk<'_> {
     pub(crate) fn opt(&self) -> Opt {
-        let mut opt = virtio("virtio-blk", self.bus)
-            .key("id", self.id)
-            .key("drive", self.drive)
+        let mut opt = match self.driver {
+            DiskDriver::VirtioBlk(bus) => virtio("virtio-blk", bus),
+            DiskDriver::Nvme => Opt::new("nvme"),
+            DiskDriver::ScsiHd { target } => Opt::new("scsi-hd")
+                .key("bus", format!("{SCSI}.0"))
+                .key("scsi-id", target.to_string())
+                .key("lun", "0"),
+        };
+        opt = opt.key("id", self.id).key("drive", self.drive);
+        opt = match self.driver {
             // The machine pauses on any fault of the host's storage and can be resumed when the
             // fault is gone; the guest never sees an error that is not its disk's.
-            .key("werror", "stop")
-            .key("rerror", "stop");
+            DiskDriver::VirtioBlk(_) | DiskDriver::ScsiHd { .. } => {
+                opt.key("werror", "stop").key("rerror", "stop")
+            }
+            // QEMU knows no such thing of an NVMe disk.
+            DiskDriver::Nvme => opt,
+        };
         if let Some(serial) = self.serial {
             opt = opt.key("serial", serial);
         }
@@ -111,6 +133,21 @@ impl VirtioBlk<'_> {
                 .key("logical_block_size", "4096")
                 .key("physical_block_size", "4096"),
         }
+    }
+}
+
+/// The id of the machine's SCSI controller.
+const SCSI: &str = "scsi";
+
+/// `-device virtio-scsi-*`: the controller of all SCSI disks of a machine.
+#[derive(Debug)]
+pub(crate) struct VirtioScsi {
+    pub(crate) bus: Bus,
+}
+
+impl VirtioScsi {
+    pub(crate) fn opt(&self) -> Opt {
+        virtio("virtio-scsi", self.bus).key("id", SCSI)
     }
 }
 

@@ -83,6 +83,7 @@ pub(crate) struct VirtioNet<'a> {
     pub(crate) id: &'a str,
     pub(crate) netdev: &'a str,
     pub(crate) mac: MacAddr6,
+    pub(crate) mtu: Option<u16>,
 }
 
 impl VirtioNet<'_> {
@@ -91,6 +92,11 @@ impl VirtioNet<'_> {
             .key("id", self.id)
             .key("netdev", self.netdev)
             .key("mac", self.mac.to_string().to_ascii_lowercase());
+        let opt = match self.mtu {
+            // By VIRTIO_NET_F_MTU, which needs no DHCP client that heeds the option of it.
+            Some(mtu) => opt.key("host_mtu", mtu.to_string()),
+            None => opt,
+        };
         match self.bus {
             // No ROM to boot from the network: firmware would spend seconds on it.
             Bus::Pci { .. } => opt.key("romfile", ""),

@@ -39,6 +39,7 @@ impl Render<'_> {
             id: &format!("nic{index}"),
             netdev: &netdev,
             mac: nic.mac,
+            mtu: nic.mtu,
         };
         self.device(front.opt(), why)
     }

@@ -4,10 +4,12 @@ use std::ffi::OsString;
 use std::path::Path;
 
 use crate::Unsupported;
+use crate::board::Nvme;
 use crate::command::Reason;
-use crate::device::{Blockdev, FwCfg, VirtioBlk, reopened};
+use crate::device::{Blockdev, Disk, DiskDriver, FwCfg, VirtioScsi, reopened};
 use crate::machine::{
-    Access, Drive, Format, Ignition, IgnitionTransport, Image, Kernel, Pflash, Sector, Source,
+    Access, DiskBus, Drive, Format, Ignition, IgnitionTransport, Image, Kernel, Pflash, Sector,
+    Source,
 };
 use crate::render::Render;
 
@@ -78,13 +80,50 @@ impl Render<'_> {
     }
 
     pub(super) fn drives(&mut self) -> Result<(), Unsupported> {
+        let mut scsi_disks = 0;
         for (index, drive) in self.machine.drives.iter().enumerate() {
-            self.drive(index, drive)?;
+            let driver = match drive.bus {
+                DiskBus::Virtio => DiskDriver::VirtioBlk(self.board.bus),
+                DiskBus::Nvme => self.nvme(index, drive)?,
+                DiskBus::Scsi => {
+                    if scsi_disks == 0 {
+                        let controller = VirtioScsi {
+                            bus: self.board.bus,
+                        };
+                        self.device(controller.opt(), Reason::Spec("disks"))?;
+                    }
+                    scsi_disks += 1;
+                    DiskDriver::ScsiHd {
+                        target: scsi_disks - 1,
+                    }
+                }
+            };
+            self.drive(index, drive, driver)?;
         }
         Ok(())
     }
 
-    fn drive(&mut self, index: usize, drive: &Drive) -> Result<(), Unsupported> {
+    fn nvme(&self, index: usize, drive: &Drive) -> Result<DiskDriver, Unsupported> {
+        let arch = self.machine.arch;
+        if self.board.nvme == Nvme::Absent {
+            return Err(Unsupported::Nvme { arch });
+        }
+        if drive.serial.is_none() {
+            return Err(Unsupported::NvmeSerial { index });
+        }
+        let boots = index == 0 && self.machine.kernel.is_none();
+        if boots && self.board.nvme != Nvme::Boots {
+            return Err(Unsupported::NvmeBoot { arch });
+        }
+        Ok(DiskDriver::Nvme)
+    }
+
+    fn drive(
+        &mut self,
+        index: usize,
+        drive: &Drive,
+        driver: DiskDriver,
+    ) -> Result<(), Unsupported> {
         let serial = drive.serial.as_deref();
         if let Some(serial) = serial.filter(|serial| serial.len() > SERIAL_MAX) {
             return Err(Unsupported::SerialTooLong {
@@ -97,15 +136,21 @@ impl Render<'_> {
         let name = drive_node(index);
         self.blockdev(&name, &node, why)?;
         let boots = index == 0 && self.machine.kernel.is_none();
-        let front = VirtioBlk {
-            bus: self.board.bus,
-            id: &format!("virtio-{name}"),
+        let front = Disk {
+            driver,
+            id: &format!("{}-{name}", drive.bus.name()),
             drive: &name,
             serial,
             bootindex: boots.then_some(1),
             sector: drive.sector,
         };
-        self.device(front.opt(), why)
+        match driver {
+            DiskDriver::VirtioBlk(_) | DiskDriver::Nvme => self.device(front.opt(), why),
+            // It is plugged into its controller, which has the slot.
+            DiskDriver::ScsiHd { .. } => {
+                self.command.push("-device", front.opt().into_value(), why)
+            }
+        }
     }
 
     pub(super) fn ignition(&mut self) -> Result<(), Unsupported> {
@@ -157,8 +202,8 @@ impl Render<'_> {
 
     fn ignition_disk(&mut self, node: &Blockdev, why: Reason) -> Result<(), Unsupported> {
         self.blockdev("ignition", node, why)?;
-        let front = VirtioBlk {
-            bus: self.board.bus,
+        let front = Disk {
+            driver: DiskDriver::VirtioBlk(self.board.bus),
             id: "virtio-ignition",
             drive: "ignition",
             serial: Some("ignition"),

@@ -7,9 +7,9 @@ use std::num::{NonZeroU16, NonZeroU32};
 
 use kiln_arch::Arch;
 use kiln_arch::machine::{
-    Accel, Access, ChildFd, Console, ConsoleBackend, Drive, Firmware, Format, Forward, Ignition,
-    IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port, PortName,
-    Protocol, Run, Sandbox, Sector, Socket, Source, Uplink, UplinkPort, UserNet,
+    Accel, Access, ChildFd, Console, ConsoleBackend, DiskBus, Drive, Firmware, Format, Forward,
+    Ignition, IgnitionTransport, Image, Kernel, Machine, MiB, Nic, NicBackend, Pflash, Port,
+    PortName, Protocol, Run, Sandbox, Sector, Socket, Source, Uplink, UplinkPort, UserNet,
 };
 use macaddr::MacAddr6;
 
@@ -110,6 +110,7 @@ impl Way {
             (Chip::Uefi, Boot::Kernel) => {
                 machine.ignition = Ignition::None;
                 machine.nics.push(Nic {
+                    mtu: None,
                     mac: mac(4),
                     backend: NicBackend::User(user_net(Vec::new())),
                 });
@@ -168,6 +169,7 @@ pub(crate) fn direct(arch: Arch) -> Machine {
         })
         .into(),
         nics: vec![Nic {
+            mtu: None,
             mac: mac(1),
             backend: NicBackend::Stream(fds.socket()),
         }],
@@ -186,6 +188,7 @@ pub(crate) fn direct(arch: Arch) -> Machine {
             },
             access: Access::ReadWrite,
             serial: Some("root".to_owned()),
+            bus: DiskBus::Virtio,
             sector: Sector::Bytes512,
         }],
         ignition: Ignition::Config(fds.source()),
@@ -217,6 +220,7 @@ pub(crate) fn disk(arch: Arch) -> Machine {
         },
         ports: Vec::new(),
         nics: vec![Nic {
+            mtu: Some(9000),
             mac: mac(2),
             backend: NicBackend::Tap(fds.next()),
         }],
@@ -230,12 +234,14 @@ pub(crate) fn disk(arch: Arch) -> Machine {
                 },
                 access: Access::ReadWrite,
                 serial: None,
+                bus: DiskBus::Virtio,
                 sector: Sector::Bytes512,
             },
             Drive {
                 image: Image::Raw(fds.source()),
                 access: Access::ReadWrite,
                 serial: Some("data".to_owned()),
+                bus: DiskBus::Virtio,
                 sector: Sector::Bytes4096,
             },
             Drive {
@@ -245,12 +251,36 @@ pub(crate) fn disk(arch: Arch) -> Machine {
                 },
                 access: Access::ReadOnly,
                 serial: Some("tools".to_owned()),
+                bus: DiskBus::Virtio,
                 sector: Sector::Bytes512,
             },
         ],
         ignition: Ignition::None,
         ..direct(arch)
     }
+}
+
+/// A machine with disks on other buses than virtio's, the root disk too.
+pub(crate) fn buses(arch: Arch) -> Machine {
+    let mut machine = disk(arch);
+    let mut fds = Fds(FLASH);
+    if arch == Arch::Aarch64 {
+        machine.kernel = Some(Kernel {
+            image: fds.source(),
+            initrd: None,
+            cmdline: String::new(),
+        });
+    }
+    let [root, data, tools] = machine.drives.as_mut_slice() else {
+        unreachable!("it has three drives");
+    };
+    root.bus = DiskBus::Scsi;
+    root.serial = Some("root".to_owned());
+    if arch != Arch::S390x {
+        data.bus = DiskBus::Nvme;
+    }
+    tools.bus = DiskBus::Scsi;
+    machine
 }
 
 /// What `explain --shell` prints: all by path, on QEMU's own network, with nobody to look after it.
@@ -266,6 +296,7 @@ pub(crate) fn shell(arch: Arch) -> Machine {
             socket: Socket::Path("/run/kiln/agent,1.sock".into()),
         }],
         nics: vec![Nic {
+            mtu: None,
             mac: mac(3),
             backend: NicBackend::User(user_net(vec![
                 Forward {
@@ -292,6 +323,7 @@ pub(crate) fn shell(arch: Arch) -> Machine {
             },
             access: Access::ReadWrite,
             serial: None,
+            bus: DiskBus::Virtio,
             sector: Sector::Bytes512,
         }],
         ignition: Ignition::Config(path("/run/kiln/a,b.ign")),

@@ -65,6 +65,7 @@ fn no_golden_file_is_left_over() {
         .collect();
     for arch in Arch::ALL {
         known.push(format!("{arch}-shell.sh"));
+        known.push(format!("{arch}-buses.args"));
         known.push(format!("{arch}-direct.reasons"));
     }
     known.extend(["tpm.args", "uplink.args", "uplink.reasons"].map(str::to_owned));
@@ -84,6 +85,14 @@ fn every_board_has_a_line_for_the_shell() {
         let command = render(&fixture::shell(arch)).unwrap();
         let line = command.shell().into_string().unwrap();
         check(&format!("{arch}-shell.sh"), &line);
+    }
+}
+
+#[test]
+fn disks_of_every_bus_on_every_board() {
+    for arch in Arch::ALL {
+        let command = render(&fixture::buses(arch)).unwrap();
+        check(&format!("{arch}-buses.args"), &command.to_string());
     }
 }
 

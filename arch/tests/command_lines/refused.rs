@@ -2,8 +2,8 @@
 
 use expect_test::{Expect, expect};
 use kiln_arch::machine::{
-    ChildFd, ConsoleBackend, Firmware, Format, Ignition, IgnitionTransport, Image, Machine, Pflash,
-    Socket, Source,
+    ChildFd, ConsoleBackend, DiskBus, Firmware, Format, Ignition, IgnitionTransport, Image,
+    Machine, Pflash, Socket, Source,
 };
 use kiln_arch::{Arch, render};
 
@@ -124,6 +124,28 @@ fn a_serial_that_the_guest_would_see_cut() {
         &expect![
             "disk serial `xxxxxxxxxxxxxxxxxxxxx` is longer than the 20 bytes that a guest sees"
         ],
+    );
+}
+
+#[test]
+fn nvme_where_there_is_none() {
+    let mut machine = fixture::buses(Arch::S390x);
+    machine.drives[1].bus = DiskBus::Nvme;
+    check(&machine, &expect!["s390x machines have no NVMe disks"]);
+    let mut machine = fixture::disk(Arch::Ppc64le);
+    machine.drives[0].bus = DiskBus::Nvme;
+    machine.drives[0].serial = Some("root".to_owned());
+    check(
+        &machine,
+        &expect!["the firmware of ppc64le machines boots from no NVMe disk"],
+    );
+    let machine = pc(|machine| {
+        machine.drives[0].bus = DiskBus::Nvme;
+        machine.drives[0].serial = None;
+    });
+    check(
+        &machine,
+        &expect!["an NVMe disk has a serial, and drive 0 has none"],
     );
 }
 

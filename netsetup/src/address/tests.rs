@@ -13,6 +13,7 @@ fn check(cluster: &str, names: &[&str], net: &str, want: &Expect) {
         cluster,
         names.iter().copied(),
         &BTreeMap::new(),
+        &BTreeMap::new(),
         subnet(net),
     )
     .unwrap();
@@ -51,7 +52,7 @@ fn names_alone_give_these_addresses_for_ever() {
 fn a_full_subnet_is_an_error_and_its_last_address_is_used() {
     let net = subnet("10.0.0.0/28");
     let names = ["a", "b", "c", "d", "e"];
-    let reserved = reserve("demo", names, &BTreeMap::new(), net).unwrap();
+    let reserved = reserve("demo", names, &BTreeMap::new(), &BTreeMap::new(), net).unwrap();
     let ips: BTreeSet<Ipv4Addr> = reserved.values().map(|(_, ip)| *ip).collect();
     assert_eq!(
         ips,
@@ -64,6 +65,7 @@ fn a_full_subnet_is_an_error_and_its_last_address_is_used() {
             "demo",
             names.into_iter().chain(["f"]),
             &BTreeMap::new(),
+            &BTreeMap::new(),
             net
         ),
         Err(AddressError::Full {
@@ -75,8 +77,15 @@ fn a_full_subnet_is_an_error_and_its_last_address_is_used() {
 
 #[test]
 fn a_reservation_of_another_subnet_is_refused_by_name() {
-    let old = reserve("demo", ["a"], &BTreeMap::new(), subnet("10.0.0.0/24")).unwrap();
-    let error = reserve("demo", ["a"], &old, subnet("10.0.1.0/24")).unwrap_err();
+    let old = reserve(
+        "demo",
+        ["a"],
+        &BTreeMap::new(),
+        &BTreeMap::new(),
+        subnet("10.0.0.0/24"),
+    )
+    .unwrap();
+    let error = reserve("demo", ["a"], &BTreeMap::new(), &old, subnet("10.0.1.0/24")).unwrap_err();
     assert!(matches!(error, AddressError::Outside { name, .. } if name == "a"));
 }
 
@@ -126,8 +135,8 @@ proptest! {
         let net = Subnet::new(Ipv4Net::new_assert(Ipv4Addr::new(10, 9, 0, 0), prefix)).unwrap();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let few = &names[..=split.index(names.len())];
-        let before = reserve("c", few.iter().copied(), &BTreeMap::new(), net).unwrap();
-        let after = reserve("c", names.iter().copied(), &before, net).unwrap();
+        let before = reserve("c", few.iter().copied(), &BTreeMap::new(), &BTreeMap::new(), net).unwrap();
+        let after = reserve("c", names.iter().copied(), &BTreeMap::new(), &before, net).unwrap();
         for (name, place) in &before {
             assert_eq!(after.get(name), Some(place));
         }
@@ -139,4 +148,82 @@ proptest! {
             assert!(net.is_for_machines(*ip));
         }
     }
+}
+
+fn wish(ip: Option<[u8; 4]>, mac: Option<[u8; 6]>) -> Fixed {
+    Fixed {
+        ip: ip.map(Ipv4Addr::from),
+        mac: mac.map(MacAddr6::from),
+    }
+}
+
+#[test]
+fn what_a_user_names_is_given_and_nobody_else_gets_it() {
+    let net = subnet("10.0.0.0/28");
+    let mac = [0x52, 0x54, 0, 0, 0, 1];
+    let fixed = BTreeMap::from([
+        ("b".to_owned(), wish(Some([10, 0, 0, 12]), Some(mac))),
+        // Not one of the cluster just now: its place is kept all the same.
+        ("later".to_owned(), wish(Some([10, 0, 0, 4]), None)),
+    ]);
+    let names = ["a", "b", "c", "d", "e"];
+    let reserved = reserve("demo", names, &fixed, &BTreeMap::new(), net).unwrap();
+    assert_eq!(reserved["b"], (mac.into(), Ipv4Addr::new(10, 0, 0, 12)));
+    assert_eq!(reserved["later"].1, Ipv4Addr::new(10, 0, 0, 4));
+    let ips: BTreeSet<Ipv4Addr> = reserved.values().map(|(_, ip)| *ip).collect();
+    assert_eq!(ips.len(), 6);
+    // Without the wish it stays where it is.
+    let again = reserve("demo", names, &BTreeMap::new(), &reserved, net).unwrap();
+    assert_eq!(again["b"], reserved["b"]);
+}
+
+#[test]
+fn what_somebody_has_is_given_to_nobody_else() {
+    let net = subnet("10.0.0.0/24");
+    let none = BTreeMap::new();
+    let had = reserve("demo", ["a", "b"], &none, &none_reserved(), net).unwrap();
+    let (mac, ip) = had["a"];
+    let check = |fixed: &[(&str, Fixed)], want: Option<&str>| {
+        let fixed = fixed
+            .iter()
+            .map(|(name, wish)| ((*name).to_owned(), *wish))
+            .collect();
+        let told = reserve("demo", ["a", "b"], &fixed, &had, net);
+        match want {
+            Some(want) => assert_eq!(told.unwrap_err().to_string(), want),
+            None => assert_eq!(told.unwrap()["b"].1, ip),
+        }
+    };
+    let same_ip = wish(Some(ip.octets()), None);
+    let elsewhere = wish(Some([10, 0, 0, 99]), None);
+    check(
+        &[("b", same_ip)],
+        Some(&format!("`b` cannot have {ip}, which `a` has")),
+    );
+    check(&[("b", same_ip), ("a", elsewhere)], None);
+    check(
+        &[("b", wish(None, Some(mac.as_bytes().try_into().unwrap())))],
+        Some(&format!("`b` cannot have {}, which `a` has", mac_text(mac))),
+    );
+    let gateway = gateway_mac("demo");
+    check(
+        &[(
+            "b",
+            wish(None, Some(gateway.as_bytes().try_into().unwrap())),
+        )],
+        Some(&format!(
+            "`b` cannot have {}, which kiln itself has",
+            mac_text(gateway)
+        )),
+    );
+    for outside in [[10, 0, 0, 1], [10, 0, 0, 3], [10, 0, 0, 255], [10, 0, 1, 9]] {
+        let ip = Ipv4Addr::from(outside);
+        let told =
+            format!("`b` has {ip} reserved, which is no address for machines in `10.0.0.0/24`");
+        check(&[("b", wish(Some(outside), None))], Some(&told));
+    }
+}
+
+fn none_reserved() -> BTreeMap<String, (MacAddr6, Ipv4Addr)> {
+    BTreeMap::new()
 }

@@ -14,17 +14,18 @@ use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
 use super::BridgeConfig;
-use crate::address::Reservation;
+use crate::address::{Reservation, Subnet};
 use crate::dhcp;
 use crate::dns::{self, Code, Outcome, Zone};
 use crate::ether::{ARP, Ethernet, IPV4, IPV4_HEADER, Ipv4, UDP_HEADER, Udp};
-use crate::fabric::FabricEvent;
 use crate::fabric::resolve::Resolver;
+use crate::fabric::{FabricEvent, LEASE_PAUSE};
 use crate::lease::{self, Source};
 use crate::link::Present;
 use crate::link::watch::Watch;
 use crate::name::IfName;
 use crate::netlink::route::monitor::{Monitor, Word};
+use crate::settings::Settings;
 use crate::sniff::Sniffer;
 use crate::switch::{DnsQuery, PortId};
 
@@ -40,6 +41,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) enum Command {
     Machines(Vec<Reservation>),
+    Settings(Box<Settings>),
     /// The machine has a new tap, with this number.
     Port {
         machine: String,
@@ -50,7 +52,7 @@ pub(super) enum Command {
 /// The state of the task.
 #[derive(Debug)]
 pub(super) struct Service {
-    config: BridgeConfig,
+    subnet: Subnet,
     dhcp: dhcp::Server,
     zone: Zone,
     machines: Vec<Reservation>,
@@ -58,6 +60,8 @@ pub(super) struct Service {
     ports: HashMap<String, u32>,
     /// Machines whose address was seen in use since they have their tap.
     seen: HashSet<String>,
+    /// When a machine's lease was told last.
+    leased: HashMap<String, Instant>,
     sniffer: Sniffer,
     /// When the packet socket may be read again after an error.
     resume: Instant,
@@ -108,15 +112,15 @@ impl Service {
             dhcp: dhcp::Server {
                 subnet: config.subnet,
                 mac: config.gateway_mac,
-                domain: config.domain.clone(),
-                mtu: None,
+                settings: config.settings.clone(),
             },
-            zone: Zone::new(&config.domain, config.subnet, &config.machines),
+            zone: Zone::new(&config.settings, config.subnet, &config.machines),
             machines: config.machines.clone(),
             ports: config.machines.iter().filter_map(port).collect(),
             seen: HashSet::new(),
-            resolver: Resolver::new(config.resolvers.clone()),
-            config: config.clone(),
+            leased: HashMap::new(),
+            resolver: Resolver::new(config.settings.resolvers.clone()),
+            subnet: config.subnet,
             sniffer,
             resume: Instant::now(),
             monitor,
@@ -172,14 +176,22 @@ impl Service {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Machines(machines) => {
-                self.zone = Zone::new(&self.config.domain, self.config.subnet, &machines);
+                self.zone = Zone::new(&self.dhcp.settings, self.subnet, &machines);
+                self.leased
+                    .retain(|name, _| machines.iter().any(|machine| machine.name == *name));
                 self.ports
                     .retain(|name, _| machines.iter().any(|machine| machine.name == *name));
                 self.wires.set_ports(taps(&machines));
                 self.machines = machines;
             }
+            Command::Settings(settings) => {
+                self.zone = Zone::new(&settings, self.subnet, &self.machines);
+                self.resolver.ask_others(settings.resolvers.clone());
+                self.dhcp.settings = *settings;
+            }
             Command::Port { machine, index } => {
                 self.seen.remove(&machine);
+                self.leased.remove(&machine);
                 self.ports.insert(machine, index);
             }
         }
@@ -225,7 +237,7 @@ impl Service {
         }
     }
 
-    fn lend(&self, machine: &Reservation, request: &[u8]) {
+    fn lend(&mut self, machine: &Reservation, request: &[u8]) {
         let find = |mac| (mac == machine.mac).then_some(machine);
         let Some(reply) = self.dhcp.answer(request, find) else {
             return;
@@ -239,7 +251,12 @@ impl Service {
         }
         if let Some(event) = lease::observe(&reply)
             && event.source == Source::Lease
+            && !self
+                .leased
+                .get(&machine.name)
+                .is_some_and(|told| told.elapsed() < LEASE_PAUSE)
         {
+            self.leased.insert(machine.name.clone(), Instant::now());
             self.report(FabricEvent::Lease {
                 machine: machine.name.clone(),
                 ip: event.ip,

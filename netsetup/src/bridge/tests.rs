@@ -5,6 +5,8 @@
 
 #![expect(unsafe_code, reason = "readiness of a raw descriptor")]
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::unistd::{Gid, Uid, read, write};
@@ -36,8 +38,7 @@ fn config() -> BridgeConfig {
     BridgeConfig {
         subnet: Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap(),
         gateway_mac: gateway_mac("demo"),
-        domain: "demo.internal".to_owned(),
-        resolvers: Vec::new(),
+        settings: Settings::new("demo.internal"),
         machines: vec![machine("a", 10), machine("b", 11), machine("c", 12)],
         masquerade: true,
     }
@@ -352,6 +353,44 @@ async fn a_machine_is_held_to_its_own_addresses() {
     }
     b.says(&c.machine, b"after the storm");
     assert!(c.hears(b"after the storm").await);
+}
+
+/// The supervisor has one thread: a machine that asks without end leaves it time for all else.
+#[tokio::test]
+async fn a_machine_that_asks_without_end_is_not_all_that_is_heard() {
+    const FLOOD: Duration = Duration::from_secs(10);
+    let (bridge, mut events) = start(namespace());
+    let a = Guest::new(&bridge, machine("a", 10));
+    let path = a.path(bridge.config.gateway_mac, bridge.config.subnet.gateway());
+    let request = dhcp_request(&a.machine);
+    let frame = ether::udp_frame(path, CLIENT_PORT, SERVER_PORT, &request).unwrap();
+    let bytes = [&[0; VNET][..], &frame].concat();
+    let enough = Arc::new(AtomicBool::new(false));
+    let begun = Instant::now();
+    for _ in 0..2 {
+        let (tap, bytes) = (a.tap.get_ref().try_clone().unwrap(), bytes.clone());
+        let enough = Arc::clone(&enough);
+        std::thread::spawn(move || {
+            while !enough.load(Ordering::Relaxed) && begun.elapsed() < FLOOD {
+                // One that finds no room is the machine's own loss.
+                let _ = write(&tap, &bytes);
+            }
+        });
+    }
+    for _ in 0..50 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let took = begun.elapsed();
+    enough.store(true, Ordering::Relaxed);
+    assert!(took < FLOOD, "nothing else had its turn for {took:?}");
+    let mut leases = 0;
+    while let Ok(event) = events.try_recv() {
+        leases += u64::from(matches!(event, FabricEvent::Lease { .. }));
+    }
+    assert!(
+        (1..=took.as_secs() + 1).contains(&leases),
+        "{leases} leases are told in {took:?}"
+    );
 }
 
 #[tokio::test]

@@ -12,8 +12,7 @@ fn server() -> Server {
     Server {
         subnet: Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap(),
         mac: MacAddr6::new(0xb2, 0x6b, 0, 0, 0, 1),
-        domain: "demo.internal".to_owned(),
-        mtu: None,
+        settings: Settings::new("demo.internal"),
     }
 }
 
@@ -161,11 +160,39 @@ fn a_client_id_changes_nothing() {
 #[test]
 fn an_offer_is_these_bytes() {
     let mut server = server();
-    server.mtu = Some(9000);
+    server.settings.mtu = Some(9000);
     let frame = ask(&server, &message(1, Ipv4Addr::UNSPECIFIED, &[])).unwrap();
     let options = &frame[ETHERNET_HEADER + 28 + FIXED..];
     let hex: Vec<String> = options.iter().map(|byte| format!("{byte:02x}")).collect();
     expect!["35 01 02 36 04 0a 50 01 01 33 04 00 27 8d 00 01 04 ff ff ff 00 1c 04 0a 50 01 ff 03 04 0a 50 01 01 06 04 0a 50 01 01 0c 06 6e 6f 64 65 2d 31 0f 0d 64 65 6d 6f 2e 69 6e 74 65 72 6e 61 6c 77 0f 04 64 65 6d 6f 08 69 6e 74 65 72 6e 61 6c 00 1a 02 23 28 ff"].assert_eq(&hex.join(" "));
+}
+
+#[test]
+fn who_has_no_way_out_is_told_of_no_router() {
+    let mut server = server();
+    server.settings.isolated = true;
+    let told = read(&ask(&server, &message(1, Ipv4Addr::UNSPECIFIED, &[])).unwrap());
+    assert!(told.contains("router=None dns=Some"), "{told}");
+}
+
+#[test]
+fn routes_are_told_with_the_default_one_among_them() {
+    let mut server = server();
+    server.settings.routes = [("10.1.0.0/16", 20), ("192.0.2.128/25", 21)]
+        .map(|(to, via)| Route {
+            to: to.parse().unwrap(),
+            via: Ipv4Addr::new(10, 80, 1, via),
+        })
+        .into();
+    let hex = |server: &Server| {
+        let bytes = server.routes();
+        let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        hex.join(" ")
+    };
+    let own = "10 0a 01 0a 50 01 14 19 c0 00 02 80 0a 50 01 15";
+    assert_eq!(hex(&server), format!("{own} 00 0a 50 01 01"));
+    server.settings.isolated = true;
+    assert_eq!(hex(&server), own);
 }
 
 proptest! {

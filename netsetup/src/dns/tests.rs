@@ -11,7 +11,7 @@ fn zone() -> Zone {
     };
     let subnet = Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap();
     Zone::new(
-        "demo.internal",
+        &Settings::new("demo.internal"),
         subnet,
         &[machine("node-1", 10), machine("node-2", 11)],
     )
@@ -208,5 +208,97 @@ proptest! {
             Outcome::Forward => {}
             Outcome::Drop => prop_assert!(false),
         }
+    }
+}
+
+#[test]
+fn added_names_stand_for_what_the_spec_says() {
+    let subnet = Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap();
+    let machine = Reservation {
+        name: "node-1".to_owned(),
+        mac: macaddr::MacAddr6::nil(),
+        ip: Ipv4Addr::new(10, 80, 1, 10),
+    };
+    let hosts = [
+        ("registry", vec!["10.0.0.5"]),
+        (
+            "mirror.example.com",
+            vec!["10.0.0.6", "fd00::6", "10.0.0.7"],
+        ),
+        ("*.apps", vec!["10.80.1.10"]),
+        ("own.apps", vec!["10.80.1.99"]),
+    ];
+    let parsed = |ips: Vec<&str>| ips.iter().map(|ip| ip.parse().unwrap()).collect();
+    let settings = Settings {
+        hosts: hosts
+            .into_iter()
+            .map(|(name, ips)| (name.to_owned(), parsed(ips)))
+            .collect(),
+        ..Settings::new("demo.internal")
+    };
+    let zone = Zone::new(&settings, subnet, &[machine]);
+    let told = |name: &str, kind| -> String {
+        let Outcome::Answer(answer) = zone.resolve(&query(name, kind)) else {
+            return "forward".to_owned();
+        };
+        let mut rest = &answer[HEADER + wire_name(name).len() + 4..];
+        let mut told = vec![format!("{}", answer[3] & 15)];
+        for _ in 0..answer[7] {
+            let length = usize::from(rest[11]);
+            let data = &rest[12..12 + length];
+            told.push(match length {
+                4 => IpAddr::from(*data.first_chunk::<4>().unwrap()).to_string(),
+                16 => IpAddr::from(*data.first_chunk::<16>().unwrap()).to_string(),
+                _ => String::from_utf8_lossy(data).into_owned(),
+            });
+            rest = &rest[12 + length..];
+        }
+        told.join(" ")
+    };
+    for (name, kind, want) in [
+        ("registry", TYPE_A, "0 10.0.0.5"),
+        ("REGISTRY.demo.internal", TYPE_A, "0 10.0.0.5"),
+        ("registry", AAAA, "0"),
+        ("mirror.example.com", TYPE_A, "0 10.0.0.6 10.0.0.7"),
+        ("mirror.example.com", AAAA, "0 fd00::6"),
+        (
+            "mirror.example.com",
+            TYPE_ANY,
+            "0 10.0.0.6 fd00::6 10.0.0.7",
+        ),
+        ("other.example.com", TYPE_A, "forward"),
+        ("a.apps", TYPE_A, "0 10.80.1.10"),
+        ("b.a.apps.demo.internal", TYPE_A, "0 10.80.1.10"),
+        ("own.apps.demo.internal", TYPE_A, "0 10.80.1.99"),
+        ("apps", TYPE_A, "forward"),
+        ("apps.demo.internal", TYPE_A, "3"),
+        (
+            "5.0.0.10.in-addr.arpa",
+            TYPE_PTR,
+            "0 \u{8}registry\u{4}demo\u{8}internal\0",
+        ),
+        (
+            "10.1.80.10.in-addr.arpa",
+            TYPE_PTR,
+            "0 \u{6}node-1\u{4}demo\u{8}internal\0",
+        ),
+        ("98.1.80.10.in-addr.arpa", TYPE_PTR, "3"),
+        ("9.0.0.10.in-addr.arpa", TYPE_PTR, "forward"),
+    ] {
+        assert_eq!(told(name, kind), want, "{name} {kind}");
+    }
+}
+
+#[test]
+fn where_no_way_leads_out_no_foreign_name_exists() {
+    let subnet = Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap();
+    let settings = Settings {
+        isolated: true,
+        ..Settings::new("demo.internal")
+    };
+    let zone = Zone::new(&settings, subnet, &[]);
+    for name in ["example.com", "8.8.8.8.in-addr.arpa", "com"] {
+        let told = say(&zone.resolve(&query(name, TYPE_A)));
+        assert!(told.starts_with("code 3"), "{name}: {told}");
     }
 }

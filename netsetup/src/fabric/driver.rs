@@ -4,7 +4,7 @@
 //! from the socket that it was read from to the queues, and from these to the sockets by one write each, with no
 //! channel between. The read buffer is shared by all ports. It must not wait for any of them.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -20,13 +20,14 @@ use super::resolve::Resolver;
 use super::stack::{Shared, Stack};
 use super::stream::FabricStream;
 use super::wire::Wire;
-use super::{FabricCounters, FabricEvent};
+use super::{FabricCounters, FabricEvent, LEASE_PAUSE};
 use crate::address::Reservation;
 use crate::dns::{self, Code};
 use crate::ether::{ETHERNET_HEADER, IPV4_HEADER, UDP_HEADER};
 use crate::lease::{self, Source};
 use crate::link::watch::{How, LinkNews};
 use crate::pcapng::Direction;
+use crate::settings::Settings;
 use crate::switch::{DnsQuery, PortId, Switch, SwitchConfig, Verdict};
 
 /// The MTU where nothing else is said.
@@ -37,13 +38,12 @@ const LEAST_MTU: u16 = 576;
 const BUFFER: usize = LONGEST + 4;
 /// Rounds over all ports before other tasks have their turn.
 const ROUNDS: usize = 4;
-/// The least time between two events of one machine's lease.
-const LEASE_PAUSE: Duration = Duration::from_secs(1);
 
 /// What the handle asks for.
 #[derive(Debug)]
 pub(super) enum Command {
     Machines(Vec<Reservation>),
+    Settings(Box<Settings>),
     Attach {
         name: String,
         stream: UnixStream,
@@ -64,7 +64,6 @@ pub(super) enum Command {
 /// The state of the task.
 #[derive(Debug)]
 pub(super) struct Driver {
-    config: SwitchConfig,
     switch: Switch,
     links: Vec<Option<Link>>,
     uplink: Option<Port>,
@@ -91,20 +90,19 @@ struct Link {
 impl Driver {
     pub(super) fn new(
         config: SwitchConfig,
-        resolvers: Vec<SocketAddr>,
         machines: &[Reservation],
         commands: mpsc::UnboundedReceiver<Command>,
         events: mpsc::UnboundedSender<FabricEvent>,
     ) -> Driver {
         let now = Instant::now();
-        let mut switch = Switch::new(config.clone());
+        let resolver = Resolver::new(config.settings.resolvers.clone());
+        let mut switch = Switch::new(config);
         switch.set_machines(now, machines);
         Driver {
-            config,
             switch,
             links: Vec::new(),
             uplink: None,
-            resolver: Resolver::new(resolvers),
+            resolver,
             commands,
             events,
             buffer: vec![0; BUFFER],
@@ -154,6 +152,10 @@ impl Driver {
                 for port in self.switch.set_machines(self.now, &machines) {
                     self.unlink(port.index());
                 }
+            }
+            Command::Settings(settings) => {
+                self.resolver.ask_others(settings.resolvers.clone());
+                self.switch.set_settings(*settings);
             }
             Command::Attach { name, stream } => match self.switch.port(&name) {
                 Some(port) => self.link(port, stream),
@@ -221,7 +223,7 @@ impl Driver {
         };
         let stack = link
             .stack
-            .get_or_insert_with(|| stack(&self.config, ip, cx));
+            .get_or_insert_with(|| stack(&self.switch, ip, cx));
         FabricStream::open(stack.clone(), port)
     }
 
@@ -395,7 +397,7 @@ impl Driver {
         };
         let stack = link
             .stack
-            .get_or_insert_with(|| stack(&self.config, machine.ip, cx));
+            .get_or_insert_with(|| stack(&self.switch, machine.ip, cx));
         let wire = Wire {
             queue: &mut link.port.queue,
             spare: &mut self.spare,
@@ -412,7 +414,7 @@ impl Driver {
     }
 
     fn relay(&mut self, query: &DnsQuery, mut answer: Vec<u8>, cx: &mut Context<'_>) {
-        let room = usize::from(mtu(&self.config)) - IPV4_HEADER - UDP_HEADER;
+        let room = usize::from(mtu(self.switch.settings())) - IPV4_HEADER - UDP_HEADER;
         if answer.len() > room {
             dns::truncate(&mut answer);
         }
@@ -496,11 +498,11 @@ impl Driver {
     }
 }
 
-fn stack(config: &SwitchConfig, machine: Ipv4Addr, cx: &mut Context<'_>) -> Shared {
-    let (gateway, driver) = (config.subnet.gateway(), cx.waker().clone());
-    Stack::shared(gateway, machine, mtu(config), driver)
+fn stack(switch: &Switch, machine: Ipv4Addr, cx: &mut Context<'_>) -> Shared {
+    let (gateway, driver) = (switch.gateway(), cx.waker().clone());
+    Stack::shared(gateway, machine, mtu(switch.settings()), driver)
 }
 
-fn mtu(config: &SwitchConfig) -> u16 {
-    config.mtu.unwrap_or(ETHERNET_MTU).max(LEAST_MTU)
+fn mtu(settings: &Settings) -> u16 {
+    settings.mtu.unwrap_or(ETHERNET_MTU).max(LEAST_MTU)
 }

@@ -47,6 +47,11 @@ impl Resolver {
         }
     }
 
+    /// Asks these from now on.
+    pub(crate) fn ask_others(&mut self, addresses: Vec<SocketAddr>) {
+        self.addresses = addresses.into();
+    }
+
     /// Asks for `query`, whose answer comes out of [`Resolver::poll_answer`]; or gives it back, when there is nobody
     /// to ask or too much is asked already.
     pub(crate) fn ask(&mut self, query: DnsQuery) -> Result<(), DnsQuery> {

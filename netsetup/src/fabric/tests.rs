@@ -1,5 +1,6 @@
 //! The fabric over real socket pairs, with peers that speak the frame protocol as QEMU does.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -31,9 +32,10 @@ fn start(resolvers: Vec<SocketAddr>) -> (Fabric, mpsc::UnboundedReceiver<FabricE
     Fabric::start(FabricConfig {
         subnet: subnet(),
         gateway_mac: gateway_mac("demo"),
-        domain: "demo.internal".to_owned(),
-        mtu: None,
-        resolvers,
+        settings: Settings {
+            resolvers,
+            ..Settings::new("demo.internal")
+        },
         machines: (10..14).map(machine).collect(),
     })
 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::address::{Reservation, Subnet};
 use crate::dhcp::Server;
 use crate::ether::{self, Path};
+use crate::settings::Settings;
 
 const MAC: MacAddr6 = MacAddr6::new(0xb2, 0x6b, 0, 0, 0, 10);
 const OTHER: MacAddr6 = MacAddr6::new(0xb2, 0x6b, 0, 0, 0, 11);
@@ -14,8 +15,10 @@ fn reply(kind: u8, wanted: Ipv4Addr, client: Ipv4Addr) -> Vec<u8> {
     let server = Server {
         subnet: Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap(),
         mac: OTHER,
-        domain: "demo.internal".to_owned(),
-        mtu: None,
+        settings: Settings {
+            mtu: None,
+            ..Settings::new("demo.internal")
+        },
     };
     let machine = Reservation {
         name: "a".to_owned(),

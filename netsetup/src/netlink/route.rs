@@ -37,6 +37,7 @@ const IFF_UP: u32 = 1;
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_PROTINFO: u16 = 12;
 const IFLA_LINKINFO: u16 = 18;
@@ -158,6 +159,7 @@ impl Route {
             Step::Silence(name) => self.silence(name),
             Step::Address { name, address } => self.address(name, *address),
             Step::Join { name, bridge } => self.join(name, bridge),
+            Step::Mtu { name, mtu } => self.mtu(name, *mtu),
             Step::Direct { name, mac } => self.direct(name, *mac),
             Step::Up(name) => self.up(name),
         }
@@ -230,6 +232,15 @@ impl Route {
             });
         self.0
             .ask(|| format!("keep port `{name}` from learning"), message)
+    }
+
+    fn mtu(&mut self, name: &IfName, mtu: u16) -> Result<(), NetlinkError> {
+        let index = self.index(name)?;
+        let message = Message::new(RTM_SETLINK, DO)
+            .fixed(&ifinfo(0, index, 0, 0))
+            .with(IFLA_MTU, &u32::from(mtu).to_ne_bytes());
+        self.0
+            .ask(|| format!("give link `{name}` an MTU of {mtu}"), message)
     }
 
     fn direct(&mut self, name: &IfName, mac: MacAddr6) -> Result<(), NetlinkError> {

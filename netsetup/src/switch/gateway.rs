@@ -106,7 +106,8 @@ impl Switch {
         if packet.has_options() {
             return Err(Refusal::Forbidden);
         }
-        if self.config.subnet.contains(destination) || !address::is_routed(destination) {
+        let inside = self.config.subnet.contains(destination);
+        if inside || self.config.settings.isolated || !address::is_routed(destination) {
             return self.unreachable(machine, packet, PROHIBITED);
         }
         Ok(Verdict::Uplink)

@@ -22,8 +22,7 @@ fn switch() -> Switch {
     let mut switch = Switch::new(SwitchConfig {
         subnet: Subnet::new("10.80.1.0/24".parse().unwrap()).unwrap(),
         gateway_mac: GATEWAY,
-        domain: "demo.internal".to_owned(),
-        mtu: None,
+        settings: Settings::new("demo.internal"),
     });
     switch.set_machines(Instant::now(), &[machine(10), machine(11), machine(12)]);
     switch
@@ -205,6 +204,20 @@ fn the_world_is_reached_through_slirp_and_the_host_is_not() {
         send(&datagram(SLIRP, OUTSIDE, 80)),
         dropped(Refusal::Nobody)
     );
+}
+
+#[test]
+fn nothing_leaves_a_network_without_a_way_out() {
+    let mut switch = switch();
+    switch.config.settings.isolated = true;
+    let mut frame = datagram(GATEWAY, Ipv4Addr::new(192, 0, 2, 1), 80);
+    let verdict = switch.from_machine(Instant::now(), PortId::new(0), &mut frame);
+    let Verdict::Reply(reply) = verdict else {
+        panic!("{verdict:?}")
+    };
+    let ethernet = Ethernet::parse(&reply).unwrap();
+    let packet = Ipv4::parse(ethernet.payload).unwrap();
+    assert_eq!(packet.payload[..2], [3, 13]);
 }
 
 #[test]

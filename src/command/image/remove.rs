@@ -11,6 +11,7 @@ use crate::cli::args::RemoveArgs;
 use crate::command::Session;
 use crate::error::{Error, Exit};
 use crate::image::cache::{Cache, ImageRecord, Removal};
+use crate::image::store::Store;
 use crate::inventory;
 use crate::report::transfer::size;
 
@@ -136,6 +137,19 @@ pub(super) fn prune(session: &Session<'_>) -> Result<(), Error> {
                 removed.left.insert(name, "being downloaded".to_owned());
             }
         }
+    }
+    let store = Store::new(&session.roots.cache, session.host.memo.clone());
+    let mut damaged = Vec::new();
+    let kernels = store.prune(|path| {
+        let (standing, broken) = inventory::standing_on(&session.roots);
+        damaged = broken;
+        !damaged.is_empty() || standing.contains_key(path)
+    });
+    let kernels = kernels.map_err(|error| Error::from_source(Exit::Failed, &error))?;
+    refuse_damaged(&damaged)?;
+    for (name, room) in kernels {
+        removed.removed.push(format!("the kernel or initrd {name}"));
+        removed.freed += room;
     }
     if cache.folder().exists() {
         // Also what killed downloads left.

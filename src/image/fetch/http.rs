@@ -5,6 +5,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use ureq::http::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderName, LAST_MODIFIED};
@@ -17,6 +18,8 @@ use super::super::source::mirror::Mirrors;
 pub const STALL: Duration = Duration::from_secs(30);
 /// For a connection to be made.
 const CONNECT: Duration = Duration::from_secs(30);
+/// Before a small file is asked for again: so often, and each time after so long.
+const PAUSES: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(1)];
 /// For a whole small file.
 const SMALL_FILE: Duration = Duration::from_secs(60);
 /// Metadata of a stream is some 200 KiB.
@@ -162,41 +165,61 @@ impl Client {
         }
     }
 
-    /// A small file, by its official address. `None` when there is none.
+    /// A small file, by its official address. `None` when there is none. What may be otherwise in a
+    /// moment is tried again.
     pub fn small(&self, url: &str) -> Result<Option<Vec<u8>>, HttpError> {
         let url = self.mirrored(url);
-        let request = self.agent(&url).get(&url);
-        let request = request
-            .config()
-            .timeout_global(Some(self.within(SMALL_FILE)))
-            .build();
-        let mut response = request.call().map_err(|source| exchange(&url, source))?;
-        match response.status().as_u16() {
-            200 => response
-                .body_mut()
-                .with_config()
-                .limit(SMALL_FILE_LIMIT)
-                .read_to_vec()
-                .map(Some)
-                .map_err(|source| exchange(&url, source)),
-            code if is_missing(code) => Ok(None),
-            code => Err(HttpError::Status { url, code }),
-        }
+        self.persist(|limit| {
+            let request = self.agent(&url).get(&url);
+            let request = request.config().timeout_global(Some(limit)).build();
+            let mut response = request.call().map_err(|source| exchange(&url, source))?;
+            match response.status().as_u16() {
+                200 => response
+                    .body_mut()
+                    .with_config()
+                    .limit(SMALL_FILE_LIMIT)
+                    .read_to_vec()
+                    .map(Some)
+                    .map_err(|source| exchange(&url, source)),
+                code if is_missing(code) => Ok(None),
+                code => Err(status(&url, code)),
+            }
+        })
     }
 
     /// Whether there is such a file, by its official address.
     pub fn has(&self, url: &str) -> Result<bool, HttpError> {
         let url = self.mirrored(url);
-        let request = self.agent(&url).head(&url);
-        let request = request
-            .config()
-            .timeout_global(Some(self.within(SMALL_FILE)))
-            .build();
-        let response = request.call().map_err(|source| exchange(&url, source))?;
-        match response.status().as_u16() {
-            200 => Ok(true),
-            code if is_missing(code) => Ok(false),
-            code => Err(HttpError::Status { url, code }),
+        self.persist(|limit| {
+            let request = self.agent(&url).head(&url);
+            let request = request.config().timeout_global(Some(limit)).build();
+            let response = request.call().map_err(|source| exchange(&url, source))?;
+            match response.status().as_u16() {
+                200 => Ok(true),
+                code if is_missing(code) => Ok(false),
+                code => Err(status(&url, code)),
+            }
+        })
+    }
+
+    /// Asks again after [`PAUSES`], all of them within [`SMALL_FILE`]. The question hears how long
+    /// it may take.
+    fn persist<T>(
+        &self,
+        mut ask: impl FnMut(Duration) -> Result<T, HttpError>,
+    ) -> Result<T, HttpError> {
+        let end = Instant::now() + self.within(SMALL_FILE);
+        let mut pauses = PAUSES.iter();
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match (ask(left.max(Duration::from_millis(1))), pauses.next()) {
+                (Err(error), Some(pause)) if error.is_passing() && *pause < left => {
+                    tracing::info!(%error, "asking again");
+                    // No event tells when a server is well again.
+                    thread::park_timeout(*pause);
+                }
+                (answer, _) => return answer,
+            }
         }
     }
 
@@ -233,17 +256,11 @@ impl Client {
             200 => Ok(Answer::Whole(file(length))),
             206 if from > 0 => match range {
                 Some((start, total)) if start == from => Ok(Answer::Rest(file(total))),
-                _ => Err(HttpError::Status {
-                    url: url.to_owned(),
-                    code,
-                }),
+                _ => Err(status(url, code)),
             },
             416 if from > 0 => Ok(Answer::NoRest),
             code if is_missing(code) => Ok(Answer::Missing),
-            code => Err(HttpError::Status {
-                url: url.to_owned(),
-                code,
-            }),
+            code => Err(status(url, code)),
         }
     }
 }
@@ -253,6 +270,11 @@ fn exchange(url: &str, source: ureq::Error) -> HttpError {
         url: url.to_owned(),
         source: Box::new(source),
     }
+}
+
+fn status(url: &str, code: u16) -> HttpError {
+    let url = url.to_owned();
+    HttpError::Status { url, code }
 }
 
 /// Object stores say 403 of what they do not have.

@@ -50,23 +50,21 @@ fn a_file_is_copied_once_and_then_only_looked_at() {
             .store
             .intern(&kernel, &mut |done| heard = done)
             .unwrap();
-        (interned, heard)
+        (interned.path, interned.sha256, interned.length, heard)
     };
-    let (interned, heard) = intern();
-    assert_eq!(
-        (interned.sha256.as_str(), interned.length, heard),
-        (ABC, 3, 3)
-    );
-    assert_eq!(fs::read(&interned.path).unwrap(), b"abc");
-    assert_eq!(fs::metadata(&interned.path).unwrap().mode() & 0o7777, 0o444);
-    assert_eq!(intern(), (interned.clone(), 0));
+    let (path, sha256, length, heard) = intern();
+    assert_eq!((sha256.as_str(), length, heard), (ABC, 3, 3));
+    assert_eq!(fs::read(&path).unwrap(), b"abc");
+    assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, 0o444);
+    let told = |heard| (path.clone(), sha256.clone(), length, heard);
+    assert_eq!(intern(), told(0));
     // A copy that was removed or cut short is made again.
-    fs::remove_file(&interned.path).unwrap();
-    assert_eq!(intern(), (interned.clone(), 3));
-    fs::remove_file(&interned.path).unwrap();
-    fs::write(&interned.path, "ab").unwrap();
-    assert_eq!(intern(), (interned.clone(), 3));
-    assert_eq!(fs::read(&interned.path).unwrap(), b"abc");
+    fs::remove_file(&path).unwrap();
+    assert_eq!(intern(), told(3));
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, "ab").unwrap();
+    assert_eq!(intern(), told(3));
+    assert_eq!(fs::read(&path).unwrap(), b"abc");
     assert_eq!(home.blobs(), [format!("sha256-{ABC}")]);
 }
 
@@ -95,6 +93,24 @@ fn twenty_at_once_make_one_copy() {
         }
     });
     assert_eq!(home.blobs(), [format!("sha256-{ABC}")]);
+}
+
+#[test]
+fn what_nobody_needs_goes_and_what_somebody_holds_stays() {
+    let home = Home::new();
+    let kernel = home.file("kernel", "abc");
+    let initrd = home.file("initrd", "abd");
+    let held = home.store.intern(&kernel, &mut |_| {}).unwrap();
+    let needed = home.store.intern(&initrd, &mut |_| {}).unwrap().path;
+    fs::write(home.folder.path().join("cache/blobs/mine"), "x").unwrap();
+    assert_eq!(home.store.prune(|path| path == needed).unwrap(), []);
+    let path = held.path;
+    drop(held.held);
+    let gone = home.store.prune(|path| path == needed).unwrap();
+    assert_eq!(gone.len(), 1);
+    assert!(!path.exists() && needed.exists());
+    home.store.prune(|_| false).unwrap();
+    assert_eq!(home.blobs(), ["mine"]);
 }
 
 #[test]

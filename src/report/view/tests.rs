@@ -27,6 +27,7 @@ fn record(name: &str, last: u8) -> MachineRecord {
         ignition_transport: None,
         mac: format!("52:54:00:00:00:{last:02x}"),
         ip: Ipv4Addr::new(10, 80, 1, last),
+        mtu: None,
         ports: vec![PortRecord {
             bind: Ipv4Addr::LOCALHOST,
             host: 8080 + u16::from(last),
@@ -81,6 +82,7 @@ fn cluster() -> ClusterView {
             domain: "demo.kiln".to_owned(),
             uplink: String::new(),
             notes: Vec::new(),
+            isolated: false,
         },
         supervisor: SupervisorView { pid: Some(42) },
         machines: vec![
@@ -138,7 +140,7 @@ fn ip_shows_what_was_seen_and_what_is_reserved() {
 #[test]
 fn programs_get_every_field() {
     expect![[r#"
-        {"schema":1,"ok":true,"result":{"cluster":"demo","spec":"/home/ann/kiln.yaml","network":{"mode":"fabric","reason":"`namespace` is not built yet","subnet":"10.80.1.0/24","domain":"demo.kiln","uplink":"","notes":[]},"supervisor":{"pid":42},"machines":[{"name":"node-1","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"ready","reason":"","phase":"kernel","ready":true,"pid":4711,"mac":"52:54:00:00:00:0b","reserved_ip":"10.80.1.11","addresses":[{"ip":"10.80.1.11","source":"lease","expires":null},{"ip":"10.80.1.11","source":"report","expires":null}],"ports":[{"bind":"127.0.0.1","host":8091,"guest":80}],"image":"tiny","disks":[],"started_at":"2026-01-02T03:04:05Z","notes":[]},{"name":"node-2","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"failed","reason":"emergency shell: \u001b[2Jno","phase":"kernel","ready":false,"pid":null,"mac":"52:54:00:00:00:0c","reserved_ip":"10.80.1.12","addresses":[],"ports":[{"bind":"127.0.0.1","host":8092,"guest":80}],"image":"tiny","disks":[],"started_at":null,"notes":[]},{"name":"node-3","arch":null,"accel":null,"accel_reason":"","state":"damaged","reason":"machine.json is empty","phase":"kernel","ready":false,"pid":null,"mac":null,"reserved_ip":null,"addresses":[],"ports":[],"image":null,"disks":[],"started_at":null,"notes":[]}],"kept_disks":[]}}
+        {"schema":1,"ok":true,"result":{"cluster":"demo","spec":"/home/ann/kiln.yaml","network":{"mode":"fabric","reason":"`namespace` is not built yet","subnet":"10.80.1.0/24","domain":"demo.kiln","uplink":"","isolated":false},"supervisor":{"pid":42},"machines":[{"name":"node-1","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"ready","reason":"","phase":"kernel","ready":true,"pid":4711,"mac":"52:54:00:00:00:0b","reserved_ip":"10.80.1.11","addresses":[{"ip":"10.80.1.11","source":"lease"},{"ip":"10.80.1.11","source":"report"}],"ports":[{"bind":"127.0.0.1","host":8091,"guest":80}],"image":"tiny","disks":[],"started_at":"2026-01-02T03:04:05Z","notes":[]},{"name":"node-2","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"failed","reason":"emergency shell: \u001b[2Jno","phase":"kernel","ready":false,"pid":null,"mac":"52:54:00:00:00:0c","reserved_ip":"10.80.1.12","addresses":[],"ports":[{"bind":"127.0.0.1","host":8092,"guest":80}],"image":"tiny","disks":[],"started_at":null,"notes":[]},{"name":"node-3","arch":null,"accel":null,"accel_reason":"","state":"damaged","reason":"machine.json is empty","phase":"kernel","ready":false,"pid":null,"mac":null,"reserved_ip":null,"addresses":[],"ports":[],"image":null,"disks":[],"started_at":null,"notes":[]}],"kept_disks":[]}}
     "#]].assert_eq(&json_ok(&cluster()).unwrap());
 }
 

@@ -123,6 +123,11 @@ fn disks_are_refused_with_their_reasons() {
             "disks: [{size: 5GiB, serial: data2}, {size: 5GiB}]",
             "disks: [{size: 5GiB, readonly: true}]",
             "disks: [{size: 5GiB, sector: 520}]",
+            "disks: [{size: 5GiB, bus: ide}]",
+            "{arch: s390x, disks: [{size: 5GiB, bus: nvme}]}",
+            "{arch: ppc64le, disk: {size: 5GiB, bus: nvme}}",
+            "disk: {size: 5GiB, buss: scsi}",
+            "disk: [5GiB]",
             "disks: [{size: 1025KiB, sector: 4096}]",
             "disks: [{size: 5GiB, file: disk.raw}]",
             "disks: [{file: disk.raw, keep: true}]",
@@ -223,6 +228,8 @@ fn firmware_fits_the_architecture() {
             "{arch: s390x, tpm: true}",
             "tpm: 2.0",
             "{arch: ppc64le, image: {disk: disk.qcow2, ignition_transport: fw_cfg}}",
+            "{arch: s390x, image: 'flatcar:stable'}",
+            "{arch: i386, image: {disk: 'rhcos:4.18'}}",
         ],
         &expect_file!["../golden/firmware_fits_the_architecture.txt"],
     );
@@ -241,6 +248,10 @@ fn images_that_cannot_be() {
             "fedora-coreos:../x",
             "flatcar:stable@",
             "rhcos:latest",
+            "fedora-coreo:stable",
+            "ubuntu:24.04",
+            "fedora-coreos:stabel",
+            "flatcar:betta@4230.2.3",
             "{disk: 'flatcar:stable', format: raw}",
             "{disk: 'rhcos:4.16', insecure: true}",
             "https://example.org/a.qcow2",
@@ -279,7 +290,9 @@ fn the_outline() {
             "cluster: demo\nmachines: {node: }",
             "cluster: 7\nmachines: {node: }",
             "cluster: De_mo\nmachines: {node: }",
-            "cluster: demo\nstorage: {vg: vg0}\nmachines: {node: }",
+            "cluster: demo\nstorage: {}\nmachines: {node: }",
+            "cluster: demo\nstorage: {vg: -a}\nmachines: {node: }",
+            "cluster: demo\nstorage: {vg: vg0, thin: pool}\nmachines: {node: }",
             "cluster: demo\nimage: disk.qcow2\nmachines: {Node: }",
             "cluster: demo\nimage: disk.qcow2\nmachines: {node: 3}",
             "cluster: demo\nimagee: disk.qcow2\nmachines: {node: }",
@@ -360,5 +373,71 @@ fn yaml_that_is_none() {
             "cluster: 1e999",
         ],
         &expect_file!["../golden/yaml_that_is_none.txt"],
+    );
+}
+
+#[test]
+fn places_are_refused_with_their_reasons() {
+    refused(
+        |text| {
+            format!(
+                "cluster: demo\nimage: disk.qcow2\nnetwork: {{subnet: 10.80.1.0/24}}\nmachines: {text}\n"
+            )
+        },
+        &[
+            "{a: {address: 10.80.1}}",
+            "{a: {address: 10}}",
+            "{a: {address: 10.80.2.9}}",
+            "{a: {address: 10.80.1.1}}",
+            "{a: {address: 10.80.1.255}}",
+            "{a: {address: \"fd00::9\"}}",
+            "{a: {address: 10.80.1.9}, b: {address: 10.80.1.9}}",
+            "{a: {count: 2, address: 10.80.1.9}}",
+            "{a: {count: 2, address: {a-3: 10.80.1.9}}}",
+            "{a: {mac: \"52:54:00:00:00\"}}",
+            "{a: {mac: \"01:00:5e:00:00:01\"}}",
+            "{a: {mac: \"00:00:00:00:00:00\"}}",
+            "{a: {mac: \"52-54-00-00-00-01\"}}",
+            "{a: {mac: \"52:54:00:AA:00:01\"}, b: {mac: \"52:54:00:aa:00:01\"}}",
+        ],
+        &expect_file!["../golden/places_are_refused_with_their_reasons.txt"],
+    );
+    refused(
+        with_group,
+        &["address: 10.80.1.9"],
+        &expect_file!["../golden/an_address_needs_a_subnet.txt"],
+    );
+}
+
+#[test]
+fn what_machines_cannot_be_told_is_refused_with_its_reasons() {
+    refused(
+        |text| {
+            format!("cluster: demo\nimage: disk.qcow2\nnetwork: {text}\nmachines: {{node: {{}}}}\n")
+        },
+        &[
+            "{domian: x}",
+            "{domain: a..b}",
+            "{domain: -a}",
+            "{mtu: 1279}",
+            "{mtu: 9001}",
+            "{dns: nameserver}",
+            "{dns: [0.0.0.0]}",
+            "{dns: 10.0.0.1, uplink: false}",
+            "{hosts: [a]}",
+            "{hosts: {node: 10.0.0.1}}",
+            "{hosts: {node.demo.internal: 10.0.0.1}}",
+            "{hosts: {a b: 10.0.0.1}}",
+            "{hosts: {a: somewhere}}",
+            "{hosts: {a: []}}",
+            "{hosts: {A: 10.0.0.1, a: 10.0.0.1}}",
+            "{routes: {to: 10.0.0.0/8}}",
+            "{routes: [{to: 10.0.0.0/8}]}",
+            "{routes: [{to: 10.0.0.0/8, via: 10.80.1.9}]}",
+            "{subnet: 10.80.1.0/24, routes: [{to: 10.0.0.0/8, via: 10.80.2.9}]}",
+            "{subnet: 10.80.1.0/24, routes: [{to: 10.0.0.1/8, via: 10.80.1.9}]}",
+            "{subnet: 10.80.1.0/24, routes: [{to: 0.0.0.0/0, via: 10.80.1.9}]}",
+        ],
+        &expect_file!["../golden/what_machines_cannot_be_told.txt"],
     );
 }

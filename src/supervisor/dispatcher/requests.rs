@@ -112,8 +112,8 @@ impl Dispatcher {
             return unknown(missing);
         }
         for name in machines {
-            // What a damaged one would be started with is not known; its state says so.
-            if *event == Event::StartAsked && self.slots[name].is_damaged() {
+            // What it would be started with is not known; its state says so.
+            if *event == Event::StartAsked && self.slots[name].is_without_record() {
                 continue;
             }
             self.feed(name, event.clone());
@@ -136,17 +136,18 @@ impl Dispatcher {
         Answer::Done
     }
 
-    /// Reads the records again; machines that are alive take only their policy.
+    /// Reads the records again; machines that are alive take only their policy and ports.
     fn reload(&mut self) -> Result<(), String> {
         let record = load_cluster(&self.files).map_err(|error| in_one_line(&error))?;
         self.network
             .set_machines(reservations(&record))
+            .and_then(|()| self.network.tell(&record, &self.resolvers))
             .map_err(|error| in_one_line(&error))?;
         self.record = record;
         let carriers = Carriers::default();
         for name in self.record.machines.clone() {
             match self.slots.get_mut(&name) {
-                Some(slot) => slot.reload(),
+                Some(slot) => slot.reload(&self.network),
                 None => self.adopt(&name, &carriers),
             }
         }

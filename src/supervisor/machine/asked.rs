@@ -43,6 +43,7 @@ impl Machine {
     pub(super) fn forget_boot(&mut self) {
         self.phase = Phase::Start;
         self.report = None;
+        self.addressed = false;
         self.gave_up = None;
         self.untold = None;
         self.explained = false;
@@ -69,7 +70,10 @@ impl Machine {
             State::Starting { .. } | State::Paused { .. } => self.quit(now, then),
             State::Running if !self.responsive => self.kill(now, then),
             State::Running => {
-                let heard = self.came_up && self.gave_up.is_none();
+                // One that cannot report is heard of by its console and the network alone.
+                let is_in_firmware = self.phase == Phase::Firmware && !self.addressed;
+                let came_up = self.came_up && (self.reports || !is_in_firmware);
+                let heard = came_up && self.gave_up.is_none();
                 let grace = if heard {
                     grace
                 } else {

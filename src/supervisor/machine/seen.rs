@@ -215,6 +215,7 @@ impl Machine {
     }
 
     pub(super) fn address_seen(&mut self) -> Vec<Effect> {
+        self.addressed = true;
         match self.state {
             State::Starting { .. } | State::Running | State::Paused { .. } => {
                 vec![Effect::Changed(Change::Address)]

@@ -457,3 +457,30 @@ fn the_journal_says_why_ignition_failed_or_the_console_does_after_a_while() {
     assert_eq!(told, []);
     assert_eq!(ready.state(), StateRecord::Ready);
 }
+
+#[test]
+fn a_silent_guest_that_shows_no_more_than_its_firmware_is_not_waited_for() {
+    let now = Instant::now();
+    let silent = || {
+        let mut machine = Machine::stopped(Restart::No, false, String::new());
+        for event in [Event::StartAsked, Event::Greeted, Event::Resumed] {
+            let _ = machine.on(now, event);
+        }
+        machine
+    };
+    let long = GRACE.max(UNHEARD_GRACE * 2);
+    let waits = |mut machine: Machine| {
+        let _ = machine.on(now, Event::StopAsked { grace: long });
+        machine.deadline().unwrap() - now
+    };
+    let mut machine = silent();
+    let _ = machine.on(now, Event::PhaseSeen(Phase::Firmware));
+    assert_eq!(waits(machine.clone()), UNHEARD_GRACE);
+    // What is behind the firmware may have said nothing on the console, and be at work.
+    let _ = machine.on(now, Event::AddressSeen);
+    assert_eq!(waits(machine), long);
+    let mut machine = silent();
+    let _ = machine.on(now, Event::PhaseSeen(Phase::Kernel));
+    assert_eq!(waits(machine), long);
+    assert_eq!(waits(silent()), long);
+}

@@ -125,16 +125,32 @@ fn data_disks_keep_what_was_written_and_grow_while_the_machine_runs() {
 #[track_caller]
 fn a_machine_has_its_disks(arch: &'static str) {
     let story = Story::begin(arch);
-    let disks = json!([{"size": "64MiB", "serial": "logs"}, {"size": "96MiB", "serial": "db"}]);
+    // A raw disk into which a guest wrote a header that names a file of the host's.
+    let secret = story.home.folder().join("secret");
+    story.home.write("secret", "not-for-guests\n".repeat(4096));
+    let header = story.home.folder().join("header.raw");
+    let mut make = Command::new("qemu-img");
+    make.args(["create", "-q", "-f", "qcow2", "-u", "-F", "raw", "-b"]);
+    run(make.args([&secret, &header]).arg("1M"), PROMPT).ok();
+    let length = std::fs::metadata(&header).unwrap().len();
+    let raw = json!({"file": "header.raw", "serial": "raw"});
+    let seen_raw = format!("raw {}\n", length.div_ceil(512));
+
+    let disks =
+        json!([{"size": "64MiB", "serial": "logs"}, {"size": "96MiB", "serial": "db"}, raw]);
     story.spec(None, "first", &disks);
     story.home.within(BOOT, &["up"]).ok();
-    assert_eq!(story.sees(), "logs 131072\ndb 196608\n");
+    assert_eq!(story.sees(), format!("logs 131072\ndb 196608\n{seen_raw}"));
+    let look = "disk=/dev/disk/by-id/virtio-raw; sudo head -c 3 $disk; \
+                sudo cat $disk | grep -c not-for-guests || true";
+    assert_eq!(story.home.ssh("node", look), "QFI0\n");
     assert_eq!(story.home.ssh("node", "cat /etc/told"), "first");
     story.write("db", "written");
-    let disks = json!([{"size": "80MiB", "serial": "logs"}, {"size": "96MiB", "serial": "db"}]);
+    let disks =
+        json!([{"size": "80MiB", "serial": "logs"}, {"size": "96MiB", "serial": "db"}, raw]);
     story.spec(None, "first", &disks);
     story.home.kiln(&["up"]).ok();
-    assert_eq!(story.sees(), "logs 163840\ndb 196608\n");
+    assert_eq!(story.sees(), format!("logs 163840\ndb 196608\n{seen_raw}"));
     story.home.within(BOOT, &["restart"]).ok();
     assert_eq!(story.read("db"), "written");
     story.home.down();

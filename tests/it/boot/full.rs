@@ -8,7 +8,7 @@ use crate::support::home::{Home, Lane, User};
 
 #[test]
 fn the_full_guest_boots_from_its_disk_and_runs_ignition_once() {
-    boots_twice("full", "x86_64", "bios", "Welcome to GRUB!");
+    boots_twice("full", "x86_64", "bios", "nvme", "Welcome to GRUB!");
 }
 
 /// Under systemd the console shows that a stage failed; why stands in the journal, which comes by its port.

@@ -1,6 +1,8 @@
 //! What machines go through: stopped, started, restarted by others and by themselves, panicked,
 //! killed, and frozen. Always the right state with the right reason, and the neighbor unharmed.
 
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -36,8 +38,34 @@ fn machines_stop_start_crash_and_come_back() {
     a_frozen_qemu_is_unresponsive_and_can_be_killed(&home, &mut events);
 
     drop(events);
+    a_port_comes_and_goes_while_it_runs(&home);
     home.down();
 }
+
+fn a_port_comes_and_goes_while_it_runs(home: &Home) {
+    let (alpha, boot) = (home.pid("alpha"), home.ssh("alpha", BOOT_ID));
+    let spec = |ports: Value| {
+        home.write_spec(
+            &guest::tiny("x86_64").image(""),
+            &json!({"pair": {"names": ["alpha", "beta"], "memory": "256MiB", "ports": ports}}),
+        );
+        home.within(BOOT, &["up"]).ok();
+    };
+    spec(json!([":22"]));
+    let port = home.machine("alpha")["ports"][0]["host"].as_u64().unwrap();
+    let address = (Ipv4Addr::LOCALHOST, u16::try_from(port).unwrap());
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(BOOT)).unwrap();
+    let mut banner = [0; 8];
+    stream.read_exact(&mut banner).unwrap();
+    assert_eq!(&banner, b"SSH-2.0-");
+    spec(json!([]));
+    assert!(TcpStream::connect(address).is_err());
+    assert_eq!(home.pid("alpha"), alpha);
+    assert_eq!(home.ssh("alpha", BOOT_ID), boot);
+}
+
+const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
 
 /// It takes seconds, where one that did not hear would take the whole grace of a minute or more.
 fn a_stopped_guest_obeys_the_power_button(home: &Home) {

@@ -5,6 +5,7 @@
 
 mod alone;
 mod at_once;
+mod attack;
 mod configs;
 mod data;
 mod disk;
@@ -15,6 +16,9 @@ mod five;
 mod full;
 mod life;
 mod namespace;
+mod nets;
+mod run;
 mod three;
 mod user;
 mod versions;
+mod volumes;

@@ -5,13 +5,17 @@ mod user;
 mod wire;
 
 use std::collections::BTreeMap;
+use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;
 use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use crate::boot::attack;
 use crate::boot::three::NODES;
 use crate::boot::three::fabric::{host_port, page};
 use crate::support::guest;
@@ -71,7 +75,8 @@ fn root_s_machines_are_joined_by_the_kernel() {
     assert!(!world.neighbor_connects(inside.parse().unwrap()));
     assert!(!world.neighbor_is_led_on());
     a_machine_gets_no_further_than_it_may(&home, &ps);
-    the_supervisor_may_die(&home, &ps);
+    attack::a_hostile_machine_harms_nobody(&home, &ps);
+    all_of_kiln_may_die(&home, &ps, User::Myself);
     they_reach_the_world(&home, &world);
     // The mode is kept, whatever the spec says later.
     example(&home, "fabric");
@@ -101,7 +106,8 @@ fn a_user_s_machines_are_joined_by_the_kernel() {
     the_machines_are_joined(&home, &ps);
     they_reach_the_world(&home, &world);
     a_machine_gets_no_further_than_it_may(&home, &ps);
-    the_supervisor_may_die(&home, &ps);
+    attack::a_hostile_machine_harms_nobody(&home, &ps);
+    all_of_kiln_may_die(&home, &ps, User::Ordinary);
     they_reach_the_world(&home, &world);
     home.down();
     assert_eq!(world.traces(), before);
@@ -181,15 +187,23 @@ fn a_machine_gets_no_further_than_it_may(home: &Home, ps: &Value) {
     assert!(posed.stdout.contains("100% packet loss"), "{posed}");
 }
 
-/// In the middle of a ping between machines, of which at most two replies are lost; the next command manages all of it.
-fn the_supervisor_may_die(home: &Home, before: &Value) {
+/// The supervisor and whoever leads out, in the middle of a ping between machines, of which at most two replies are lost;
+/// the next command manages all of it.
+fn all_of_kiln_may_die(home: &Home, before: &Value, user: User) {
     let peer = &addresses(before)["node-2"];
     home.ssh(
         "node-1",
         &format!("rm -f /tmp/ping; setsid ping -c 40 -i 0.1 {peer} >/tmp/ping 2>&1 </dev/null & until grep -q seq=5 /tmp/ping; do usleep 50000; done"),
     );
     let supervisor = pid_of(&before["supervisor"]).unwrap();
-    process::signal(supervisor, Signal::SIGKILL);
+    let helpers = home.helpers();
+    assert!(helpers.contains(&supervisor));
+    if user == User::Ordinary {
+        assert!(helpers.len() > 1, "nobody leads out: {helpers:?}");
+    }
+    for pid in helpers {
+        process::signal(pid, Signal::SIGKILL);
+    }
     let ps = home
         .kiln(&["--json", "ps"])
         .ok()
@@ -210,12 +224,15 @@ fn the_supervisor_may_die(home: &Home, before: &Value) {
     the_machines_are_joined(home, &ps);
 }
 
-/// Whatever is killed in between: the host's links, what they route, and its packet rules are as before, and no process
-/// is left. `KILN_TEST_ROUNDS` says how many rounds there are.
+/// Whatever is killed, and whenever: the host's links, addresses, routes, settings and packet rules are as before, and
+/// no process and no namespace is left. `KILN_TEST_ROUNDS` says how many rounds there are, `KILN_TEST_SEED` which ones.
 #[test]
 fn rounds_of_up_and_down_leave_the_host_as_it_was() {
     let image = guest::tiny("x86_64").image("");
-    let rounds = std::env::var("KILN_TEST_ROUNDS").map_or(4, |rounds| rounds.parse().unwrap());
+    let number = |name| std::env::var(name).ok().map(|text| text.parse().unwrap());
+    let rounds = number("KILN_TEST_ROUNDS").unwrap_or(6);
+    let mut dice = Dice(number("KILN_TEST_SEED").unwrap_or_else(|| RandomState::new().hash_one(0)));
+    println!("KILN_TEST_SEED={}", dice.0);
     let world = World::enter();
     let before = world.traces();
     let home = Home::new(Lane::Narrow, User::Myself, "round", &["node"]);
@@ -225,18 +242,91 @@ fn rounds_of_up_and_down_leave_the_host_as_it_was() {
         &json!({"node": {"memory": "128MiB", "accel": "tcg"}}),
     );
     for round in 0..rounds {
-        home.within(BOOT, &["up", "--wait", "running"]).ok();
-        let ps = home.json(&["ps"]);
-        let (supervisor, qemu) = (pid_of(&ps["supervisor"]), pid_of(&machine_of(&ps, "node")));
-        // Nobody, the supervisor, QEMU too, QEMU alone.
-        if matches!(round % 4, 1 | 2) {
-            process::signal(supervisor.unwrap(), Signal::SIGKILL);
-        }
-        if matches!(round % 4, 2 | 3) {
-            process::signal(qemu.unwrap(), Signal::SIGKILL);
-        }
+        let did = match round {
+            // Nobody, the supervisor, QEMU too, QEMU alone.
+            0..4 => one_is_killed_while_it_stands(&home, round),
+            _ => all_may_be_killed_at_any_moment(&home, &mut dice),
+        };
         home.within(BOOT, &["down", "--timeout", "0s"]).ok();
         home.assert_clean();
-        assert_eq!(world.traces(), before, "after round {round}");
+        assert_eq!(world.traces(), before, "after round {round}: {did}");
+    }
+}
+
+fn one_is_killed_while_it_stands(home: &Home, round: u64) -> String {
+    home.within(BOOT, &["up", "--wait", "running"]).ok();
+    let ps = home.json(&["ps"]);
+    let (supervisor, qemu) = (pid_of(&ps["supervisor"]), pid_of(&machine_of(&ps, "node")));
+    let space = process::namespaces(qemu.unwrap());
+    assert!(!space.is_empty());
+    if matches!(round, 1 | 2) {
+        process::signal(supervisor.unwrap(), Signal::SIGKILL);
+    }
+    if matches!(round, 2 | 3) {
+        process::signal(qemu.unwrap(), Signal::SIGKILL);
+    }
+    home.within(BOOT, &["down", "--timeout", "0s"]).ok();
+    for space in space {
+        assert_eq!(process::holders(&space), Vec::<u32>::new(), "{space:?}");
+    }
+    format!("kind {round}")
+}
+
+/// A command, its supervisor or both are killed while it is at it, and then, or not, `gc` comes before `down`.
+fn all_may_be_killed_at_any_moment(home: &Home, dice: &mut Dice) -> String {
+    let mut did = Vec::new();
+    let commands: [&[&str]; 3] = [
+        &["up", "--wait", "running"],
+        &["restart", "node", "--timeout", "0s"],
+        &["down", "--timeout", "0s"],
+    ];
+    if dice.roll(2) == 0 {
+        home.within(BOOT, &commands[0][..]).ok();
+        did.push("up".to_owned());
+    }
+    for _ in 0..=dice.roll(2) {
+        let command = commands[usize::try_from(dice.roll(3)).unwrap()];
+        let moment = Duration::from_millis(dice.roll(700));
+        let whom = dice.roll(3);
+        did.push(format!("{command:?}, killed after {moment:?}: {whom}"));
+        let mut child = home
+            .command()
+            .args(command)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // No state is waited for: any moment will do.
+        std::thread::sleep(moment);
+        if whom != 0 {
+            let mut helpers = home.helpers();
+            helpers.retain(|pid| *pid != child.id());
+            for pid in helpers {
+                // It may be gone by itself.
+                let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+            }
+        }
+        if whom != 1 {
+            let _ = child.kill();
+        }
+        child.wait().unwrap();
+    }
+    if dice.roll(2) == 0 {
+        home.within(BOOT, &["gc"]).ok();
+        did.push("gc".to_owned());
+    }
+    did.join("; ")
+}
+
+/// Numbers that look random and come again for the same seed (SplitMix64).
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % below
     }
 }

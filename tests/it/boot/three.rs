@@ -9,6 +9,7 @@ mod tools;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use crate::boot::attack;
 use crate::support::guest;
 use crate::support::home::{BOOT, Home, Lane, User, machine_of};
 
@@ -66,6 +67,7 @@ fn the_example_with_three_machines() {
     fabric::the_published_ports_answer(&ps);
     fabric::the_fabric_carries_much(&home, &ps);
     fabric::a_guest_gets_no_further_than_it_may(&home, &ps);
+    attack::a_hostile_machine_harms_nobody(&home, &ps);
     shown::a_second_up_changes_nothing(&home, &ps);
     shown::the_looking_verbs_show_it(&home, &ps);
     tools::plain_ssh_works_by_the_exported_settings(&home);

@@ -71,6 +71,26 @@ fn a_connection_that_is_lost_now_and_then_does_no_harm() {
 }
 
 #[test]
+fn a_server_that_is_busy_for_a_moment_is_asked_again() {
+    let net = Net::new();
+    let path = net.fedora("44.1.1.1", &image(1, 23));
+    net.spec(&json!("fedora-coreos:stable"));
+    let signature = format!("{path}.sig");
+    for path in [FEDORA, &signature, &path] {
+        net.behave(path, Manners::Busy(2));
+    }
+    net.world.ok(&["image", "pull"]);
+    assert_eq!(net.server.asked(FEDORA).len(), 3);
+    assert_eq!(net.server.asked(&signature).len(), 3);
+    // What is not there is not asked for again.
+    net.spec(&json!("fedora-coreos:stable@40.0.0.0"));
+    let ended = net.world.kiln(&["image", "pull"]);
+    assert_eq!(ended.code, Some(3), "{}", ended.stderr);
+    let none = "/fedora/prod/streams/stable/builds/40.0.0.0/release.json";
+    assert_eq!(net.server.asked(none).len(), 1);
+}
+
+#[test]
 fn a_server_without_ranges_is_asked_for_all_of_it() {
     let net = Net::new();
     let path = net.fedora("44.1.1.1", &image(2, 13));

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use serde_json::{Value, json};
 
-use crate::fake_support::wait_until;
+use crate::fake_support::{World, wait_until};
 use crate::image::server::Manners;
 use crate::image::support::{Net, image};
 
@@ -153,4 +153,29 @@ fn an_unverified_image_is_called_so() {
     let machine = &net.world.ps()["node"];
     assert_eq!(machine["image"], "flatcar:stable@4230.2.3 (not verified)");
     net.world.ok(&["down", "--timeout", "0s"]);
+}
+
+#[test]
+fn kernels_that_no_machine_boots_go_with_the_images() {
+    let world = World::new();
+    world.nodes(1, "");
+    world.ok(&["up"]);
+    let blobs = || {
+        fs::read_dir(world.home().join("cache/blobs"))
+            .unwrap()
+            .count()
+    };
+    assert_eq!(blobs(), 1);
+    world.ok(&["stop"]);
+    let pruned = world.json(&["image", "prune"]);
+    assert_eq!((&pruned["removed"], blobs()), (&json!([]), 1));
+    world.ok(&["start"]);
+    world.ok(&["down"]);
+    let pruned = world.json(&["image", "prune"]);
+    let gone = pruned["removed"][0].as_str().unwrap();
+    assert!(gone.starts_with("the kernel or initrd sha256-"), "{pruned}");
+    assert_eq!(blobs(), 0);
+    world.ok(&["up"]);
+    world.ok(&["down"]);
+    world.assert_clean();
 }

@@ -37,6 +37,8 @@ pub(crate) enum Manners {
     /// Says nothing before [`Server::release`].
     Held,
     Status(u16),
+    /// Is too busy for so many questions.
+    Busy(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -208,6 +210,13 @@ fn answer<S: Read + Write>(state: &State, stream: &mut S) -> std::io::Result<()>
     let (status, range) = match (&file.manners, start) {
         (Manners::Elsewhere(to), _) => {
             let text = format!("HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n");
+            return stream.write_all(text.as_bytes());
+        }
+        (Manners::Busy(left), _) if *left > 0 => {
+            if let Some(file) = lock(&state.files).get_mut(&path) {
+                file.manners = Manners::Busy(left - 1);
+            }
+            let text = "HTTP/1.1 503 Busy\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
             return stream.write_all(text.as_bytes());
         }
         (Manners::Status(code), _) => {

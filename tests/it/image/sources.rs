@@ -153,6 +153,29 @@ fn flatcar_is_taken_in_whatever_form_its_signature_is_of() {
 }
 
 #[test]
+fn flatcar_for_arm_is_its_image_for_uefi_and_the_firmware_beside_it_is_not_asked_for() {
+    let net = Net::new();
+    let content = image(1, 8);
+    let board = "/flatcar/arm64-usr/4230.2.3";
+    let path = format!("{board}/flatcar_production_qemu_uefi_image.img");
+    net.server.put(&path, content.clone());
+    net.server
+        .put(&format!("{path}.sig"), net.signer.sign(&content));
+    let firmware = format!("{board}/flatcar_production_qemu_uefi_efi_code.qcow2");
+    net.server.put(&firmware, "firmware");
+    let args = [
+        "image",
+        "pull",
+        "flatcar:stable@4230.2.3",
+        "--arch",
+        "aarch64",
+    ];
+    let found = pulled(&net, &net.world.json(&args), &content, "signature");
+    assert_eq!(found["arch"], "aarch64");
+    assert!(net.server.asked(&firmware).is_empty());
+}
+
+#[test]
 fn flatcar_without_a_signature_is_taken_when_the_spec_says_so_and_never_a_bad_one() {
     let net = Net::new();
     let content = image(1, 4);

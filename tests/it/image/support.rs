@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::Write;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -14,20 +15,22 @@ use crate::image::signer::Signer;
 
 pub(crate) const FEDORA: &str = "/fedora/streams/stable.json";
 
-/// Servers, a key, and a kiln that asks these instead of the official ones.
-pub(crate) struct Net {
+/// Servers that stand for the official ones, and the key that their images are signed with.
+pub(crate) struct Vendors {
     pub(crate) server: Server,
     pub(crate) signer: Signer,
-    pub(crate) world: World,
 }
 
-impl Net {
-    pub(crate) fn new() -> Net {
-        let net = Net {
+impl Vendors {
+    pub(crate) fn new() -> Vendors {
+        Vendors {
             server: Server::new(),
             signer: Signer::new("Test <test@example>", 7),
-            world: World::new(),
-        };
+        }
+    }
+
+    /// What is to lie in kiln's folder `config`, so that it asks and trusts these.
+    pub(crate) fn config(&self) -> Vec<(String, Vec<u8>)> {
         let mirrors = [
             ("https://builds.coreos.fedoraproject.org", "/fedora"),
             ("https://stable.release.flatcar-linux.net", "/flatcar"),
@@ -35,24 +38,17 @@ impl Net {
         ];
         let lines: String = mirrors
             .iter()
-            .map(|(from, to)| format!("{from} {}\n", net.server.url(to)))
+            .map(|(from, to)| format!("{from} {}\n", self.server.url(to)))
             .collect();
-        net.world.write("home/config/mirrors", lines);
-        let key = net.signer.certificate();
-        for vendor in ["fedora-coreos", "flatcar"] {
-            net.world
-                .write(&format!("home/config/keyrings/{vendor}.gpg"), &key);
-        }
-        net
+        let key = self.signer.certificate();
+        let keyring = |vendor| (format!("keyrings/{vendor}.gpg"), key.clone());
+        let mut files = vec![("mirrors".to_owned(), lines.into_bytes())];
+        files.extend(["fedora-coreos", "flatcar"].map(keyring));
+        files
     }
 
-    /// Puts a release into Fedora's stream, packed by `xz`; gives the path of the packed image.
-    pub(crate) fn fedora(&self, release: &str, content: &[u8]) -> String {
-        let packed = pack("xz", &["-0"], content);
-        self.fedora_packed(release, &packed, content)
-    }
-
-    pub(crate) fn fedora_packed(&self, release: &str, packed: &[u8], content: &[u8]) -> String {
+    /// Puts a release into Fedora's stream: `packed` is `content` by `xz`; gives its path.
+    pub(crate) fn fedora(&self, release: &str, packed: &[u8], content: &[u8]) -> String {
         let path = format!("/fedora/prod/streams/stable/builds/{release}/x86_64/image.qcow2.xz");
         let signature = format!("{path}.sig");
         self.server.put(&path, packed);
@@ -75,6 +71,43 @@ impl Net {
         let builds = format!("/fedora/prod/streams/stable/builds/{release}/release.json");
         self.server.put(&builds, own.to_string());
         path
+    }
+}
+
+/// [`Vendors`], and a kiln that asks these instead of the official ones.
+pub(crate) struct Net {
+    vendors: Vendors,
+    pub(crate) world: World,
+}
+
+impl Deref for Net {
+    type Target = Vendors;
+
+    fn deref(&self) -> &Vendors {
+        &self.vendors
+    }
+}
+
+impl Net {
+    pub(crate) fn new() -> Net {
+        let net = Net {
+            vendors: Vendors::new(),
+            world: World::new(),
+        };
+        for (name, content) in net.config() {
+            net.world.write(&format!("home/config/{name}"), content);
+        }
+        net
+    }
+
+    /// Puts a release into Fedora's stream, packed by `xz`; gives the path of the packed image.
+    pub(crate) fn fedora(&self, release: &str, content: &[u8]) -> String {
+        let packed = pack("xz", &["-0"], content);
+        self.vendors.fedora(release, &packed, content)
+    }
+
+    pub(crate) fn fedora_packed(&self, release: &str, packed: &[u8], content: &[u8]) -> String {
+        self.vendors.fedora(release, packed, content)
     }
 
     /// The spec of one machine with this image.

@@ -2,7 +2,7 @@
 
 use kiln_arch::Arch;
 use kiln_arch::machine::{
-    Access, ConsoleBackend, Drive, Firmware, Ignition, IgnitionTransport, Image, Machine,
+    Access, ConsoleBackend, DiskBus, Drive, Firmware, Ignition, IgnitionTransport, Image, Machine,
     NicBackend, Sandbox, Sector,
 };
 use serde_json::{Value, json};
@@ -144,8 +144,18 @@ impl<'a> Asked<'a> {
         for index in 0..self.machine.nics.len() {
             want(format!("virtio-net-{bus}"), format!("nic{index}"));
         }
-        for index in 0..self.machine.drives.len() {
-            want(format!("virtio-blk-{bus}"), format!("virtio-disk{index}"));
+        let mut has_scsi = false;
+        for (index, drive) in self.machine.drives.iter().enumerate() {
+            let name = device_of(index, drive);
+            match drive.bus {
+                DiskBus::Virtio => want(format!("virtio-blk-{bus}"), name),
+                DiskBus::Nvme => want("nvme".to_owned(), name),
+                DiskBus::Scsi if has_scsi => {}
+                DiskBus::Scsi => {
+                    has_scsi = true;
+                    want(format!("virtio-scsi-{bus}"), "scsi".to_owned());
+                }
+            }
         }
         if self.transport == IgnitionTransport::VirtioBlk {
             want(format!("virtio-blk-{bus}"), "virtio-ignition".to_owned());
@@ -277,7 +287,7 @@ impl<'a> Asked<'a> {
     }
 
     fn drive(&self, qemu: &mut Running, index: usize, drive: &Drive) {
-        let device = format!("virtio-disk{index}");
+        let device = device_of(index, drive);
         let disk = inserted(qemu, &device).unwrap();
         let read_only = drive.access == Access::ReadOnly;
         assert_eq!(disk["node-name"], json!(format!("disk{index}")));
@@ -289,8 +299,10 @@ impl<'a> Asked<'a> {
             assert_eq!(found, Some(value), "{device} {property}");
         };
         is("serial", json!(drive.serial.as_deref().unwrap_or_default()));
-        is("werror", json!("stop"));
-        is("rerror", json!("stop"));
+        if drive.bus != DiskBus::Nvme {
+            is("werror", json!("stop"));
+            is("rerror", json!("stop"));
+        }
         let sector = match drive.sector {
             Sector::Bytes512 => 512,
             Sector::Bytes4096 => 4096,
@@ -382,6 +394,11 @@ fn blocks(qemu: &mut Running) -> Vec<Value> {
 }
 
 /// What is in a drive, by the device's name.
+/// What QEMU calls the device of a drive.
+fn device_of(index: usize, drive: &Drive) -> String {
+    format!("{}-disk{index}", drive.bus.name())
+}
+
 fn inserted(qemu: &mut Running, device: &str) -> Option<Value> {
     let path = format!("/machine/peripheral/{device}");
     let of = |block: &Value| {

@@ -65,6 +65,11 @@ fn takes_every_line(find: Find<'_>) {
         let tpm = ChildFd::nth(30);
         Line::Machine(format!("{arch}-tpm"), Machine { tpm, ..machine })
     }));
+    let machines = machines.chain(Arch::ALL.map(|arch| {
+        let machine = fixture::buses(arch);
+        let accel = Accel::Tcg;
+        Line::Machine(format!("{arch}-buses"), Machine { accel, ..machine })
+    }));
     let shells = Arch::ALL.map(|arch| Line::Shell(fixture::shell(arch)));
     let lines: Vec<Line> = machines.chain(shells).chain([Line::Uplink]).collect();
     let left = Mutex::new(lines.iter());

@@ -32,11 +32,25 @@ fn config() -> serde_json::Value {
 
 /// Boots it by this firmware, looks into it, and boots it again.
 #[track_caller]
-pub(crate) fn boots_twice(name: &str, arch: &'static str, firmware: &str, console_says: &str) {
+pub(crate) fn boots_twice(
+    name: &str,
+    arch: &'static str,
+    firmware: &str,
+    root: &str,
+    console_says: &str,
+) {
     let home = Home::new(Lane::Wide, User::Myself, name, &["node"]);
     home.write("node.ign", config().to_string());
     let machine = json!({
-        "arch": arch, "firmware": firmware, "cpus": 2, "memory": "1GiB", "disk": "2GiB", "ignition": "node.ign",
+        "arch": arch, "firmware": firmware, "cpus": 2, "memory": "1GiB", "ignition": "node.ign",
+        "disk": {"size": "2GiB", "bus": root},
+        // Disks as a guest finds them that has udev.
+        "disks": [
+            {"size": "64MiB", "serial": "fast", "bus": "nvme", "sector": 4096},
+            {"size": "65MiB", "serial": "bulk", "bus": "scsi"},
+            {"size": "66MiB", "serial": "plain"},
+            {"size": "67MiB", "serial": "odd", "bus": "scsi", "sector": 4096},
+        ],
     });
     home.write_spec(&json!(guest::full(arch)), &json!({"node": machine}));
 
@@ -49,6 +63,20 @@ pub(crate) fn boots_twice(name: &str, arch: &'static str, firmware: &str, consol
                 qemu-guest-agent; grep -c ignition.firstboot /proc/cmdline; test $(findmnt -bno SIZE /) -gt 1000000000 && echo grown";
     let want = format!("node\n{arch}\nfirst\nada sudo\nactive\nactive\nactive\nactive\n1\ngrown\n");
     assert_eq!(home.ssh("node", look), want);
+    let look = "cd /dev/disk/by-id; for disk in nvme-QEMU_NVMe_Ctrl_fast scsi-0QEMU_QEMU_HARDDISK_bulk virtio-plain \
+                scsi-0QEMU_QEMU_HARDDISK_odd; do \
+                name=$(basename $(readlink $disk)); echo $name $(cat /sys/block/$name/size /sys/block/$name/queue/logical_block_size); done";
+    let seen = home.ssh("node", look);
+    let letters: Vec<&str> = seen.lines().collect();
+    assert_eq!(letters.len(), 4, "{seen}");
+    for (line, (begins, size)) in letters.iter().zip([
+        ("nvme", " 131072 4096"),
+        ("sd", " 133120 512"),
+        ("vd", " 135168 512"),
+        ("sd", " 137216 4096"),
+    ]) {
+        assert!(line.starts_with(begins) && line.ends_with(size), "{seen}");
+    }
     // Everything has started or will not: nothing that the config or the guest brings has failed.
     let failed = "systemctl is-system-running --wait; systemctl --failed --no-legend --plain";
     assert_eq!(home.ssh("node", failed), "running\n");

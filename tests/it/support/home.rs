@@ -246,6 +246,18 @@ impl Home {
         assert!(left.is_empty(), "left on the disk: {left:?}");
     }
 
+    /// All of kiln's but the machines: the supervisor, and who leads out.
+    pub(crate) fn helpers(&self) -> Vec<u32> {
+        let machines = self.machines.iter().map(|name| self.cluster.uuid(name));
+        let machines: Vec<u32> = machines
+            .flat_map(|uuid| process::with_uuid(&uuid))
+            .collect();
+        let mut helpers = self.processes();
+        helpers.retain(|pid| !machines.contains(pid));
+        helpers.dedup();
+        helpers
+    }
+
     /// QEMUs by their uuids, all else of kiln's by the home in its environment.
     fn processes(&self) -> Vec<u32> {
         let mut pids = process::with("environ", &format!("KILN_HOME={}\0", self.home().display()));

@@ -12,4 +12,5 @@ pub(crate) mod old_qemu;
 pub(crate) mod process;
 pub(crate) mod run;
 pub(crate) mod socket;
+pub(crate) mod volumes;
 pub(crate) mod world;

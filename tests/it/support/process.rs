@@ -77,6 +77,27 @@ pub(crate) fn descriptors(pid: u32) -> BTreeMap<u32, PathBuf> {
         .collect()
 }
 
+/// The network namespaces that a process holds without living in them.
+pub(crate) fn namespaces(pid: u32) -> Vec<PathBuf> {
+    let held = descriptors(pid).into_values();
+    held.filter(|target| target.to_string_lossy().starts_with("net:["))
+        .collect()
+}
+
+/// Who lives in this namespace, or holds it.
+pub(crate) fn holders(space: &Path) -> Vec<u32> {
+    let holds = |pid: &u32| {
+        let lives = fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|own| own == space);
+        let folder = fs::read_dir(format!("/proc/{pid}/fd")).into_iter();
+        lives
+            || folder
+                .flatten()
+                .flatten()
+                .any(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == space))
+    };
+    all().into_iter().filter(holds).collect()
+}
+
 /// The paths of the host's unix sockets, by inode: listeners and what they accepted.
 pub(crate) fn unix_sockets() -> BTreeMap<u64, PathBuf> {
     fs::read_to_string("/proc/net/unix")

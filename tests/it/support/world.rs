@@ -1,12 +1,13 @@
 //! A host of a test's own: a network namespace in which the test's thread and all that it starts live, and another one
 //! behind a wire, which is the world outside. Nothing of it is in the namespaces of whoever runs the tests.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
@@ -49,6 +50,8 @@ pub(crate) struct World {
 pub(crate) struct Traces {
     links: Vec<(String, bool)>,
     tables: Vec<String>,
+    /// The addresses and routes of the kernel's own tables, and its settings, by file.
+    kernel: BTreeMap<PathBuf, String>,
 }
 
 impl World {
@@ -136,7 +139,7 @@ impl World {
         thread::spawn(there).join().unwrap()
     }
 
-    /// Links, and whether they route packets on, and packet rules.
+    /// Links, and whether they route packets on; packet rules, addresses, routes, settings.
     pub(crate) fn traces(&self) -> Traces {
         let links = Route::here().unwrap().links().unwrap().into_iter();
         let mut links: Vec<_> = links
@@ -146,8 +149,34 @@ impl World {
         Traces {
             links,
             tables: Rules::here().unwrap().tables().unwrap(),
+            kernel: kernel(),
         }
     }
+}
+
+/// What the kernel tells of this thread's namespace in files: IPv4's addresses and routes, and all settings that are no
+/// counts of what is open just now.
+fn kernel() -> BTreeMap<PathBuf, String> {
+    let tables = ["fib_trie", "route"].map(|file| Path::new("/proc/thread-self/net").join(file));
+    let mut files = tables.to_vec();
+    let mut folders = ["ipv4", "ipv6", "bridge", "netfilter"]
+        .map(|folder| Path::new("/proc/sys/net").join(folder))
+        .to_vec();
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            match entry.file_type().unwrap().is_dir() {
+                true => folders.push(entry.path()),
+                false => files.push(entry.path()),
+            }
+        }
+    }
+    files.retain(|file| !file.ends_with("nf_conntrack_count"));
+    let read = |file: PathBuf| {
+        // Some can only be written to.
+        let text = fs::read_to_string(&file).ok()?;
+        Some((file, text))
+    };
+    files.into_iter().filter_map(read).collect()
 }
 
 /// Puts a `/dev/net/tun` in place that everybody may open, as hosts have it and containers often do not. Only this

@@ -11,7 +11,7 @@ depends() {
 }
 
 installkernel() {
-    hostonly='' instmods virtio_pci virtio_blk virtio_console virtio_rng virtio_scsi qemu_fw_cfg button evdev \
+    hostonly='' instmods virtio_pci virtio_blk virtio_console virtio_rng virtio_scsi sd_mod nvme qemu_fw_cfg button evdev \
         ext4 crc32c xfs vfat nls_ascii nls_cp437 nls_iso8859-1 dm_mod
 }
 
