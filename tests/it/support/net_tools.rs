@@ -39,13 +39,11 @@ impl Server {
             .args(["--no-ping", "--port=0", "--user=root", "--bind-dynamic"])
             .arg(format!("--interface={link}"))
             .arg(format!("--dhcp-leasefile={}", leases_in(&folder).display()));
-        let only = match macs {
-            [] => "",
-            _ => "tag:ours,",
-        };
-        command.arg(format!(
-            "--dhcp-range={only}{a}.{b}.{c}.50,{a}.{b}.{c}.59,120"
-        ));
+        command.arg(format!("--dhcp-range={a}.{b}.{c}.50,{a}.{b}.{c}.59,120"));
+        if !macs.is_empty() {
+            // Not even a refusal: another server may have the same address as this one.
+            command.arg("--dhcp-ignore=tag:!ours");
+        }
         for mac in macs {
             command.arg(format!("--dhcp-host={mac},set:ours"));
         }

@@ -148,7 +148,7 @@ fn changes_are_followed(home: &Home) {
     };
     detached("by-dhcpd", "kill -USR1 $(cat /run/udhcpc.eth0)");
     let (ip, _) = address(home, "by-dhcpd");
-    told("by-dhcpd", &format!("renewed {ip} (lease for 10m"));
+    told("by-dhcpd", &format!("renewed {ip} (lease for "));
 
     let (ip, _) = address(home, "by-dnsmasq");
     detached(
