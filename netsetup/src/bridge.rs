@@ -39,7 +39,7 @@ use crate::netlink::route::{Route, Way};
 use crate::settings::Settings;
 use crate::sniff::{self, Sniffer};
 use crate::tap;
-use service::{Command, Service};
+use service::{Command, Heard, Service};
 
 pub mod host;
 mod service;
@@ -210,9 +210,12 @@ impl Bridge {
         })?;
         let (commands, inbox) = mpsc::unbounded_channel();
         let bridge = name(BRIDGE)?;
-        let service = Service::new(
-            &config, &bridge, &links, sniffer, monitor, names, inbox, events,
-        );
+        let heard = Heard {
+            sniffer,
+            monitor,
+            names,
+        };
+        let service = Service::new(&config, &bridge, &links, heard, inbox, events);
         Ok(Bridge {
             namespace,
             config,

@@ -53,7 +53,7 @@ impl Tapped {
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] when there is none, `ENETDOWN` when the tap is gone.
-    pub fn next(&mut self) -> io::Result<(Direction, usize, &[u8])> {
+    pub fn take(&mut self) -> io::Result<(Direction, usize, &[u8])> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_TRUNC;
         let (way, length) = sniff::receive(&self.socket, &mut self.buffer, flags)?;
         let direction = match way {

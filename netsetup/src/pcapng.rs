@@ -124,7 +124,7 @@ mod tests {
 
     /// Sixteen bytes a line.
     #[track_caller]
-    fn check(bytes: &[u8], want: Expect) {
+    fn check(bytes: &[u8], want: &Expect) {
         let line = |line: &[u8]| line.iter().map(|byte| format!("{byte:02x}")).collect();
         let lines: Vec<String> = bytes.chunks(16).map(line).collect();
         want.assert_eq(&lines.join("\n"));
@@ -138,7 +138,7 @@ mod tests {
     fn a_file_begins_with_its_section_and_interface() {
         check(
             &head("kiln", "demo/node-1"),
-            expect![[r#"
+            &expect![[r#"
             0a0d0d0a280000004d3c2b1a01000000
             ffffffffffffffff040004006b696c6e
             00000000280000000100000030000000
@@ -152,7 +152,7 @@ mod tests {
     fn a_frame_has_its_time_and_direction() {
         check(
             &packet(time(), Direction::Out, 5, &[1, 2, 3, 4, 5]),
-            expect![[r#"
+            &expect![[r#"
                 060000003400000000000000fe9c9717
                 15cd853d050000000500000001020304
                 05000000020004000200000000000000
@@ -164,7 +164,7 @@ mod tests {
     fn a_file_ends_with_its_counts() {
         check(
             &tail(time(), 7, 2),
-            expect![[r#"
+            &expect![[r#"
             050000003400000000000000fe9c9717
             15cd853d040008000700000000000000
             05000800020000000000000000000000

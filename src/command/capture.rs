@@ -261,7 +261,7 @@ impl Source {
     /// The next frame, if one is there.
     fn next(&mut self) -> io::Result<Option<(SystemTime, Direction, usize, &[u8])>> {
         match self {
-            Source::Tap(tapped) => match tapped.next() {
+            Source::Tap(tapped) => match tapped.take() {
                 Ok((direction, length, frame)) => {
                     Ok(Some((SystemTime::now(), direction, length, frame)))
                 }

@@ -383,6 +383,9 @@ pub struct RunRecord {
     pub report: Option<ReportRecord>,
     /// Whether the reserved address was seen in use, and how.
     pub seen: Vec<SeenRecord>,
+    /// Addresses that it is known to have no more, whatever it reported.
+    #[serde(default)]
+    pub lost: Vec<IpAddr>,
     /// RFC 3339, when QEMU was started.
     pub started_at: Option<String>,
     /// How long the console's log was: what came later is news to the next supervisor.

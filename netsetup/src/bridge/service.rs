@@ -49,6 +49,14 @@ pub(super) enum Command {
     },
 }
 
+/// What the service listens to.
+#[derive(Debug)]
+pub(super) struct Heard {
+    pub(super) sniffer: Sniffer,
+    pub(super) monitor: Monitor,
+    pub(super) names: UdpSocket,
+}
+
 /// The state of the task.
 #[derive(Debug)]
 pub(super) struct Service {
@@ -93,12 +101,15 @@ impl Service {
         config: &BridgeConfig,
         bridge: &IfName,
         links: &[Present],
-        sniffer: Sniffer,
-        monitor: Monitor,
-        names: UdpSocket,
+        heard: Heard,
         commands: mpsc::UnboundedReceiver<Command>,
         events: mpsc::UnboundedSender<FabricEvent>,
     ) -> Service {
+        let Heard {
+            sniffer,
+            monitor,
+            names,
+        } = heard;
         let mut wires = Watch::new(bridge.clone());
         wires.set_ports(taps(&config.machines));
         // What is there already is no news.
@@ -251,10 +262,10 @@ impl Service {
         }
         if let Some(event) = lease::observe(&reply)
             && event.source == Source::Lease
-            && !self
+            && self
                 .leased
                 .get(&machine.name)
-                .is_some_and(|told| told.elapsed() < LEASE_PAUSE)
+                .is_none_or(|told| told.elapsed() >= LEASE_PAUSE)
         {
             self.leased.insert(machine.name.clone(), Instant::now());
             self.report(FabricEvent::Lease {

@@ -27,6 +27,7 @@ impl Slot {
             reason: self.machine.reason(),
             report: self.machine.report().cloned(),
             seen: self.seen.clone(),
+            lost: self.lost.clone(),
             started_at: self.started_at.clone(),
             console: self.saved.as_ref().and_then(|saved| saved.console),
             restarts: self.machine.restarts(),

@@ -165,7 +165,7 @@ fn changes_are_followed(home: &Home) {
     detached(
         "by-hand",
         &format!(
-            "ip address add {MOVED}/24 dev eth0; ip address del {STATIC}/24 dev eth0; ping -c1 -W1 {GATEWAY}"
+            "ip address del {STATIC}/24 dev eth0; ip address add {MOVED}/24 dev eth0; ping -c1 -W1 {GATEWAY}"
         ),
     );
     told("by-hand", &format!("gained {MOVED} (frames)"));
