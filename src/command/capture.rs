@@ -236,6 +236,9 @@ impl<'a, W: Write> Out<'a, W> {
     }
 }
 
+/// When, which way, of what length, and what of it is there.
+type Frame<'a> = (SystemTime, Direction, usize, &'a [u8]);
+
 /// Where the frames come from.
 enum Source {
     Tap(Tapped),
@@ -259,7 +262,7 @@ impl Source {
     }
 
     /// The next frame, if one is there.
-    fn next(&mut self) -> io::Result<Option<(SystemTime, Direction, usize, &[u8])>> {
+    fn next(&mut self) -> io::Result<Option<Frame<'_>>> {
         match self {
             Source::Tap(tapped) => match tapped.take() {
                 Ok((direction, length, frame)) => {

@@ -262,7 +262,7 @@ fn network(
     let place = node.place;
     let mut fields = Fields::new(node, "`network`".to_owned(), NETWORK_KEYS)?;
     let leases = fields.take("leases");
-    let mode = fields.take_as("mode", |node, key| network::mode(node, key))?;
+    let mode = fields.take_as("mode", network::mode)?;
     let mode = network::with_leases(mode.unwrap_or(NetworkMode::Auto), leases, folders)?;
     let subnet = fields.take_as("subnet", |node, key| {
         let place = node.place;

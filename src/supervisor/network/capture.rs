@@ -47,14 +47,11 @@ pub(in crate::supervisor) async fn serve(
             copy(stream, copies).await
         }
         Err(error) => {
-            let why = match error.kind() {
-                io::ErrorKind::NotFound => {
-                    format!("machine `{}` is not plugged in", machine.name)
-                }
-                _ => format!(
-                    "the frames of machine `{}` cannot be had: {error}",
-                    machine.name
-                ),
+            let why = if error.kind() == io::ErrorKind::NotFound {
+                format!("machine `{}` is not plugged in", machine.name)
+            } else {
+                let name = &machine.name;
+                format!("the frames of machine `{name}` cannot be had: {error}")
             };
             control::write(&mut stream, &Answer::Refused { why }).await
         }
