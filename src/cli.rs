@@ -16,10 +16,10 @@ use clap::{ArgAction, Args, ColorChoice, CommandFactory, FromArgMatches, Parser,
 use tracing::level_filters::LevelFilter;
 
 use crate::cli::args::{
-    AutostartArgs, CompletionsArgs, ConsoleArgs, CopyArgs, DownArgs, EventsArgs, ExecArgs,
-    ExplainArgs, ImageArgs, InitArgs, InspectArgs, InventoryArgs, IpArgs, LogsArgs, MachinesArgs,
-    ManArgs, PlanArgs, ProxyArgs, RenderArgs, ReprovisionArgs, RestartArgs, RunArgs, SshArgs,
-    StartArgs, StopArgs, SuperviseArgs, UpArgs, WaitArgs,
+    AutostartArgs, CaptureArgs, CompletionsArgs, ConsoleArgs, CopyArgs, DownArgs, EventsArgs,
+    ExecArgs, ExplainArgs, ImageArgs, InitArgs, InspectArgs, InventoryArgs, IpArgs, LogsArgs,
+    MachinesArgs, ManArgs, PlanArgs, ProxyArgs, RenderArgs, ReprovisionArgs, RestartArgs, RunArgs,
+    SshArgs, StartArgs, StopArgs, SuperviseArgs, UpArgs, WaitArgs,
 };
 use crate::cluster::ClusterName;
 
@@ -125,6 +125,8 @@ pub enum Verb {
     Ip(IpArgs),
     /// Print how the machines are joined, and what went through each one's port
     Net,
+    /// Write a machine's frames as pcapng, for Wireshark
+    Capture(CaptureArgs),
     /// Print names and addresses in the form of /etc/hosts
     Hosts(MachinesArgs),
     /// Wait until machines have come so far

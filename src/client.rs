@@ -6,12 +6,13 @@
 //! holds. Who only looks leaves it alone and says so; who has to change something ends it, and the
 //! next one adopts the machines, as after any death of a supervisor.
 
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use kiln_netsetup::capture::receive_byte;
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, UnixAddr, connect, setsockopt, socket, sockopt,
 };
@@ -159,6 +160,15 @@ pub enum News {
     Notice(Box<Notice>),
     /// Nothing came before the deadline.
     Nothing,
+}
+
+/// Where a machine's frames come from.
+#[derive(Debug)]
+pub enum Frames {
+    /// A packet socket of its tap.
+    Tap(OwnedFd),
+    /// A stream of [`crate::supervisor::capture::Record`]s.
+    Records(UnixStream),
 }
 
 /// Every change, for as long as anyone wants to know: when a supervisor dies, the next one goes on.
@@ -415,7 +425,11 @@ impl Client {
     pub fn ask(&self, request: &Request) -> Result<(), ClientError> {
         match self.answer(request)? {
             Answer::Refused { why } => Err(ClientError::Refused { why }),
-            Answer::Done | Answer::Status(_) | Answer::Notice(_) | Answer::Traffic { .. } => Ok(()),
+            Answer::Done
+            | Answer::Handed
+            | Answer::Status(_)
+            | Answer::Notice(_)
+            | Answer::Traffic { .. } => Ok(()),
         }
     }
 
@@ -423,7 +437,9 @@ impl Client {
         match self.answer(&Request::Status)? {
             Answer::Status(status) => Ok(status),
             Answer::Refused { why } => Err(ClientError::Refused { why }),
-            Answer::Done | Answer::Notice(_) | Answer::Traffic { .. } => Err(self.unanswering()),
+            Answer::Done | Answer::Handed | Answer::Notice(_) | Answer::Traffic { .. } => {
+                Err(self.unanswering())
+            }
         }
     }
 
@@ -432,7 +448,9 @@ impl Client {
         match self.answer(&Request::Traffic)? {
             Answer::Traffic { ports } => Ok(ports),
             Answer::Refused { why } => Err(ClientError::Refused { why }),
-            Answer::Done | Answer::Notice(_) | Answer::Status(_) => Err(self.unanswering()),
+            Answer::Done | Answer::Handed | Answer::Notice(_) | Answer::Status(_) => {
+                Err(self.unanswering())
+            }
         }
     }
 
@@ -447,10 +465,30 @@ impl Client {
 
     /// A stream to a port of a machine.
     pub fn stream(&self, machine: &str, port: u16) -> Result<UnixStream, ClientError> {
-        let mut stream = self.send(&Request::Connect {
+        let request = Request::Connect {
             machine: machine.to_owned(),
             port,
-        })?;
+        };
+        self.become_stream(&request).map(|(stream, _)| stream)
+    }
+
+    /// The frames of a machine: a packet socket of its tap, or a stream of records.
+    pub fn capture(&self, machine: &str) -> Result<Frames, ClientError> {
+        let request = Request::Capture {
+            machine: machine.to_owned(),
+        };
+        Ok(match self.become_stream(&request)? {
+            (_, Some(socket)) => Frames::Tap(socket),
+            (stream, None) => Frames::Records(stream),
+        })
+    }
+
+    /// Asks for what becomes a stream, or comes with a descriptor.
+    fn become_stream(
+        &self,
+        request: &Request,
+    ) -> Result<(UnixStream, Option<OwnedFd>), ClientError> {
+        let stream = self.send(request)?;
         let silent = |source| ClientError::Silent {
             cluster: self.files.name().to_owned(),
             source,
@@ -461,22 +499,23 @@ impl Client {
             .map_err(silent)?;
         // Byte by byte: what follows the line belongs to the stream.
         let mut line = Vec::new();
-        let mut byte = [0];
+        let mut handed = None;
         while line.len() < LINE_LIMIT {
-            match stream.read(&mut byte).map_err(silent)? {
-                0 => return Err(self.gone()),
-                _ if byte[0] == b'\n' => break,
-                _ => line.push(byte[0]),
+            match receive_byte(&stream, &mut handed).map_err(silent)? {
+                None => return Err(self.gone()),
+                Some(b'\n') => break,
+                Some(byte) => line.push(byte),
             }
         }
         match self.parse(&line)? {
             Answer::Done => {
                 stream.set_read_timeout(None).map_err(silent)?;
                 stream.set_write_timeout(None).map_err(silent)?;
-                Ok(stream)
+                Ok((stream, None))
             }
+            Answer::Handed if handed.is_some() => Ok((stream, handed)),
             Answer::Refused { why } => Err(ClientError::Refused { why }),
-            Answer::Status(_) | Answer::Notice(_) | Answer::Traffic { .. } => {
+            Answer::Handed | Answer::Status(_) | Answer::Notice(_) | Answer::Traffic { .. } => {
                 Err(self.unanswering())
             }
         }
@@ -488,9 +527,13 @@ impl Client {
             Err(ClientError::Gone { .. }) => Ok(()),
             Err(error) => Err(error),
             Ok(Answer::Refused { why }) => Err(ClientError::Refused { why }),
-            Ok(Answer::Done | Answer::Status(_) | Answer::Notice(_) | Answer::Traffic { .. }) => {
-                Err(self.unanswering())
-            }
+            Ok(
+                Answer::Done
+                | Answer::Handed
+                | Answer::Status(_)
+                | Answer::Notice(_)
+                | Answer::Traffic { .. },
+            ) => Err(self.unanswering()),
         }
     }
 
@@ -553,7 +596,7 @@ impl Lines {
             Some(Answer::Status(status)) => Ok(News::Status(status)),
             Some(Answer::Notice(notice)) => Ok(News::Notice(notice)),
             Some(Answer::Refused { why }) => Err(ClientError::Refused { why }),
-            Some(Answer::Done | Answer::Traffic { .. }) => Ok(News::Nothing),
+            Some(Answer::Done | Answer::Handed | Answer::Traffic { .. }) => Ok(News::Nothing),
         }
     }
 

@@ -21,6 +21,7 @@ use kiln_arch::Arch;
 use kiln_arch::machine::IgnitionTransport;
 use kiln_arch::machine::{DiskBus, Sector};
 use kiln_netsetup::address::Fixed;
+use kiln_netsetup::name::IfName;
 
 use crate::cluster::remote::RemoteImage;
 use crate::cluster::told::Told;
@@ -81,8 +82,8 @@ pub enum Ipv6Wish {
     Fixed(Ipv6Net),
 }
 
-/// The network modes that this kiln has built; the spec refuses the others with words.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The network modes.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NetworkMode {
     /// The best one that works here, tried by doing.
     Auto,
@@ -90,6 +91,14 @@ pub enum NetworkMode {
     Fabric,
     /// The kernel's bridge, in a network namespace of the cluster's own.
     Namespace,
+    /// Each machine alone, on QEMU's own user-mode network.
+    User,
+    /// On a bridge of the host's, where another one gives addresses.
+    Attach {
+        bridge: IfName,
+        /// A lease file of that network's DHCP server.
+        leases: Option<PathBuf>,
+    },
 }
 
 /// One machine as the spec asks for it.

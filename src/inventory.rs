@@ -120,7 +120,7 @@ pub fn collect(
         let Ok(Some(record)) = files::load::<ClusterRecord>(&files.record()) else {
             continue;
         };
-        inventory.taken_networks.push(record.subnet);
+        inventory.taken_networks.extend(record.own_subnet());
         inventory.taken_networks6.extend(record.subnet6);
         inventory.taken_ports.extend(record.ports);
         inventory.taken_uids.extend(record.qemu_uid);

@@ -162,6 +162,12 @@ fn begin(plan: &Plan, files: &ClusterFiles, undo: &Undo) -> Result<(), StageErro
                 subnet: plan.cluster.subnet,
             });
         }
+        if let WayOutRecord::Bridge { bridge, .. } = &plan.cluster.way_out {
+            entries.push(Entry::Attachment {
+                bridge: bridge.clone(),
+                mark: files.host_mark(),
+            });
+        }
     }
     for name in &undo.created {
         let machine = files.machine(name);
@@ -326,8 +332,8 @@ fn prepare(
         let facts = Facts {
             cluster: &cluster.name,
             domain: &plan.cluster.domain,
-            subnet: plan.cluster.subnet,
-            ip: record.ip,
+            subnet: plan.cluster.own_subnet(),
+            ip: plan.cluster.mode.gives_addresses().then_some(record.ip),
             ip6: plan.cluster.ip6(&record.mac),
             mac: record.mac.parse().unwrap_or_default(),
             peers: &peers,
@@ -385,7 +391,7 @@ pub fn peers(plan: &Plan, cluster: &Cluster) -> Vec<Peer> {
             let reserved = plan.cluster.reservations.get(machine.name.as_str())?;
             Some(Peer {
                 name: machine.name.clone(),
-                ip: reserved.ip,
+                ip: plan.cluster.mode.gives_addresses().then_some(reserved.ip),
                 ip6: plan.cluster.ip6(&reserved.mac),
                 group: machine.group.clone(),
                 index: machine.index,

@@ -288,6 +288,8 @@ pub struct UserNet {
     pub host: Ipv4Addr,
     /// Where QEMU answers DNS; inside [`UserNet::net`], and not the gateway.
     pub dns: Ipv4Addr,
+    /// The address that QEMU's DHCP gives the guest; absent: the fifteenth of [`UserNet::net`].
+    pub lease: Option<Ipv4Addr>,
     pub forwards: Vec<Forward>,
 }
 

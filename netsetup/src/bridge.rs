@@ -35,11 +35,12 @@ use crate::nat;
 use crate::nd::Router;
 use crate::netlink::NetlinkError;
 use crate::netlink::nft::Rules;
+use crate::netlink::route::monitor::{Group, Monitor};
 use crate::netlink::route::{Route, Way};
 use crate::settings::Settings;
-use crate::sniff::Sniffer;
+use crate::sniff::{self, Sniffer};
 use crate::tap;
-use service::{Command, Service};
+use service::{Command, Heard, Service};
 
 pub mod host;
 mod service;
@@ -114,6 +115,20 @@ pub enum BridgeError {
         /// The link.
         link: IfName,
     },
+    /// What machines are to be attached to is not there.
+    #[error("there is no link `{link}` on this host")]
+    NoBridge {
+        /// Its name.
+        link: IfName,
+    },
+    /// It is something else.
+    #[error("link `{link}` of the host is no bridge{}", told(kind))]
+    OtherKind {
+        /// Its name.
+        link: IfName,
+        /// What it is, as the kernel calls it; empty where that has no name for it.
+        kind: String,
+    },
     /// Machines live in a namespace that cannot be found any more.
     #[error("the cluster's network namespace is lost; `kiln restart` all of its machines")]
     Lost,
@@ -123,6 +138,13 @@ pub enum BridgeError {
     /// The host's namespace cannot be had.
     #[error("cannot reach the host's network")]
     Host(#[source] io::Error),
+}
+
+fn told(kind: &str) -> String {
+    match kind {
+        "" => String::new(),
+        kind => format!(" (it is a `{kind}`)"),
+    }
 }
 
 /// The handle of a running bridge. When it is dropped, DHCP and DNS end; the links stay with the namespace.
@@ -162,9 +184,10 @@ impl Bridge {
             Inside::Netfilter,
             Inside::Packet,
             Inside::Udp,
+            Inside::Route,
         ];
         let opened = namespace.open(&wanted).map_err(BridgeError::Namespace)?;
-        let [route, rules, packet, names] = <[OwnedFd; 4]>::try_from(opened)
+        let [route, rules, packet, names, monitor] = <[OwnedFd; 5]>::try_from(opened)
             .map_err(|_| BridgeError::Namespace(NamespaceError::Died))?;
         let mut state = State::new(route, rules, &config)?;
         // The rules first: no port is open for a moment without them.
@@ -182,8 +205,18 @@ impl Bridge {
                 source,
             },
         )?;
+        let monitor = Monitor::new(monitor, Group::Links).map_err(|source| BridgeError::Serve {
+            what: "news of links",
+            source,
+        })?;
         let (commands, inbox) = mpsc::unbounded_channel();
-        let service = Service::new(&config, &links, sniffer, names, inbox, events);
+        let bridge = name(BRIDGE)?;
+        let heard = Heard {
+            sniffer,
+            monitor,
+            names,
+        };
+        let service = Service::new(&config, &bridge, &links, heard, inbox, events);
         Ok(Bridge {
             namespace,
             config,
@@ -316,6 +349,23 @@ impl Bridge {
                 format!("no answer from {ip} port {port}"),
             )),
         }
+    }
+
+    /// A socket that hears all frames of the machine's tap.
+    ///
+    /// # Errors
+    /// It has none.
+    pub fn capture(&self, name: &str) -> io::Result<OwnedFd> {
+        let links = self.links().map_err(io::Error::other)?;
+        let tap = IfName::tap(name);
+        let link = links.iter().find(|link| link.name == tap);
+        let link = link.ok_or(io::ErrorKind::NotFound)?;
+        let socket = self
+            .namespace
+            .open_one(Inside::Packet)
+            .map_err(io::Error::other)?;
+        sniff::hear_all(&socket, link.index)?;
+        Ok(socket)
     }
 
     /// The links inside, with what went through them.

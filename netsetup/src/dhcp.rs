@@ -60,12 +60,14 @@ pub(crate) struct Message<'a> {
     pub(crate) kind: Kind,
     transaction: &'a [u8],
     flags: &'a [u8],
-    client: Ipv4Addr,
+    pub(crate) client: Ipv4Addr,
     pub(crate) yours: Ipv4Addr,
     relay: Ipv4Addr,
     pub(crate) mac: MacAddr6,
-    wanted: Option<Ipv4Addr>,
-    server: Option<Ipv4Addr>,
+    pub(crate) wanted: Option<Ipv4Addr>,
+    pub(crate) server: Option<Ipv4Addr>,
+    /// Length of the lease, in seconds; all ones is for ever.
+    pub(crate) lease: Option<u32>,
 }
 
 impl Server {
@@ -197,7 +199,7 @@ impl<'a> Message<'a> {
         if fixed[1..3] != [1, 6] || fixed[FIXED - 4..] != COOKIE {
             return None;
         }
-        let (mut kind, mut wanted, mut server) = (None, None, None);
+        let (mut kind, mut wanted, mut server, mut lease) = (None, None, None, None);
         while let [code, rest @ ..] = options {
             match code {
                 0 => {
@@ -211,6 +213,7 @@ impl<'a> Message<'a> {
             let (value, rest) = rest.split_at_checked(usize::from(*length))?;
             match code {
                 50 => wanted = Some(ip_at(value, 0)?),
+                51 => lease = Some(u32::from_be_bytes(*value.first_chunk()?)),
                 53 => kind = Some(Kind::from_number(*value.first()?)?),
                 54 => server = Some(ip_at(value, 0)?),
                 _ => {}
@@ -232,6 +235,7 @@ impl<'a> Message<'a> {
             mac: mac_at(fixed, 28)?,
             wanted,
             server,
+            lease,
         })
     }
 }

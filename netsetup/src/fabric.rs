@@ -25,10 +25,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::address::{Reservation, Subnet};
+use crate::lease::book::Change;
+use crate::link::watch::LinkNews;
 use crate::settings::Settings;
 use crate::switch::SwitchConfig;
 use driver::{Command, Driver};
 
+mod copy;
 mod driver;
 mod port;
 pub(crate) mod resolve;
@@ -36,6 +39,7 @@ mod stack;
 mod stream;
 mod wire;
 
+pub use copy::{Copied, Copies, Watchers};
 pub use port::Counters;
 pub use stream::FabricStream;
 
@@ -74,6 +78,15 @@ pub enum FabricEvent {
         /// The address.
         ip: IpAddr,
     },
+    /// The addresses of a machine changed, on a network where another one gives them.
+    Address {
+        /// The machine's name.
+        machine: String,
+        /// How.
+        change: Change,
+    },
+    /// A wire of the network was plugged in, or out.
+    Link(LinkNews),
     /// A machine's socket ended, or was given for a machine that is not of this cluster.
     ///
     /// `InvalidData` says that the stream was out of step. A QEMU whose supervisor was killed while a frame was under
@@ -179,6 +192,21 @@ impl Fabric {
         let (reply, answer) = oneshot::channel();
         self.send(Command::Counters(reply));
         answer.await.map_err(|_| ended())
+    }
+
+    /// Copies of all frames of the machine called `name`, from now on, until the receiver is dropped or the machine's port
+    /// is closed. What the receiver leaves too long is dropped, and counted.
+    ///
+    /// # Errors
+    /// `NotFound` when no attached machine has the name.
+    pub async fn capture(&self, name: &str) -> io::Result<Copies> {
+        let (reply, answer) = oneshot::channel();
+        let name = name.to_owned();
+        self.send(Command::Capture { name, reply });
+        answer
+            .await
+            .map_err(|_| ended())?
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Closes all ports and waits until they are closed.

@@ -3,6 +3,8 @@
 //! A cluster's bridge learns nothing from traffic. Each port has its machine's MAC written into the forwarding table
 //! and gets no frame for another, so a machine that lies about its MAC can at most be silent itself.
 
+pub mod watch;
+
 use ipnet::{Ipv4Net, Ipv6Net};
 use macaddr::MacAddr6;
 

@@ -67,6 +67,14 @@ impl IfName {
         IfName(format!("{}-{hash:08x}", &name[..6]))
     }
 
+    /// The tap of the machine called `machine` on a bridge of the host's, where other clusters have taps too: `t-`, the
+    /// start of its name, and a hash of that and of `mark`, which no other cluster has.
+    pub fn host_tap(mark: &str, machine: &str) -> IfName {
+        let hash = address::hash(&["host tap", mark, machine]) >> 32;
+        let start = machine.get(..4).unwrap_or(machine);
+        IfName(format!("t-{start}-{hash:08x}"))
+    }
+
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -134,6 +142,9 @@ mod tests {
             if one != other {
                 prop_assert_ne!(tap, IfName::tap(&other));
             }
+            let tap = IfName::host_tap("demo", &one);
+            prop_assert_eq!(tap.as_str().parse::<IfName>(), Ok(tap.clone()));
+            prop_assert_ne!(tap, IfName::host_tap("other", &one));
         }
     }
 }

@@ -18,8 +18,8 @@ use crate::nd::Router;
 use crate::netlink::nft::{Chain, Expression, Family, Header, Hook, Table};
 
 /// Broadcasts that a machine may send in a second, and at once after a silence; as in the fabric.
-const BROADCASTS: u64 = 1000;
-const BURST: u32 = 200;
+pub(crate) const BROADCASTS: u64 = 1000;
+pub(crate) const BURST: u32 = 200;
 
 /// Where nothing goes from a machine: link-local addresses (a cloud's metadata, and what the uplink calls itself), "this
 /// network", and what is reserved. Loopback and multicast the kernel keeps in by itself.

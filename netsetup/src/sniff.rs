@@ -18,6 +18,8 @@ use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::lease::book::Way;
+
 /// A frame of interest fits; a longer one is cut.
 const LONGEST: usize = 2048;
 
@@ -40,8 +42,7 @@ impl Sniffer {
         attach(&socket)?;
         bind(&socket, index, libc::ETH_P_ALL)?;
         Ok(Sniffer {
-            // SAFETY: the descriptor is owned by what is made of it.
-            socket: unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?,
+            socket: readable(socket)?,
             buffer: vec![0; LONGEST],
         })
     }
@@ -66,6 +67,24 @@ impl Sniffer {
         Ok(&mut self.buffer[..length])
     }
 
+    /// The next frame of a machine's tap, and whether the machine sent it.
+    ///
+    /// # Errors
+    /// As [`Sniffer::next`].
+    pub async fn next_of_tap(&mut self) -> io::Result<(Way, &[u8])> {
+        let (way, length) = loop {
+            let mut ready = self.socket.readable().await?;
+            let buffer = &mut self.buffer;
+            if let Ok(read) =
+                ready.try_io(|socket| receive(socket.get_ref(), buffer, libc::MSG_DONTWAIT))
+            {
+                let (way, length) = read?;
+                break (way, length.min(buffer.len()));
+            }
+        };
+        Ok((way, &self.buffer[..length]))
+    }
+
     /// Sends a frame out by the link with the number `index`. One that finds no room is lost, as on any wire.
     ///
     /// # Errors
@@ -88,6 +107,44 @@ impl Sniffer {
             Err(errno) => Err(errno.into()),
         }
     }
+}
+
+/// A socket whose readiness to be read can be waited for.
+pub(crate) fn readable(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by what is made of it.
+    Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?)
+}
+
+/// Receives one frame of a tap: whether the machine behind it sent it, and how long it was, with
+/// [`libc::MSG_TRUNC`] also of one that did not fit.
+pub(crate) fn receive(socket: &OwnedFd, buffer: &mut [u8], flags: i32) -> io::Result<(Way, usize)> {
+    let mut from = address(0, 0);
+    let mut length = length_of(&from);
+    // SAFETY: the buffer and the address are there, with these lengths.
+    let received = unsafe {
+        libc::recvfrom(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            flags,
+            (&raw mut from).cast(),
+            &raw mut length,
+        )
+    };
+    let length = Errno::result(received)?;
+    let way = match from.sll_pkttype {
+        libc::PACKET_OUTGOING => Way::To,
+        _ => Way::From,
+    };
+    Ok((way, usize::try_from(length).unwrap_or(0)))
+}
+
+/// Has `socket`, a fresh packet socket, hear all frames of the link with the number `index`.
+///
+/// # Errors
+/// There is no such link.
+pub fn hear_all(socket: &OwnedFd, index: u32) -> io::Result<()> {
+    bind(socket, index, libc::ETH_P_ALL)
 }
 
 fn address(index: u32, protocol: i32) -> libc::sockaddr_ll {

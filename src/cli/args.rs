@@ -352,6 +352,24 @@ pub struct IpArgs {
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 #[command(after_help = "\
 Examples:
+  kiln capture node-1 -w node-1.pcapng
+  kiln capture node-1 | wireshark -k -i -
+  kiln capture node-1 | tcpdump -n -r -")]
+pub struct CaptureArgs {
+    /// The machine
+    #[arg(value_name = "MACHINE")]
+    pub machine: MachineName,
+    /// Where to write; stdout when not given, which must not be a terminal
+    #[arg(short, long, value_name = "FILE")]
+    pub write: Option<PathBuf>,
+    /// Which of the machine's interfaces, from 0 on
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub interface: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = "\
+Examples:
   kiln wait                        until all machines are ready
   kiln wait node-1 --for stopped   until node-1 has stopped")]
 pub struct WaitArgs {

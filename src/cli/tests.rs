@@ -231,6 +231,7 @@ fn the_help_says_it_all() {
           inspect      Print all that is known of the cluster or a machine
           ip           Print addresses
           net          Print how the machines are joined, and what went through each one's port
+          capture      Write a machine's frames as pcapng, for Wireshark
           hosts        Print names and addresses in the form of /etc/hosts
           wait         Wait until machines have come so far
           events       Print what happens to the machines, as it happens

@@ -32,7 +32,7 @@ pub(super) fn run(session: &mut Session<'_>, args: &ExplainArgs) -> Result<(), E
         return shell(session, &files, &cluster, &record);
     }
     let own = files.machine(name);
-    let (machine, _) = launch::supervised(&cluster.name, cluster.mode, &record, &own)
+    let (machine, _) = launch::supervised(&cluster, &record, &own)
         .map_err(|error| Error::from_source(Exit::Failed, &error))?;
     let command =
         kiln_arch::render(&machine).map_err(|error| Error::from_source(Exit::Failed, &error))?;

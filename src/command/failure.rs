@@ -105,6 +105,7 @@ impl From<PlanError> for Error {
             | PlanError::PortTaken { .. }
             | PlanError::NoPort { .. }
             | PlanError::NoNamespace { .. }
+            | PlanError::NoBridge { .. }
             | PlanError::NoUid { .. }
             | PlanError::NoMemory { .. }
             | PlanError::SubnetTaken { .. }
@@ -163,6 +164,9 @@ impl From<PlanError> for Error {
             ),
             PlanError::Subnet6Taken { .. } => {
                 told.hint("leave `network.ipv6` out, and a free one is chosen")
+            }
+            PlanError::NoBridge { .. } => {
+                told.hint("`kiln doctor` lists the bridges that machines can be attached to")
             }
             PlanError::SubnetTaken { .. } => {
                 told.hint("leave `network.subnet` out, and a free one is chosen")

@@ -2,6 +2,7 @@
 
 mod autostart;
 mod broken_off;
+mod capture;
 mod console;
 mod doctor;
 mod down;
@@ -86,6 +87,7 @@ pub fn run(cli: &Cli, report: &Report) -> Result<ExitCode, Error> {
         Verb::Inspect(args) => show::inspect(&session()?, args),
         Verb::Ip(args) => show::ip(&session()?, args),
         Verb::Net => net::run(&session()?),
+        Verb::Capture(args) => capture::run(&session()?, args),
         Verb::Hosts(args) => hosts::run(&session()?, args),
         Verb::Wait(args) => wait::run(&session()?, args),
         Verb::Events(args) => events::run(&session()?, args),

@@ -11,14 +11,16 @@ use crate::command::{Made, Session};
 use crate::error::Error;
 use crate::report::style::Style;
 use crate::report::table::{Cell, table};
-use crate::report::view::{NetworkView, mode_word};
-use crate::state::record::WayOutRecord;
-use crate::supervisor::protocol::PortTraffic;
+use crate::report::view::NetworkView;
+use crate::state::record::{ClusterRecord, ModeRecord, SeenRecord, WayOutRecord};
+use crate::supervisor::protocol::{ClusterStatus, PortTraffic};
 
 #[derive(Debug, Serialize)]
 struct Net<'a> {
     cluster: &'a str,
     network: NetworkView,
+    #[serde(skip)]
+    mode: String,
     gateway: Option<Ipv4Addr>,
     way_out: &'a WayOutRecord,
     ports: Vec<PortView>,
@@ -29,8 +31,10 @@ struct Net<'a> {
 struct PortView {
     machine: String,
     mac: String,
-    ip: Ipv4Addr,
+    /// Absent where another one gives addresses.
+    ip: Option<Ipv4Addr>,
     ip6: Option<Ipv6Addr>,
+    addresses: Vec<SeenRecord>,
     traffic: Option<PortTraffic>,
 }
 
@@ -40,17 +44,28 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
     let (status, traffic) = (client.status()?, client.traffic()?);
     let net = Net {
         cluster: &made.record.name,
-        network: NetworkView::new(&made.record, &status.uplink),
-        gateway: Subnet::new(made.record.subnet)
-            .ok()
-            .map(|subnet| subnet.gateway()),
+        network: NetworkView::new(&made.record, &status),
+        gateway: gateway(&made.record),
+        mode: made.record.mode_text(),
         way_out: &made.record.way_out,
-        ports: ports(&made, traffic),
+        ports: ports(&made, &status, traffic),
     };
+    for note in &net.network.notes {
+        session.report.note(note);
+    }
     session.report.result(&net, |style| text(&net, style))
 }
 
-fn ports(made: &Made, traffic: Vec<PortTraffic>) -> Vec<PortView> {
+/// Where the machines send what is not for each other, where kiln has told them.
+fn gateway(record: &ClusterRecord) -> Option<Ipv4Addr> {
+    let subnet = Subnet::new(record.own_subnet()?).ok()?;
+    Some(match record.mode {
+        ModeRecord::User => subnet.uplink_host(),
+        ModeRecord::Fabric | ModeRecord::Namespace | ModeRecord::Attach => subnet.gateway(),
+    })
+}
+
+fn ports(made: &Made, status: &ClusterStatus, traffic: Vec<PortTraffic>) -> Vec<PortView> {
     let mut traffic: BTreeMap<String, PortTraffic> = traffic
         .into_iter()
         .map(|port| (port.machine.clone(), port))
@@ -60,7 +75,12 @@ fn ports(made: &Made, traffic: Vec<PortTraffic>) -> Vec<PortView> {
         Some(PortView {
             machine: name.clone(),
             mac: reserved.mac.clone(),
-            ip: reserved.ip,
+            addresses: status
+                .machines
+                .iter()
+                .find(|machine| machine.name == *name)
+                .map_or_else(Vec::new, |machine| machine.addresses.clone()),
+            ip: made.record.mode.gives_addresses().then_some(reserved.ip),
             ip6: made.record.ip6(&reserved.mac),
             traffic: traffic.remove(name),
         })
@@ -68,9 +88,22 @@ fn ports(made: &Made, traffic: Vec<PortTraffic>) -> Vec<PortView> {
     made.record.machines.iter().filter_map(view).collect()
 }
 
+impl PortView {
+    /// The one that it is to have, or those that it has.
+    fn address(&self) -> String {
+        let seen = self.addresses.iter().map(|seen| seen.ip.to_string());
+        match self.ip {
+            Some(ip) => ip.to_string(),
+            None => seen.collect::<Vec<_>>().join(" "),
+        }
+    }
+}
+
 fn text(net: &Net<'_>, style: Style) -> String {
-    let NetworkView { mode, subnet, .. } = &net.network;
-    let mut text = format!("cluster {}: {} {subnet}", net.cluster, mode_word(*mode));
+    let mut text = format!("cluster {}: {}", net.cluster, net.mode);
+    if let Some(subnet) = net.network.subnet {
+        text.push_str(&format!(" {subnet}"));
+    }
     if let Some(gateway) = net.gateway {
         text.push_str(&format!(", gateway {gateway}"));
     }
@@ -91,7 +124,7 @@ fn text(net: &Net<'_>, style: Style) -> String {
             };
             [
                 Cell::new(&port.machine),
-                Cell::new(port.ip.to_string()),
+                Cell::new(port.address()),
                 Cell::new(&port.mac),
                 told(&|it| it.link.clone().unwrap_or_default()),
                 told(&|it| format!("{} frames, {} bytes", it.sent, it.sent_bytes)),

@@ -32,13 +32,14 @@ pub(super) fn view_of(made: &Made, status: &ClusterStatus) -> ClusterView {
         .iter()
         .map(|machine| {
             let record = made.machine(&machine.name).ok();
-            MachineView::new(record.as_ref(), machine, &made.files.machine(&machine.name))
+            let files = made.files.machine(&machine.name);
+            MachineView::new(made.record.mode, record.as_ref(), machine, &files)
         })
         .collect();
     ClusterView {
         cluster: made.record.name.clone(),
         spec: made.record.spec.clone(),
-        network: NetworkView::new(&made.record, &status.uplink),
+        network: NetworkView::new(&made.record, status),
         supervisor: SupervisorView {
             pid: Some(status.pid),
         },
@@ -101,6 +102,7 @@ fn recorded(session: &Session<'_>, made: &Made, pid: Option<u32>) -> ClusterView
     let status = ClusterStatus {
         pid: 0,
         uplink: String::new(),
+        notes: Vec::new(),
         machines,
     };
     ClusterView {
@@ -215,7 +217,7 @@ fn listed(session: &Session<'_>, name: &str) -> ListedView {
         damage: String::new(),
         spec: Some(record.spec.clone()),
         mode: Some(record.mode),
-        subnet: Some(record.subnet),
+        subnet: record.own_subnet(),
         supervisor,
         machines,
         kept_disks: kept_disks(&files),
@@ -315,11 +317,24 @@ pub(super) fn ip(session: &Session<'_>, args: &IpArgs) -> Result<(), Error> {
     view.machines
         .retain(|machine| machine.name == name.as_str());
     let reserved = made.record.reservations.get(name.as_str());
-    let reserved = reserved.map(|reserved| reserved.ip.to_string());
+    let reserved = reserved.filter(|_| made.record.mode.gives_addresses());
+    let learned = || Some(view.machines.first()?.addresses.first()?.ip.to_string());
+    let told = match reserved {
+        Some(reserved) => Some(reserved.ip.to_string()),
+        None => learned(),
+    };
+    // To a program an empty list says it, to a script an exit code.
+    if told.is_none() && !session.global.json {
+        return Err(Error::new(
+            Exit::Failed,
+            format!("no address of machine `{name}` was seen in use"),
+        )
+        .hint(format!("`kiln wait {name} --for address` waits for it")));
+    }
     session.report.result(
         &Addresses {
             machines: &view.machines,
         },
-        |_| format!("{}\n", reserved.unwrap_or_default()),
+        |_| format!("{}\n", told.unwrap_or_default()),
     )
 }

@@ -204,6 +204,8 @@ pub(super) fn host_facts(
         distribution,
         has_qemu_img: session.host.tools.qemu_img.is_some(),
         namespace: namespace(session, cluster),
+        bridge: bridge(session, cluster),
+        machine_id: session.host.machine_id.clone(),
         pasta: session.host.tools.pasta.clone(),
         slirp4netns: session.host.tools.slirp4netns.clone(),
         is_root: session.host.is_root(),
@@ -215,11 +217,28 @@ pub(super) fn host_facts(
 /// Whether the mode `namespace` works here; tried where that is still to be chosen.
 fn namespace(session: &Session<'_>, cluster: &Cluster) -> Option<Result<(), String>> {
     let files = session.roots.cluster(cluster.name.as_str());
-    if cluster.network.mode == NetworkMode::Fabric || files.record().exists() {
-        return None;
+    match cluster.network.mode {
+        NetworkMode::Auto | NetworkMode::Namespace if !files.record().exists() => {}
+        NetworkMode::Auto
+        | NetworkMode::Namespace
+        | NetworkMode::Fabric
+        | NetworkMode::User
+        | NetworkMode::Attach { .. } => return None,
     }
     let tried = namespace::try_out(session.host.uid, session.host.gid);
     Some(tried.map_err(|refusal| refusal.why()))
+}
+
+/// Whether machines can be attached to the bridge that the spec names.
+fn bridge(session: &Session<'_>, cluster: &Cluster) -> Option<Result<(), String>> {
+    match &cluster.network.mode {
+        NetworkMode::Attach { bridge, .. } => {
+            Some(crate::host::bridge::look(bridge, session.host.is_root()))
+        }
+        NetworkMode::Auto | NetworkMode::Namespace | NetworkMode::Fabric | NetworkMode::User => {
+            None
+        }
+    }
 }
 
 /// Looks at the images, and shows how far their hashing has come.
@@ -430,8 +449,8 @@ pub(super) fn rendered(
         shares: record.map_or(&[], |record| &record.shares),
         cluster: &cluster.name,
         domain: &plan.cluster.domain,
-        subnet: plan.cluster.subnet,
-        ip: reserved.ip,
+        subnet: plan.cluster.own_subnet(),
+        ip: plan.cluster.mode.gives_addresses().then_some(reserved.ip),
         ip6: plan.cluster.ip6(&reserved.mac),
         mac: reserved.mac.parse::<MacAddr6>().unwrap_or_default(),
         peers,

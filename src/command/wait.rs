@@ -221,6 +221,9 @@ pub(super) fn until(
 
 fn outcome(made: &Made, status: &MachineStatus, goal: Goal) -> Outcome {
     let address = || {
+        if !made.record.mode.gives_addresses() {
+            return !status.addresses.is_empty();
+        }
         made.record
             .reservations
             .get(&status.name)

@@ -4,6 +4,7 @@
 //! is plain data for the plan. It makes nothing on the disk but remembered facts in the cache, and
 //! starts no program when those facts still hold.
 
+pub mod bridge;
 pub mod distribution;
 pub mod doctor;
 mod environment;

@@ -70,6 +70,8 @@ impl Refusal {
             | BridgeError::Unknown { .. }
             | BridgeError::Name(_)
             | BridgeError::Foreign { .. }
+            | BridgeError::NoBridge { .. }
+            | BridgeError::OtherKind { .. }
             | BridgeError::Lost
             | BridgeError::Record(_)
             | BridgeError::Host(_) => None,

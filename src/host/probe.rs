@@ -42,6 +42,8 @@ pub struct Host {
     pub arch: Option<Arch>,
     /// Differs from boot to boot; from `/proc/sys/kernel/random/boot_id`.
     pub boot_id: String,
+    /// Differs from host to host, from `/etc/machine-id`; empty where there is none.
+    pub machine_id: String,
     /// Those that this process may use, cgroup quotas included.
     pub cpus: NonZeroUsize,
     /// All of the host's memory, used or not.
@@ -155,6 +157,8 @@ impl Host {
             gid: getegid().as_raw(),
             arch: native_arch(),
             boot_id: read("/proc/sys/kernel/random/boot_id")?.trim().to_owned(),
+            machine_id: fs::read_to_string("/etc/machine-id")
+                .map_or_else(|_| String::new(), |id| id.trim().to_owned()),
             cpus: std::thread::available_parallelism()
                 .map_err(|source| HostError::Processors { source })?,
             memory: memory()?,
@@ -367,6 +371,7 @@ impl Host {
             },
             arch: Some(Arch::X86_64),
             boot_id: "00000000-0000-4000-8000-000000000000".to_owned(),
+            machine_id: String::new(),
             cpus: NonZeroUsize::MIN,
             memory: Size::from_mib(16 * 1024),
             open_files: (1024, 524_288),

@@ -26,8 +26,9 @@ pub struct Facts<'a> {
     pub cluster: &'a ClusterName,
     /// The DNS domain that the cluster's names are in, without dots at its ends.
     pub domain: &'a str,
-    pub subnet: Ipv4Net,
-    pub ip: Ipv4Addr,
+    /// Absent where another one gives addresses, as are the addresses.
+    pub subnet: Option<Ipv4Net>,
+    pub ip: Option<Ipv4Addr>,
     /// Where the cluster has IPv6.
     pub ip6: Option<Ipv6Addr>,
     pub mac: MacAddr6,
@@ -47,7 +48,7 @@ pub struct Facts<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
     pub name: MachineName,
-    pub ip: Ipv4Addr,
+    pub ip: Option<Ipv4Addr>,
     pub ip6: Option<Ipv6Addr>,
     pub group: MachineName,
     /// Its place in the group, from 1.

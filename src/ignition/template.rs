@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
+use std::net::Ipv4Addr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -64,13 +65,16 @@ pub(super) fn render(
 
 /// What a template can name.
 fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
-    let gateway = Subnet::new(facts.subnet).ok().map(|it| it.gateway());
+    let gateway = facts
+        .subnet
+        .and_then(|it| Subnet::new(it).ok())
+        .map(|it| it.gateway());
     let mut peers = Vec::new();
     let mut groups: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
     for peer in facts.peers {
         let told = context! {
             name => peer.name.as_str(),
-            ip => peer.ip.to_string(),
+            ip => address(peer.ip),
             ip6 => peer.ip6.map(|ip| ip.to_string()),
             group => peer.group.as_str(),
             index => peer.index,
@@ -85,14 +89,14 @@ fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
         cluster => context! {
             name => facts.cluster.as_str(),
             domain => facts.domain,
-            subnet => facts.subnet.to_string(),
-            gateway => gateway.map(|ip| ip.to_string()),
+            subnet => facts.subnet.map_or(Value::UNDEFINED, |it| Value::from(it.to_string())),
+            gateway => address(gateway),
         },
         machine => context! {
             name => machine.name.as_str(),
             group => machine.group.as_str(),
             index => machine.index,
-            ip => facts.ip.to_string(),
+            ip => address(facts.ip),
             ip6 => facts.ip6.map(|ip| ip.to_string()),
             mac => facts.mac.to_string().to_lowercase(),
             arch => machine.arch.name(),
@@ -108,6 +112,11 @@ fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
             Profile::Basic | Profile::Own(_) | Profile::None => Value::UNDEFINED,
         },
     }
+}
+
+/// One that is not known beforehand is not defined: to name it is an error.
+fn address(ip: Option<Ipv4Addr>) -> Value {
+    ip.map_or(Value::UNDEFINED, |ip| Value::from(ip.to_string()))
 }
 
 /// The engine's error in words that hold no value: only names that the template uses.

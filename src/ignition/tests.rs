@@ -76,7 +76,7 @@ fn peers() -> Vec<Peer> {
     (1..=2)
         .map(|index: u8| Peer {
             name: format!("node-{index}").parse().unwrap(),
-            ip: Ipv4Addr::new(10, 80, 1, index + 9),
+            ip: Some(Ipv4Addr::new(10, 80, 1, index + 9)),
             ip6: None,
             group: "node".parse().unwrap(),
             index: index.into(),
@@ -93,8 +93,8 @@ fn rendered(machine: &Machine) -> Result<Rendered, IgnitionError> {
             shares: &[],
             cluster: &cluster,
             domain: "demo.kiln.internal",
-            subnet: "10.80.1.0/24".parse().unwrap(),
-            ip: Ipv4Addr::new(10, 80, 1, 10),
+            subnet: Some("10.80.1.0/24".parse().unwrap()),
+            ip: Some(Ipv4Addr::new(10, 80, 1, 10)),
             ip6: None,
             mac: MacAddr6::new(0x52, 0x54, 0, 0xAB, 0, 1),
             peers: &peers(),

@@ -1,14 +1,16 @@
 //! The small choices of a plan, each a function of what it depends on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
+use ipnet::Ipv4Net;
 use kiln_arch::machine::IgnitionTransport;
 use sha2::{Digest, Sha256};
 
 use crate::cluster::{
-    AccelWish, Cluster, FirmwareWish, Machine, NetworkMode, Profile, ROOT_SERIAL, RestartPolicy,
-    Size,
+    AccelWish, Cluster, FirmwareWish, Machine, Network, NetworkMode, Profile, ROOT_SERIAL,
+    RestartPolicy, Size,
 };
 use crate::host::distribution::Piece;
 use crate::host::firmware::{Firmware, Uefi};
@@ -236,7 +238,7 @@ pub(super) fn reports(profile: &Profile) -> bool {
 ///
 /// `tried` says whether `namespace` works, or why not.
 pub(super) fn mode(
-    wish: NetworkMode,
+    wish: &NetworkMode,
     kept: Option<&ClusterRecord>,
     tried: Option<&Result<(), String>>,
 ) -> Result<(ModeRecord, String), PlanError> {
@@ -244,19 +246,23 @@ pub(super) fn mode(
         NetworkMode::Auto => None,
         NetworkMode::Namespace => Some(ModeRecord::Namespace),
         NetworkMode::Fabric => Some(ModeRecord::Fabric),
+        NetworkMode::User => Some(ModeRecord::User),
+        NetworkMode::Attach { .. } => Some(ModeRecord::Attach),
     };
     if let Some(record) = kept {
         return match asked {
             Some(asked) if asked != record.mode => Err(PlanError::ModeMoved {
                 cluster: record.name.clone(),
-                kept: mode_word(record.mode),
-                asked: mode_word(asked),
+                kept: record.mode_text(),
+                asked: mode_word(asked).to_owned(),
             }),
             Some(_) | None => Ok((record.mode, record.mode_reason.clone())),
         };
     }
     match (asked, tried) {
-        (Some(ModeRecord::Fabric), _) => Ok((ModeRecord::Fabric, String::new())),
+        (Some(mode @ (ModeRecord::Fabric | ModeRecord::User | ModeRecord::Attach)), _) => {
+            Ok((mode, String::new()))
+        }
         (Some(ModeRecord::Namespace), Some(Err(why))) => {
             Err(PlanError::NoNamespace { why: why.clone() })
         }
@@ -267,6 +273,20 @@ pub(super) fn mode(
             format!("`namespace` does not work here ({why})"),
         )),
         (None, None) => Ok((ModeRecord::Fabric, "`namespace` was not tried".to_owned())),
+    }
+}
+
+/// Stands for the subnet of a cluster that has none; nobody is told of it. Of a network for tests of devices (RFC 2544).
+pub(super) const NO_SUBNET: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(198, 18, 0, 0), 16);
+
+/// What MACs and addresses are computed from: the cluster's name, and where they could meet those of other hosts' clusters
+/// also what tells this one from them.
+pub(super) fn seed(cluster: &str, mode: ModeRecord, host: &HostFacts) -> String {
+    match mode {
+        ModeRecord::Attach => {
+            format!("{cluster} {} {}", host.machine_id, host.files.host_mark())
+        }
+        ModeRecord::Fabric | ModeRecord::Namespace | ModeRecord::User => cluster.to_owned(),
     }
 }
 
@@ -283,13 +303,34 @@ pub(super) fn domain(cluster: &Cluster, kept: Option<&ClusterRecord>) -> Result<
     }
 }
 
-/// How the machines get out, if the spec lets them: kept for the cluster's life.
+/// How the machines get out, if the spec lets them: kept for the cluster's life, but for what is only a source of addresses.
 pub(super) fn way_out(
-    uplink: bool,
+    wish: &Network,
     mode: ModeRecord,
     kept: Option<&ClusterRecord>,
     host: &HostFacts,
 ) -> Result<WayOutRecord, PlanError> {
+    if let NetworkMode::Attach { bridge, leases } = &wish.mode {
+        let asked = bridge.to_string();
+        if let Some(record) = kept
+            && record.bridge() != Some(asked.as_str())
+        {
+            return Err(PlanError::ModeMoved {
+                cluster: record.name.clone(),
+                kept: record.mode_text(),
+                asked: format!("attach {asked}"),
+            });
+        }
+        if let Some(Err(why)) = &host.bridge {
+            let why = why.clone();
+            return Err(PlanError::NoBridge { bridge: asked, why });
+        }
+        return Ok(WayOutRecord::Bridge {
+            bridge: asked,
+            leases: leases.clone(),
+        });
+    }
+    let uplink = wish.uplink;
     let word = |uplink| if uplink { "an uplink" } else { "no uplink" };
     match kept {
         Some(record) if uplink == (record.way_out == WayOutRecord::Nowhere) => {
@@ -315,6 +356,7 @@ fn new_way_out(mode: ModeRecord, host: &HostFacts) -> WayOutRecord {
             pasta: host.pasta.clone(),
             slirp4netns: host.slirp4netns.clone(),
         },
+        ModeRecord::User | ModeRecord::Attach => WayOutRecord::Own,
     }
 }
 
@@ -412,7 +454,7 @@ mod tests {
         let works = Ok(());
         let fails = Err("open /dev/net/tun: no".to_owned());
         let check = |wish, tried: Option<&Result<(), String>>, want, told: &str| {
-            let (mode, why) = mode(wish, None, tried).unwrap();
+            let (mode, why) = mode(&wish, None, tried).unwrap();
             assert_eq!((mode, why.contains(told)), (want, true), "{why}");
         };
         let (fabric, namespace) = (ModeRecord::Fabric, ModeRecord::Namespace);
@@ -421,7 +463,7 @@ mod tests {
         check(NetworkMode::Fabric, None, fabric, "");
         check(NetworkMode::Namespace, Some(&works), namespace, "");
         assert!(matches!(
-            mode(NetworkMode::Namespace, None, Some(&fails)),
+            mode(&NetworkMode::Namespace, None, Some(&fails)),
             Err(PlanError::NoNamespace { .. })
         ));
     }

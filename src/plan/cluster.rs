@@ -7,7 +7,7 @@ use kiln_netsetup::address::{self, Subnet};
 use kiln_netsetup::address6::choose_subnet6;
 
 use super::{HostFacts, Inventory, PlanError, choice};
-use crate::cluster::{Cluster, Ipv6Wish};
+use crate::cluster::{Cluster, Ipv6Wish, NetworkMode};
 use crate::state::files::SCHEMA;
 use crate::state::record::{ClusterRecord, ReservationRecord};
 use crate::state::told::ToldRecord;
@@ -31,10 +31,13 @@ pub(super) fn record(
         })?;
         existing.insert(machine.clone(), (mac, reserved.ip));
     }
+    let kept = inventory.cluster.as_ref();
+    let (mode, mode_reason) = choice::mode(&cluster.network.mode, kept, host.namespace.as_ref())?;
+    let seed = choice::seed(name, mode, host);
     let names = cluster.machines.iter().map(|machine| machine.name.as_str());
     let fixed = &cluster.network.fixed;
     let reserved =
-        address::reserve(name, names, fixed, &existing, subnet).map_err(PlanError::Address)?;
+        address::reserve(&seed, names, fixed, &existing, subnet).map_err(PlanError::Address)?;
     for (machine, (mac, ip)) in reserved {
         let mac = address::mac_text(mac);
         if let Some(other) = inventory.taken_macs.get(&mac) {
@@ -46,15 +49,13 @@ pub(super) fn record(
         }
         reservations.insert(machine, ReservationRecord { mac, ip });
     }
-    let kept = inventory.cluster.as_ref();
-    let (mode, mode_reason) = choice::mode(cluster.network.mode, kept, host.namespace.as_ref())?;
     Ok(ClusterRecord {
         schema: SCHEMA,
         name: name.to_owned(),
         spec: cluster.spec.clone(),
         mode,
         mode_reason,
-        way_out: choice::way_out(cluster.network.uplink, mode, kept, host)?,
+        way_out: choice::way_out(&cluster.network, mode, kept, host)?,
         subnet: subnet.net(),
         subnet6: subnet6(cluster, inventory)?,
         domain: choice::domain(cluster, kept)?,
@@ -127,6 +128,9 @@ pub(super) fn changes(old: Option<&ClusterRecord>, new: &ClusterRecord) -> Vec<&
 
 /// The kept subnet, or the asked one, or a free one; in this order.
 fn subnet(cluster: &Cluster, inventory: &Inventory) -> Result<Subnet, PlanError> {
+    if let NetworkMode::Attach { .. } = cluster.network.mode {
+        return Subnet::new(choice::NO_SUBNET).map_err(PlanError::Address);
+    }
     let asked = cluster.network.subnet;
     if let Some(record) = &inventory.cluster {
         return match asked {

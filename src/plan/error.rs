@@ -66,8 +66,8 @@ pub enum PlanError {
     )]
     ModeMoved {
         cluster: String,
-        kept: &'static str,
-        asked: &'static str,
+        kept: String,
+        asked: String,
     },
     #[error(
         "the network of cluster `{cluster}` has {kept} and cannot change to {asked} while the cluster exists"
@@ -85,6 +85,8 @@ pub enum PlanError {
         mac: String,
         other: String,
     },
+    #[error("cannot attach machines to bridge `{bridge}`: {why}")]
+    NoBridge { bridge: String, why: String },
     #[error("`network.mode: namespace` does not work here: {why}")]
     NoNamespace { why: String },
     #[error("subnet {subnet} overlaps {taken}, which is in use on this host")]

@@ -44,6 +44,10 @@ pub struct HostFacts {
     pub qemu_gid: Option<u32>,
     /// Whether machines can be joined by the kernel, or why not; absent where nobody asks.
     pub namespace: Option<Result<(), String>>,
+    /// Whether machines can be attached to the bridge that the spec names, or why not; absent where it names none.
+    pub bridge: Option<Result<(), String>>,
+    /// What tells this host from others on a network that it shares with them.
+    pub machine_id: String,
     /// The programs that lead out of a network namespace without root.
     pub pasta: Option<PathBuf>,
     pub slirp4netns: Option<PathBuf>,

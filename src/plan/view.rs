@@ -7,18 +7,21 @@ use ipnet::Ipv4Net;
 use serde::Serialize;
 
 use super::{Action, Plan, Step};
-use crate::report::view::{ShareView, mode_word};
+use crate::report::view::ShareView;
 use crate::state::record::ShareRecord;
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
+        write!(
             f,
-            "cluster {}: network {}, {}",
+            "cluster {}: network {}",
             self.cluster.name,
-            mode_word(self.cluster.mode),
-            self.cluster.subnet
+            self.cluster.mode_text()
         )?;
+        if let Some(subnet) = self.cluster.own_subnet() {
+            write!(f, ", {subnet}")?;
+        }
+        writeln!(f)?;
         for what in &self.network {
             writeln!(f, "  {:<9} network: {what} (while it runs)", "change")?;
         }
@@ -28,7 +31,10 @@ impl fmt::Display for Plan {
         for step in &self.steps {
             write!(f, "  {:<9} {}", step.action.word(), step.name)?;
             if let Some(record) = &step.record {
-                write!(f, " ({}, {})", record.arch, record.ip)?;
+                match self.cluster.mode.gives_addresses() {
+                    true => write!(f, " ({}, {})", record.arch, record.ip)?,
+                    false => write!(f, " ({}, {})", record.arch, record.mac)?,
+                }
             }
             writeln!(f)?;
             let settled = step.action == Action::Keep && step.why.is_empty();
@@ -66,7 +72,8 @@ impl fmt::Display for ShareRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct PlanView {
     pub cluster: String,
-    pub subnet: Ipv4Net,
+    /// Absent, as a machine's address, where another one gives addresses.
+    pub subnet: Option<Ipv4Net>,
     pub changes: bool,
     /// What changes of what the machines are told of their network.
     pub network: Vec<&'static str>,
@@ -97,7 +104,7 @@ impl Plan {
     pub fn view(&self) -> PlanView {
         PlanView {
             cluster: self.cluster.name.clone(),
-            subnet: self.cluster.subnet,
+            subnet: self.cluster.own_subnet(),
             changes: !self.is_settled(),
             network: self.network.clone(),
             volume_group: self.volume_group().map(str::to_owned),
@@ -111,7 +118,9 @@ impl Plan {
                         action: step.action.word(),
                         why: step.why.clone(),
                         arch: record.map(|record| record.arch.clone()),
-                        ip: record.map(|record| record.ip),
+                        ip: record
+                            .filter(|_| self.cluster.mode.gives_addresses())
+                            .map(|record| record.ip),
                         mac: record.map(|record| record.mac.clone()),
                         shares: record.map_or_else(Vec::new, ShareView::all),
                     }

@@ -19,7 +19,7 @@ use crate::state::record::{
     AccelRecord, BusRecord, ClusterRecord, DataSourceRecord, DisksRecord, MachineRecord,
     ModeRecord, PortRecord, SeenRecord, StateRecord, WayOutRecord,
 };
-use crate::supervisor::protocol::MachineStatus;
+use crate::supervisor::protocol::{ClusterStatus, MachineStatus};
 
 /// A cluster and its machines, as `ps` and `up` show them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -38,12 +38,15 @@ pub struct NetworkView {
     pub mode: ModeRecord,
     /// Why this mode and not a better one; empty when the spec named it.
     pub reason: String,
-    pub subnet: Ipv4Net,
+    /// Absent where another one gives addresses.
+    pub subnet: Option<Ipv4Net>,
     /// Absent where the cluster has no IPv6.
     pub subnet6: Option<Ipv6Net>,
     pub domain: String,
     /// What is wrong with the way out to the world; empty when all is well.
     pub uplink: String,
+    /// What is wrong with it as a whole, a sentence each.
+    pub notes: Vec<String>,
     /// Whether there is none on purpose.
     pub isolated: bool,
 }
@@ -164,15 +167,16 @@ pub fn progress_text(status: &MachineStatus) -> String {
 }
 
 impl NetworkView {
-    /// `uplink` is what the supervisor says of it, empty without one.
-    pub fn new(record: &ClusterRecord, uplink: &str) -> NetworkView {
+    /// `status` is what the supervisor says.
+    pub fn new(record: &ClusterRecord, status: &ClusterStatus) -> NetworkView {
         NetworkView {
             mode: record.mode,
             reason: record.mode_reason.clone(),
-            subnet: record.subnet,
+            subnet: record.own_subnet(),
             subnet6: record.subnet6,
             domain: record.domain.clone(),
-            uplink: uplink.to_owned(),
+            uplink: status.uplink.clone(),
+            notes: status.notes.clone(),
             isolated: record.way_out == WayOutRecord::Nowhere,
         }
     }
@@ -257,6 +261,7 @@ impl std::fmt::Display for KeptDiskView {
 impl MachineView {
     /// `record` is absent where it cannot be read.
     pub fn new(
+        mode: ModeRecord,
         record: Option<&MachineRecord>,
         status: &MachineStatus,
         files: &MachineFiles,
@@ -272,7 +277,9 @@ impl MachineView {
             ready: status.state == StateRecord::Ready,
             pid: status.pid,
             mac: record.map(|record| record.mac.clone()),
-            reserved_ip: record.map(|record| record.ip),
+            reserved_ip: record
+                .filter(|_| mode.gives_addresses())
+                .map(|record| record.ip),
             addresses: status.addresses.clone(),
             ports: record.map_or_else(Vec::new, |record| record.ports.clone()),
             image: record.map(|record| record.image.clone()),
@@ -294,6 +301,19 @@ impl MachineView {
             }
         }
         addresses.join(" ")
+    }
+
+    /// The sources of its addresses, in their order.
+    fn sources(&self) -> String {
+        let mut ips = Vec::new();
+        let mut words = Vec::new();
+        for seen in &self.addresses {
+            if !ips.contains(&seen.ip) {
+                ips.push(seen.ip);
+                words.push(seen.source.word());
+            }
+        }
+        words.join(" ")
     }
 
     /// The verb that gets a user into the machine as it is now, if one does.
@@ -380,11 +400,12 @@ impl ClusterView {
             [
                 Cell::new(&machine.name),
                 Cell::new(machine.addresses()),
+                Cell::new(machine.sources()),
                 Cell::new(reserved.unwrap_or_default()),
             ]
         };
         let rows: Vec<_> = self.machines.iter().map(row).collect();
-        table(style, ["NAME", "ADDRESS", "RESERVED"], &rows)
+        table(style, ["NAME", "ADDRESS", "SOURCE", "RESERVED"], &rows)
     }
 
     /// What is weaker or worse than a user would think, for `ps`.
@@ -405,6 +426,9 @@ impl ClusterView {
             ..
         } = &self.network;
         // Nothing is better than `namespace`, so there is nothing to be told of it.
+        if *mode == ModeRecord::User {
+            notes.push("the network is `user`: machines do not reach each other, and reach what listens on this host's loopback".to_owned());
+        }
         if !reason.is_empty() && *mode != ModeRecord::Namespace {
             notes.push(format!("the network is `{}`: {reason}", mode_word(*mode)));
         }
@@ -429,6 +453,7 @@ impl ClusterView {
         if !uplink.is_empty() {
             notes.push(format!("the way out to the world is not open: {uplink}"));
         }
+        notes.extend(self.network.notes.iter().cloned());
         for machine in &self.machines {
             let of = |note| format!("{}: {note}", machine.name);
             notes.extend(machine.notes.iter().map(of));
@@ -534,10 +559,13 @@ fn accel_word(accel: AccelRecord) -> &'static str {
     }
 }
 
+/// The mode's fixed name.
 pub fn mode_word(mode: ModeRecord) -> &'static str {
     match mode {
         ModeRecord::Fabric => "fabric",
         ModeRecord::Namespace => "namespace",
+        ModeRecord::Attach => "attach",
+        ModeRecord::User => "user",
     }
 }
 

@@ -16,6 +16,7 @@ use super::files::{self, FileError, Folders};
 use super::fixed;
 use super::group::{self, Defaults};
 use super::image;
+use super::network;
 use super::port;
 use super::profile;
 use super::storage;
@@ -51,7 +52,7 @@ const KEYS: Keys = Keys {
 };
 const NETWORK_KEYS: Keys = Keys {
     known: &[
-        "mode", "subnet", "ipv6", "uplink", "domain", "mtu", "dns", "hosts", "routes",
+        "mode", "subnet", "ipv6", "leases", "uplink", "domain", "mtu", "dns", "hosts", "routes",
     ],
     not_built: &[],
 };
@@ -184,7 +185,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
     })?;
     let mut named = Vec::new();
     let mut network = match fields.take("network") {
-        Some(node) => network(node, &mut named, &mut warnings)?,
+        Some(node) => network(node, folders, &mut named, &mut warnings)?,
         None => Network {
             mode: NetworkMode::Auto,
             subnet: None,
@@ -246,6 +247,7 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
     port::refuse_clashes(&machines)?;
     disks::refuse_shared_files(&machines)?;
     profile::refuse_different(&machines)?;
+    profile::refuse_unreachable(&machines, &network.mode)?;
     Ok(Loaded {
         cluster: Cluster {
             name,
@@ -279,27 +281,21 @@ fn unknown_group(group: &MachineName, groups: &[(document::Key, Node)]) -> Fault
 /// `named` gets the places of the names of `hosts`.
 fn network(
     node: Node,
+    folders: Folders<'_>,
     named: &mut Vec<Place>,
     warnings: &mut Vec<SpecWarning>,
 ) -> Result<Network, Fault> {
     let place = node.place;
     let mut fields = Fields::new(node, "`network`".to_owned(), NETWORK_KEYS)?;
-    let mode = fields.take_as("mode", |node, key| {
-        if matches!(node.value, Value::Map(_)) {
-            return Err(
-                Fault::not_built(node.place, "attaching to a bridge of the host")
-                    .hint("this kiln knows `auto`, `namespace` or `fabric`"),
-            );
-        }
-        let words = [
-            ("auto", NetworkMode::Auto),
-            ("namespace", NetworkMode::Namespace),
-            ("fabric", NetworkMode::Fabric),
-        ];
-        fields::choice(node, key, &words, &["user"])
-    })?;
+    let leases = fields.take("leases");
+    let mode = fields.take_as("mode", network::mode)?;
+    let mode = network::with_leases(mode.unwrap_or(NetworkMode::Auto), leases, folders)?;
     let subnet = fields.take_as("subnet", |node, key| {
         let place = node.place;
+        if matches!(mode, NetworkMode::Attach { .. }) {
+            let why = "whoever owns the bridge gives the addresses there";
+            return Err(Fault::bad_value(place, key, why).hint("leave it out"));
+        }
         let text = fields::text(node, key)?;
         let subnet = subnet(place, &text)?;
         if !subnet.addr().is_private() {
@@ -307,16 +303,21 @@ fn network(
         }
         Ok(subnet)
     })?;
+    network::refuse_what_is_not_told(&mode, &mut fields)?;
     let ipv6 = fields.take_as("ipv6", ipv6)?;
     let uplink = fields.take_as("uplink", |node, key| fields::boolean(&node, key))?;
     let domain = fields.take_as("domain", told::domain)?;
     let (told, names) = told::told(&mut fields, uplink == Some(false))?;
     told::refuse_far_routes(place, &told.routes, subnet)?;
     named.extend(names);
+    let default6 = match mode {
+        NetworkMode::Auto | NetworkMode::Namespace | NetworkMode::Fabric => Ipv6Wish::Chosen,
+        NetworkMode::User | NetworkMode::Attach { .. } => Ipv6Wish::Off,
+    };
     Ok(Network {
-        mode: mode.unwrap_or(NetworkMode::Auto),
+        mode,
         subnet,
-        ipv6: ipv6.unwrap_or(Ipv6Wish::Chosen),
+        ipv6: ipv6.unwrap_or(default6),
         uplink: uplink.unwrap_or(true),
         domain: domain.unwrap_or_else(|| DOMAIN.to_owned()),
         told,

@@ -22,6 +22,7 @@ mod group;
 mod image;
 mod init;
 mod load;
+mod network;
 mod port;
 mod profile;
 mod share;

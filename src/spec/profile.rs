@@ -9,7 +9,7 @@ use super::fields::{self, Fields};
 use super::files::{self, Folders};
 use super::group::PlacedMachine;
 use super::suggest;
-use crate::cluster::{Discovery, IgnitionSource, OwnProfile, Profile, Size};
+use crate::cluster::{Discovery, IgnitionSource, NetworkMode, OwnProfile, Profile, Size};
 use crate::ignition::PROFILE_CONFIG;
 
 /// kiln's own profiles.
@@ -159,6 +159,26 @@ fn own(place: Place, key: &str, folder: &Path) -> Result<Profile, Fault> {
     let config =
         config.ok_or_else(|| fault(format!("`{}` has no `{PROFILE_CONFIG}`", folder.display())))?;
     Ok(Profile::Own(OwnProfile { config, others }))
+}
+
+/// Refuses members of an etcd that cannot reach each other at addresses that are known before they boot.
+pub(super) fn refuse_unreachable(
+    machines: &[PlacedMachine],
+    mode: &NetworkMode,
+) -> Result<(), Fault> {
+    let why = match mode {
+        NetworkMode::Auto | NetworkMode::Namespace | NetworkMode::Fabric => return Ok(()),
+        NetworkMode::User => "in `mode: user` machines do not reach each other",
+        NetworkMode::Attach { .. } => {
+            "with `mode: {attach: …}` no address is known before a machine boots"
+        }
+    };
+    let is_etcd = |placed: &&PlacedMachine| matches!(placed.machine.profile, Profile::Etcd { .. });
+    match machines.iter().find(is_etcd) {
+        None => Ok(()),
+        Some(placed) => Err(Fault::bad_value(placed.place, "profile", why)
+            .hint("etcd's members need `mode: auto`, `namespace` or `fabric`")),
+    }
 }
 
 /// Refuses members of one etcd that look for each other in two ways.

@@ -15,7 +15,7 @@ use nix::sys::time::TimeValLike as _;
 use proptest::prelude::{any, prop, proptest};
 
 use super::{Context, Loaded, Scale, SpecError, find, init_template, load};
-use crate::cluster::{Image, MachineName, Size};
+use crate::cluster::{Image, MachineName, NetworkMode, Size};
 
 /// A folder of its own for each test, with what the specs below name.
 struct Folder(PathBuf);
@@ -580,3 +580,22 @@ const WORDS: &[&str] = &[
     "\t",
     "---\n",
 ];
+
+#[test]
+fn a_bridge_of_the_host_s_is_a_mode() {
+    let folder = Folder::new();
+    let network = |network: &str| {
+        let text = format!(
+            "cluster: demo\nimage: disk.qcow2\nnetwork: {network}\nmachines:\n  node: {{}}\n"
+        );
+        folder.load(text.as_bytes(), &[]).unwrap().cluster.network
+    };
+    assert_eq!(
+        network("{mode: {attach: br0}, leases: ./leases}").mode,
+        NetworkMode::Attach {
+            bridge: "br0".parse().unwrap(),
+            leases: Some(folder.0.join("leases")),
+        }
+    );
+    assert_eq!(network("{mode: user}").mode, NetworkMode::User);
+}

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 use kiln_netsetup::address::Subnet;
+use kiln_netsetup::attach;
 use kiln_netsetup::bridge::BridgeError;
 use kiln_netsetup::bridge::host::{self, HostLink};
 use nix::libc;
@@ -34,6 +35,8 @@ pub enum Entry {
         mark: String,
         subnet: Ipv4Net,
     },
+    /// As root, taps on a bridge of the host's, which go with their QEMUs, and the packet rules for them.
+    Attachment { bridge: String, mark: String },
     /// As root, a link of the host's that routes packets on since kiln said so.
     Forwarding { link: String },
     /// A logical volume that is a machine's root disk; said again when it is made anew and when its
@@ -152,6 +155,9 @@ pub fn take_down(path: &Path, roots: &Roots, lvm: &Lvm) -> Result<(), Vec<StateE
             Entry::HostLink { link, mark, subnet } => {
                 errors.extend(take_down_link(link, mark, *subnet).err());
             }
+            Entry::Attachment { bridge, mark } => {
+                errors.extend(take_down_attachment(bridge, mark).err());
+            }
             Entry::Namespace { .. } | Entry::Forwarding { .. } | Entry::Volume { .. } => {}
         }
     }
@@ -197,6 +203,13 @@ fn take_down_link(link: &str, mark: &str, subnet: Ipv4Net) -> Result<(), StateEr
     };
     host_link.remove().map_err(|source| StateError::Network {
         link: link.to_owned(),
+        source: BridgeError::Netlink(source),
+    })
+}
+
+fn take_down_attachment(bridge: &str, mark: &str) -> Result<(), StateError> {
+    attach::remove(mark).map_err(|source| StateError::Network {
+        link: bridge.to_owned(),
         source: BridgeError::Netlink(source),
     })
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::cluster::{DataFormat, DiskFormat, ROOT_SERIAL};
 use crate::image::BaseFacts;
 use crate::image::base::format_name;
+use crate::report::view::mode_word;
 use crate::state::told::ToldRecord;
 
 /// The choices that hold for a whole cluster.
@@ -67,6 +68,46 @@ pub struct ClusterRecord {
 pub enum ModeRecord {
     Fabric,
     Namespace,
+    /// On a bridge of the host's, where another one gives addresses.
+    Attach,
+    /// Each machine alone, on QEMU's own user-mode network.
+    User,
+}
+
+impl ModeRecord {
+    /// Whether addresses are kiln's to give, and so are known before a machine boots.
+    pub fn gives_addresses(self) -> bool {
+        match self {
+            ModeRecord::Fabric | ModeRecord::Namespace | ModeRecord::User => true,
+            ModeRecord::Attach => false,
+        }
+    }
+}
+
+impl ClusterRecord {
+    /// The cluster's subnet, where it has one of its own. The field holds a number in any case.
+    pub fn own_subnet(&self) -> Option<Ipv4Net> {
+        self.mode.gives_addresses().then_some(self.subnet)
+    }
+
+    /// The bridge of the host's that its machines are on, if they are.
+    pub fn bridge(&self) -> Option<&str> {
+        match &self.way_out {
+            WayOutRecord::Bridge { bridge, .. } => Some(bridge),
+            WayOutRecord::Qemu
+            | WayOutRecord::Helper { .. }
+            | WayOutRecord::Host { .. }
+            | WayOutRecord::Nowhere
+            | WayOutRecord::Own => None,
+        }
+    }
+
+    /// The mode in words: with the bridge, where there is one.
+    pub fn mode_text(&self) -> String {
+        let word = mode_word(self.mode);
+        self.bridge()
+            .map_or_else(|| word.to_owned(), |bridge| format!("{word} {bridge}"))
+    }
 }
 
 /// How machines get out into the world.
@@ -83,6 +124,15 @@ pub enum WayOutRecord {
     },
     /// As root: a pair of links, of which this is the host's, and the host's own NAT.
     Host { link: String },
+    /// They are on a bridge of the host's already.
+    Bridge {
+        bridge: String,
+        /// A lease file of that network's DHCP server, a further source of addresses.
+        #[serde(default)]
+        leases: Option<PathBuf>,
+    },
+    /// Each has a way of its own.
+    Own,
     /// Not at all: the spec says so.
     Nowhere,
 }
@@ -391,6 +441,9 @@ pub struct RunRecord {
     pub report: Option<ReportRecord>,
     /// Whether the reserved address was seen in use, and how.
     pub seen: Vec<SeenRecord>,
+    /// Addresses that it is known to have no more, whatever it reported.
+    #[serde(default)]
+    pub lost: Vec<IpAddr>,
     /// RFC 3339, when QEMU was started.
     pub started_at: Option<String>,
     /// How long the console's log was: what came later is news to the next supervisor.
@@ -559,6 +612,9 @@ pub struct ReportRecord {
 pub struct SeenRecord {
     pub ip: IpAddr,
     pub source: SourceRecord,
+    /// RFC 3339, when its lease is over; absent where it has no end, or none that is known.
+    #[serde(default)]
+    pub expires: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -568,4 +624,16 @@ pub enum SourceRecord {
     Frames,
     Agent,
     Report,
+}
+
+impl SourceRecord {
+    /// The source's fixed name.
+    pub fn word(self) -> &'static str {
+        match self {
+            SourceRecord::Lease => "lease",
+            SourceRecord::Frames => "frames",
+            SourceRecord::Agent => "agent",
+            SourceRecord::Report => "report",
+        }
+    }
 }

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use crate::error::in_one_line;
 use crate::supervisor::dispatcher::WATCHER;
 use crate::supervisor::message::{Message, Reply};
-use crate::supervisor::network::Network;
+use crate::supervisor::network::{Network, capture};
 use crate::supervisor::protocol::{Answer, LINE_LIMIT, Request};
 
 /// How long a client may take to say what it wants, and a guest to take a connection.
@@ -73,6 +73,7 @@ async fn converse(
         | Request::Grow { .. }
         | Request::Forget { .. }
         | Request::Traffic
+        | Request::Capture { .. }
         | Request::Connect { .. }
         | Request::Shutdown => 1,
     };
@@ -106,12 +107,18 @@ async fn converse(
                 };
                 return write(&mut writer, &answer).await;
             }
-            Some(Reply::Stream { ip, port }) => {
+            Some(Reply::Capture { machine }) => {
+                return capture::serve(stream, &machine, &network).await;
+            }
+            Some(Reply::Stream { peer, port }) => {
                 let deadline = Instant::now() + DEADLINE;
-                let mut inside = match network.connect(ip, port, deadline).await {
+                let mut inside = match network.connect(&peer, port, deadline).await {
                     Ok(inside) => inside,
                     Err(error) => {
-                        let why = format!("no connection to {ip} port {port}: {error}");
+                        let why = format!(
+                            "no connection to port {port} of machine `{}`: {error}",
+                            peer.machine
+                        );
                         return write(&mut writer, &Answer::Refused { why }).await;
                     }
                 };
@@ -123,7 +130,10 @@ async fn converse(
     }
 }
 
-async fn write(writer: &mut (impl AsyncWriteExt + Unpin), answer: &Answer) -> std::io::Result<()> {
+pub(super) async fn write(
+    writer: &mut (impl AsyncWriteExt + Unpin),
+    answer: &Answer,
+) -> std::io::Result<()> {
     let mut line = serde_json::to_vec(answer)?;
     line.push(b'\n');
     writer.write_all(&line).await

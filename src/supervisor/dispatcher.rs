@@ -4,6 +4,7 @@
 //! sockets, processes and the network, and send `Message`s. The machine's life is
 //! decided in [`crate::supervisor::machine`]; this module performs its effects.
 
+mod addresses;
 mod later;
 mod requests;
 
@@ -31,6 +32,7 @@ use crate::supervisor::message::{Message, News, Reply};
 use crate::supervisor::network::Network;
 use crate::supervisor::process::{Carriers, Identity};
 use crate::supervisor::protocol::{Answer, Notice, Request};
+use crate::supervisor::routes::{self, Overlap};
 use crate::supervisor::slot::Slot;
 use crate::supervisor::uplink::Uplink;
 
@@ -90,6 +92,8 @@ pub(super) struct Dispatcher {
     consoles: ConsoleWatch,
     uplink: Uplink,
     watchers: Vec<mpsc::Sender<Reply>>,
+    /// Routes of the host that overlap the cluster's subnet.
+    overlaps: Vec<Overlap>,
     later: Later,
     /// Requests that came while it is still being found out what lives.
     waiting: Vec<(Request, mpsc::Sender<Reply>)>,
@@ -117,6 +121,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         &config.resolvers,
         config.maker,
         config.files.ledger(),
+        config.files.host_mark(),
     );
     let mut dispatcher = Dispatcher {
         uplink: Uplink::new(&record, &config.files, config.boot_id.clone()),
@@ -129,6 +134,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
         resolvers: config.resolvers,
         consoles: ConsoleWatch::new().map_err(SupervisorError::Console)?,
         watchers: Vec::new(),
+        overlaps: Vec::new(),
         later: Later::default(),
         waiting: Vec::new(),
         adopting_until: Instant::now() + ADOPTION_DEADLINE,
@@ -142,6 +148,7 @@ pub async fn run(config: Config) -> Result<(), SupervisorError> {
     ] {
         dispatcher.consoles.keep_short(name, &log);
     }
+    routes::watch(&dispatcher.record, inbox.clone());
     dispatcher.adopt_all();
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
         .map_err(SupervisorError::Signals)?;
@@ -338,6 +345,7 @@ impl Dispatcher {
                 self.waiting.push((request, replies));
             }
             Message::Asked { request, replies } => self.asked(request, replies),
+            Message::Routes(overlaps) => self.of_routes(overlaps),
             Message::UplinkExited { generation, how } => {
                 if self.uplink.exited(generation, &how) {
                     self.tell("uplink", None, how);
@@ -353,6 +361,7 @@ impl Dispatcher {
                 let Some(slot) = self.slots.get_mut(name) else {
                     return;
                 };
+                self.network.met(name, &qmp);
                 let report = slot.met(qmp);
                 let event = match status {
                     None => Event::Greeted,
@@ -365,8 +374,10 @@ impl Dispatcher {
 
     fn of_network(&mut self, event: FabricEvent) {
         match event {
-            FabricEvent::Lease { machine, ip, .. } => self.seen(&machine, ip, SourceRecord::Lease),
+            FabricEvent::Lease { machine, ip, .. } => self.leased(&machine, ip),
             FabricEvent::Seen { machine, ip } => self.seen(&machine, ip, SourceRecord::Frames),
+            FabricEvent::Address { machine, change } => self.of_address(&machine, change),
+            FabricEvent::Link(news) => self.of_link(&news),
             FabricEvent::PortClosed { machine, cause } => {
                 tracing::debug!(machine, ?cause, "port closed");
                 if let Some(slot) = self.slots.get_mut(&machine) {
@@ -385,7 +396,11 @@ impl Dispatcher {
             Some(seen) if seen.source <= source => return,
             Some(seen) => seen.source = source,
             None => {
-                slot.seen.push(SeenRecord { ip, source });
+                slot.seen.push(SeenRecord {
+                    ip,
+                    source,
+                    expires: None,
+                });
                 // IPv4 first.
                 slot.seen.sort_by_key(|seen| seen.ip.is_ipv6());
             }
@@ -499,6 +514,12 @@ impl Dispatcher {
             self.write_soon(name);
         } else {
             self.write(name);
+        }
+        if matches!(
+            change,
+            Change::Address | Change::Ready | Change::Stopped | Change::Crashed
+        ) {
+            self.reach(name);
         }
         self.announce(name, change);
     }

@@ -109,6 +109,8 @@ pub enum LaunchError {
     NoTap,
     #[error("a share cannot be served")]
     Share(#[from] ShareError),
+    #[error("the network `{mode}` has no way out of its own")]
+    NoUplink { mode: String },
     #[error("cannot make sockets for the TPM")]
     Pair(#[source] io::Error),
     #[error("its disk cannot be used")]
@@ -145,8 +147,7 @@ impl Handles {
 
 /// The machine as a supervisor starts it, and what is to be handed over.
 pub fn supervised(
-    cluster: &str,
-    mode: ModeRecord,
+    cluster: &ClusterRecord,
     record: &MachineRecord,
     files: &MachineFiles,
 ) -> Result<(Machine, Vec<Handle>), LaunchError> {
@@ -171,9 +172,13 @@ pub fn supervised(
     let nic = Nic {
         mac: parsed(record, "mac", &record.mac)?,
         mtu: record.mtu,
-        backend: match mode {
+        backend: match cluster.mode {
             ModeRecord::Fabric => NicBackend::Stream(handles.listener(files, Socket::Nic)),
-            ModeRecord::Namespace => NicBackend::Tap(handles.add(Handle::Tap)),
+            ModeRecord::Namespace | ModeRecord::Attach => NicBackend::Tap(handles.add(Handle::Tap)),
+            ModeRecord::User => NicBackend::User(UserNet {
+                lease: Some(record.ip),
+                ..user_net(cluster)?
+            }),
         },
     };
     let kernel = record.kernel.as_ref().map(|kernel| Kernel {
@@ -231,7 +236,7 @@ pub fn supervised(
         ignition: ignition(record, config),
         shares,
         run: Run::Supervised,
-        ..bare(cluster, record)?
+        ..bare(&cluster.name, record)?
     };
     Ok((machine, handles.0))
 }
@@ -300,9 +305,15 @@ pub fn uplink(
                 net: helper::WIRE,
                 host: helper::HOST,
                 dns: helper::DNS,
+                lease: None,
                 forwards: Vec::new(),
             };
             (UplinkPort::Tap(handles.add(Handle::Tap)), net)
+        }
+        ModeRecord::Attach | ModeRecord::User => {
+            return Err(LaunchError::NoUplink {
+                mode: cluster.mode_text(),
+            });
         }
     };
     let uplink = Uplink {
@@ -327,6 +338,7 @@ fn user_net(cluster: &ClusterRecord) -> Result<UserNet, LaunchError> {
         net: subnet.net(),
         host: subnet.uplink_host(),
         dns: subnet.uplink_dns(),
+        lease: None,
         forwards: Vec::new(),
     })
 }

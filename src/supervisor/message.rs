@@ -3,8 +3,11 @@
 use tokio::sync::mpsc;
 
 use crate::supervisor::machine::{Event, RunStatus};
+use crate::supervisor::network::Peer;
+use crate::supervisor::network::capture::Member;
 use crate::supervisor::protocol::{Answer, Request};
 use crate::supervisor::qmp::Qmp;
+use crate::supervisor::routes::Overlap;
 
 /// Something for the loop.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub(super) enum Message {
         request: Request,
         replies: mpsc::Sender<Reply>,
     },
+    /// The routes of the host that overlap the cluster's subnet are now these.
+    Routes(Vec<Overlap>),
     /// The uplink's process is gone.
     UplinkExited { generation: u64, how: String },
 }
@@ -41,9 +46,13 @@ pub(super) enum Reply {
     Line(Answer),
     /// Tell what went through the cluster's network.
     Traffic,
-    /// Become a stream to this address of the cluster's network.
+    /// Give all frames of this machine.
+    Capture {
+        machine: Member,
+    },
+    /// Become a stream to this machine of the cluster's network.
     Stream {
-        ip: std::net::Ipv4Addr,
+        peer: Peer,
         port: u16,
     },
 }

@@ -5,6 +5,7 @@
 //! the next command starts a new one, which adopts them.
 
 pub mod beside;
+pub mod capture;
 pub mod console;
 mod control;
 pub mod diagnose;
@@ -20,6 +21,7 @@ pub mod process;
 pub mod protocol;
 pub mod qmp;
 mod regain;
+mod routes;
 mod share;
 mod slot;
 mod tpm;

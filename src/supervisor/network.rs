@@ -3,7 +3,12 @@
 //! What the modes differ in is decided here and nowhere else in the supervisor, but for the way out
 //! ([`crate::supervisor::uplink`]).
 
+mod attach;
+pub(super) mod capture;
+mod dump;
 pub(super) mod helper;
+mod leases;
+mod user;
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -23,9 +28,12 @@ use tokio::sync::mpsc;
 use crate::error::in_one_line;
 use crate::state::files::StateError;
 use crate::state::ledger::{self, Entry, Ledger};
-use crate::state::record::{ClusterRecord, ModeRecord, WayOutRecord};
+use crate::state::record::{ClusterRecord, ModeRecord, SeenRecord, WayOutRecord};
 use crate::supervisor::launch::Plug;
+use crate::supervisor::network::attach::Attached;
+use crate::supervisor::network::user::Alone;
 use crate::supervisor::protocol::PortTraffic;
+use crate::supervisor::qmp::Qmp;
 use crate::supervisor::watch;
 
 /// A connection to a machine.
@@ -39,6 +47,18 @@ pub(super) enum Network {
     Fabric(Fabric),
     /// The kernel's, in namespaces of the cluster's own.
     Namespace(Box<Namespaced>),
+    /// A bridge of the host's, and whoever gives addresses there.
+    Attach(Attached),
+    /// None: each machine is alone.
+    User(Alone),
+}
+
+/// A machine that a connection is to be opened to.
+#[derive(Debug, Clone)]
+pub(super) struct Peer {
+    pub(super) machine: String,
+    /// The address that is reserved for it, where addresses are kiln's to give.
+    pub(super) ip: Ipv4Addr,
 }
 
 /// A bridge that is there from the first machine on.
@@ -71,6 +91,7 @@ impl Network {
         resolvers: &[SocketAddr],
         maker: Maker,
         ledger: PathBuf,
+        mark: String,
     ) -> (Network, mpsc::UnboundedReceiver<FabricEvent>) {
         let gateway_mac = address::gateway_mac(&record.name);
         match record.mode {
@@ -101,6 +122,15 @@ impl Network {
                 };
                 (Network::Namespace(Box::new(namespaced)), outbox)
             }
+            ModeRecord::Attach => {
+                let (events, outbox) = mpsc::unbounded_channel();
+                let attached = Attached::start(record, mark, gateway_mac, machines, events);
+                (Network::Attach(attached), outbox)
+            }
+            ModeRecord::User => {
+                let (events, outbox) = mpsc::unbounded_channel();
+                (Network::User(Alone::new(events)), outbox)
+            }
         }
     }
 
@@ -114,6 +144,8 @@ impl Network {
                     bridge.set_machines(machines)?;
                 }
             }
+            Network::Attach(attached) => attached.set_machines(machines)?,
+            Network::User(_) => {}
         }
         Ok(())
     }
@@ -133,6 +165,8 @@ impl Network {
                     bridge.set_settings(settings)?;
                 }
             }
+            // It is others who tell them.
+            Network::Attach(_) | Network::User(_) => {}
         }
         Ok(())
     }
@@ -140,7 +174,8 @@ impl Network {
     /// What the QEMU of machine `name` is to be handed.
     pub(super) fn plug(&self, name: &str) -> Result<Plug, BridgeError> {
         match self {
-            Network::Fabric(_) => Ok(Plug::default()),
+            Network::Fabric(_) | Network::User(_) => Ok(Plug::default()),
+            Network::Attach(attached) => attached.plug(name),
             Network::Namespace(namespaced) => {
                 let bridge = namespaced.bridge()?;
                 Ok(Plug {
@@ -168,6 +203,29 @@ impl Network {
                     );
                 }
             }
+            Network::Attach(attached) => attached.join(name),
+            Network::User(_) => {}
+        }
+    }
+
+    /// Its QEMU answers on QMP.
+    pub(super) fn met(&self, name: &str, qmp: &Qmp) {
+        if let Network::User(alone) = self {
+            alone.met(name, qmp.clone());
+        }
+    }
+
+    /// What a former supervisor knew of a machine's addresses, before the machine is joined.
+    pub(super) fn recall(&self, name: &str, seen: &[SeenRecord]) {
+        if let Network::Attach(attached) = self {
+            attached.recall(name, seen);
+        }
+    }
+
+    /// Where the machine is to be reached from now on, if anywhere.
+    pub(super) fn learned(&self, name: &str, ip: Option<Ipv4Addr>) {
+        if let Network::Attach(attached) = self {
+            attached.learned(name, ip);
         }
     }
 
@@ -207,22 +265,32 @@ impl Network {
                     .map_err(io::Error::other),
                 None => Ok(Vec::new()),
             },
+            Network::Attach(attached) => attached
+                .ports()
+                .map(|ports| ports.into_iter().map(of_link).collect())
+                .map_err(io::Error::other),
+            Network::User(_) => Ok(Vec::new()),
         }
     }
 
-    /// Opens a connection from the gateway to a port of a machine.
+    /// Opens a connection from the gateway, or from the host, to a port of a machine.
     pub(super) async fn connect(
         &self,
-        ip: Ipv4Addr,
+        peer: &Peer,
         port: u16,
         deadline: Instant,
     ) -> io::Result<Box<dyn Stream>> {
+        let ip = peer.ip;
         match self {
             Network::Fabric(fabric) => Ok(Box::new(fabric.connect(ip, port, deadline).await?)),
             Network::Namespace(namespaced) => {
                 let bridge = namespaced.bridge().map_err(io::Error::other)?;
                 Ok(Box::new(bridge.connect(ip, port, deadline).await?))
             }
+            Network::Attach(attached) => {
+                Ok(Box::new(attached.connect(peer, port, deadline).await?))
+            }
+            Network::User(alone) => Ok(Box::new(alone.connect(peer, port, deadline).await?)),
         }
     }
 }
@@ -299,6 +367,7 @@ impl Namespaced {
             Entry::Namespace { device, inode } => Some(NetId { device, inode }),
             Entry::Folder { .. }
             | Entry::HostLink { .. }
+            | Entry::Attachment { .. }
             | Entry::Forwarding { .. }
             | Entry::Volume { .. } => None,
         });

@@ -1,7 +1,7 @@
 //! Published ports: a listener on the host for each, spliced to the guest through the network.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::state::record::PortRecord;
-use crate::supervisor::network::Network;
+use crate::supervisor::network::{Network, Peer};
 
 /// How long a guest may take to answer a connection.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(10);
@@ -27,13 +27,13 @@ pub(super) struct PortError {
     source: io::Error,
 }
 
-/// Listens on every host port and forwards to `ip`; the tasks end when they are aborted.
+/// Listens on every host port and forwards to the machine; the tasks end when they are aborted.
 ///
 /// # Errors
 /// The first port that cannot be listened on; none is then.
 pub(super) fn publish(
     ports: &[PortRecord],
-    ip: Ipv4Addr,
+    peer: &Peer,
     network: &Arc<Network>,
 ) -> Result<Vec<JoinHandle<()>>, PortError> {
     let mut listeners = Vec::with_capacity(ports.len());
@@ -48,7 +48,9 @@ pub(super) fn publish(
     }
     Ok(listeners
         .into_iter()
-        .map(|(listener, guest)| tokio::spawn(forward(listener, ip, guest, network.clone())))
+        .map(|(listener, guest)| {
+            tokio::spawn(forward(listener, peer.clone(), guest, network.clone()))
+        })
         .collect())
 }
 
@@ -59,13 +61,13 @@ fn listen(address: SocketAddrV4) -> io::Result<TcpListener> {
     TcpListener::from_std(listener)
 }
 
-async fn forward(listener: TcpListener, ip: Ipv4Addr, guest: u16, network: Arc<Network>) {
+async fn forward(listener: TcpListener, peer: Peer, guest: u16, network: Arc<Network>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
                 Ok((stream, _)) => {
-                    connections.spawn(splice(stream, ip, guest, network.clone()));
+                    connections.spawn(splice(stream, peer.clone(), guest, network.clone()));
                 }
                 // Out of descriptors: wait for a connection to end before the next try.
                 Err(error) => {
@@ -80,12 +82,13 @@ async fn forward(listener: TcpListener, ip: Ipv4Addr, guest: u16, network: Arc<N
     }
 }
 
-async fn splice(mut outside: TcpStream, ip: Ipv4Addr, port: u16, network: Arc<Network>) {
+async fn splice(mut outside: TcpStream, peer: Peer, port: u16, network: Arc<Network>) {
     let deadline = Instant::now() + CONNECT_DEADLINE;
-    let mut inside = match network.connect(ip, port, deadline).await {
+    let mut inside = match network.connect(&peer, port, deadline).await {
         Ok(stream) => stream,
         Err(error) => {
-            tracing::debug!(%error, "no connection to {ip} port {port}");
+            let machine = peer.machine;
+            tracing::debug!(machine, %error, "no connection to port {port}");
             // A reset, not an orderly end: the client shall see that nobody answered.
             let _ = outside.set_zero_linger();
             return;

@@ -59,6 +59,11 @@ pub enum Request {
     },
     /// What went through each machine's port, once.
     Traffic,
+    /// All frames of the machine's NIC from now on: either the answer is `Handed`, with a packet socket of its tap, or
+    /// after `Done` the connection is a stream of `capture::Record`s, until either side closes.
+    Capture {
+        machine: String,
+    },
     /// Become a stream to this port of the machine.
     Connect {
         machine: String,
@@ -73,10 +78,16 @@ pub enum Request {
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub enum Answer {
     Done,
-    Refused { why: String },
+    /// Done, and a descriptor came with the first byte of this line.
+    Handed,
+    Refused {
+        why: String,
+    },
     Status(ClusterStatus),
     Notice(Box<Notice>),
-    Traffic { ports: Vec<PortTraffic> },
+    Traffic {
+        ports: Vec<PortTraffic>,
+    },
 }
 
 /// What went through a machine's port since it was plugged in; what it sent has come out of it.
@@ -100,6 +111,9 @@ pub struct ClusterStatus {
     pub pid: u32,
     /// What the way out to the world is; empty when all is well.
     pub uplink: String,
+    /// What is wrong with the network as a whole, a sentence each.
+    #[serde(default)]
+    pub notes: Vec<String>,
     pub machines: Vec<MachineStatus>,
 }
 

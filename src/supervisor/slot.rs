@@ -8,8 +8,10 @@ mod send;
 mod tell;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 use kiln_netsetup::bridge::BridgeError;
 use tokio::sync::mpsc;
@@ -83,6 +85,10 @@ pub(super) struct Slot {
     /// The tasks of its published ports.
     published: BTreeMap<PortRecord, JoinHandle<()>>,
     pub(super) seen: Vec<SeenRecord>,
+    /// Addresses that it is known to have no more, whatever it reported.
+    pub(super) lost: Vec<IpAddr>,
+    /// When kiln's own DHCP gave it its address last.
+    pub(super) leased: Option<Instant>,
     started_at: Option<String>,
     /// What a former supervisor had recorded, until the adopted QEMU answers.
     kept_report: Option<ReportRecord>,
@@ -125,6 +131,8 @@ impl Slot {
             tasks: Vec::new(),
             published: BTreeMap::new(),
             seen: Vec::new(),
+            lost: Vec::new(),
+            leased: None,
             started_at: None,
             kept_report: None,
             notes: Vec::new(),
@@ -228,6 +236,7 @@ impl Slot {
         self.keep_logs_short(consoles);
         self.publish_or_note(network);
         self.adopting = true;
+        network.recall(&self.name, &self.seen);
         let beside = beside::found(&process, &self.files);
         self.attend(process, beside, Origin::Found, inbox, network);
     }
@@ -279,7 +288,7 @@ impl Slot {
         self.drop_tasks();
         self.qmp = None;
         self.process = None;
-        self.seen.clear();
+        self.forget_addresses();
         self.notes.clear();
         self.started_at = None;
         consoles.remove(&self.name);
@@ -289,6 +298,12 @@ impl Slot {
         for socket in Socket::ALL {
             let _ = std::fs::remove_file(self.files.socket(socket));
         }
+    }
+
+    fn forget_addresses(&mut self) {
+        self.seen.clear();
+        self.lost.clear();
+        self.leased = None;
     }
 
     fn drop_tasks(&mut self) {

@@ -74,8 +74,10 @@ impl Uplink {
                 WayOutRecord::Helper { pasta, slirp4netns } => {
                     Helper::all(pasta.as_ref(), slirp4netns.as_ref())
                 }
-                WayOutRecord::Qemu | WayOutRecord::Host { .. } | WayOutRecord::Nowhere => {
-                    vec![Helper::Qemu]
+                WayOutRecord::Qemu | WayOutRecord::Host { .. } => vec![Helper::Qemu],
+                // The machines need none, or are to have none.
+                WayOutRecord::Bridge { .. } | WayOutRecord::Own | WayOutRecord::Nowhere => {
+                    Vec::new()
                 }
             },
             turn: 0,
@@ -105,7 +107,7 @@ impl Uplink {
     /// A machine runs, and its guest will want one. Not yet: whoever waits for machines to run
     /// comes first, and no guest boots in so short a time.
     pub(super) fn want(&mut self) {
-        if self.process.is_none() && self.cluster.way_out != WayOutRecord::Nowhere {
+        if self.process.is_none() && !self.helpers.is_empty() {
             self.again.get_or_insert(Instant::now() + AFTER_START);
         }
     }
@@ -119,6 +121,7 @@ impl Uplink {
         identity: Identity,
     ) {
         if self.process.is_some()
+            || self.helpers.is_empty()
             || self.on_host
             || self.cluster.way_out == WayOutRecord::Nowhere
             || self.again.is_some_and(|at| at > Instant::now())
@@ -166,7 +169,7 @@ impl Uplink {
                     kill(&process);
                 }
             },
-            Network::Namespace(_) => self.trouble.clear(),
+            Network::Namespace(_) | Network::Attach(_) | Network::User(_) => self.trouble.clear(),
         }
         attend(process, self.generation, inbox.clone(), &self.files);
     }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use kiln::state::files;
 use kiln::state::layout::{MachineFiles, Socket};
-use kiln::state::record::{MachineRecord, ModeRecord};
+use kiln::state::record::{ClusterRecord, MachineRecord, ModeRecord};
 use kiln::supervisor::launch::{self, Plug};
 use kiln::supervisor::process::Identity;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -104,7 +104,14 @@ pub(crate) fn launch(mut words: impl Iterator<Item = OsString>) -> Outcome<()> {
     close_inherited()?;
     let own = files_of(own);
     std::fs::copy(made.join("config.ign"), own.ignition())?;
-    let (machine, handles) = launch::supervised("raw", ModeRecord::Fabric, &record, &own)?;
+    // The machine's folder is two below its cluster's.
+    let cluster = made.join("../../cluster.json");
+    let cluster = ClusterRecord {
+        name: "raw".to_owned(),
+        mode: ModeRecord::Fabric,
+        ..files::load(&cluster)?.ok_or("the machine has no cluster")?
+    };
+    let (machine, handles) = launch::supervised(&cluster, &record, &own)?;
     let command = kiln_arch::render(&machine)?;
     // Each takes the lowest free number, so they come in the order of the command line.
     let opened = launch::open(&handles, Plug::default(), &own, Identity::Same)?;

@@ -126,13 +126,13 @@ fn a_key_that_stands_twice_is_refused() {
 #[test]
 fn a_feature_that_is_not_built_is_refused_with_words() {
     check_spec(
-        "cluster: demo\nimage: {kernel: vmlinuz}\nnetwork: {mode: user}\nmachines:\n  node: {}\n",
+        "cluster: demo\nimage: {kernel: vmlinuz}\nmachines:\n  node: {graphics: vnc}\n",
         &expect![[r#"
-            error: TMP/spec/kiln.yaml:3:17: `mode: user` is not built yet
-              3 | network: {mode: user}
-                |                 ^
+            error: TMP/spec/kiln.yaml:4:20: `graphics: vnc` is not built yet
+              4 |   node: {graphics: vnc}
+                |                    ^
 
-            hint: this kiln knows `auto`, `namespace` or `fabric`
+            hint: this kiln knows `none`
         "#]],
     );
 }

@@ -45,6 +45,10 @@ impl Netdev<'_> {
                     .key("host", user.host.to_string())
                     .key("dns", user.dns.to_string())
                     .key("ipv6", "off");
+                let opt = match user.lease {
+                    Some(ip) => opt.key("dhcpstart", ip.to_string()),
+                    None => opt,
+                };
                 user.forwards
                     .iter()
                     .fold(opt, |opt, forward| opt.key("hostfwd", hostfwd(forward)))

@@ -395,6 +395,7 @@ fn user_net(forwards: Vec<Forward>) -> UserNet {
         net: "10.80.1.0/24".parse().unwrap(),
         host: Ipv4Addr::new(10, 80, 1, 1),
         dns: Ipv4Addr::new(10, 80, 1, 2),
+        lease: None,
         forwards,
     }
 }

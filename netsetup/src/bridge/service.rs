@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{SockaddrIn, bind};
 use tokio::net::UdpSocket;
@@ -23,7 +23,9 @@ use crate::fabric::resolve::Resolver;
 use crate::fabric::{FabricEvent, LEASE_PAUSE};
 use crate::lease::{self, Source};
 use crate::link::Present;
+use crate::link::watch::Watch;
 use crate::name::IfName;
+use crate::netlink::route::monitor::{Monitor, Word};
 use crate::settings::Settings;
 use crate::sniff::Sniffer;
 use crate::switch::{DnsQuery, PortId};
@@ -32,6 +34,9 @@ use crate::switch::{DnsQuery, PortId};
 const QUERY: usize = 2048;
 /// What fits a packet on Ethernet.
 const ROOM: usize = 1500 - IPV4_HEADER - UDP_HEADER;
+
+/// After an error of the packet socket, until it is read again. It errs once each time that the bridge is set down.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What the handle tells the service.
 #[derive(Debug)]
@@ -43,6 +48,14 @@ pub(super) enum Command {
         machine: String,
         index: u32,
     },
+}
+
+/// What the service listens to.
+#[derive(Debug)]
+pub(super) struct Heard {
+    pub(super) sniffer: Sniffer,
+    pub(super) monitor: Monitor,
+    pub(super) names: UdpSocket,
 }
 
 /// The state of the task.
@@ -59,6 +72,11 @@ pub(super) struct Service {
     /// When a machine's lease was told last.
     leased: HashMap<String, Instant>,
     sniffer: Sniffer,
+    /// When the packet socket may be read again after an error.
+    resume: Instant,
+    monitor: Monitor,
+    hears_links: bool,
+    wires: Watch,
     names: UdpSocket,
     resolver: Resolver,
     commands: mpsc::UnboundedReceiver<Command>,
@@ -73,15 +91,30 @@ pub(super) fn listen(socket: OwnedFd, address: SocketAddr) -> io::Result<UdpSock
     UdpSocket::from_std(std::net::UdpSocket::from(socket))
 }
 
+/// The taps of these machines, and whose they are.
+fn taps(machines: &[Reservation]) -> HashMap<IfName, String> {
+    let tap = |machine: &Reservation| (IfName::tap(&machine.name), machine.name.clone());
+    machines.iter().map(tap).collect()
+}
+
 impl Service {
     pub(super) fn new(
         config: &BridgeConfig,
+        bridge: &IfName,
         links: &[Present],
-        sniffer: Sniffer,
-        names: UdpSocket,
+        heard: Heard,
         commands: mpsc::UnboundedReceiver<Command>,
         events: mpsc::UnboundedSender<FabricEvent>,
     ) -> Service {
+        let Heard {
+            sniffer,
+            monitor,
+            names,
+        } = heard;
+        let mut wires = Watch::new(bridge.clone());
+        wires.set_ports(taps(&config.machines));
+        // What is there already is no news.
+        wires.look(links);
         let port = |machine: &Reservation| {
             let tap = IfName::tap(&machine.name);
             let link = links.iter().find(|link| link.name == tap)?;
@@ -101,6 +134,10 @@ impl Service {
             resolver: Resolver::new(config.settings.resolvers.clone()),
             subnet: config.subnet,
             sniffer,
+            resume: Instant::now(),
+            monitor,
+            hears_links: true,
+            wires,
             names,
             commands,
             events,
@@ -111,20 +148,29 @@ impl Service {
     pub(super) async fn run(mut self) {
         let mut query = vec![0; QUERY];
         loop {
+            let now = Instant::now();
             tokio::select! {
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey(command),
                     None => return,
                 },
-                frame = self.sniffer.next() => match frame {
+                () = tokio::time::sleep_until(self.resume.into()), if self.resume > now => {}
+                words = self.monitor.next(), if self.hears_links => match words {
+                    Ok(words) => self.of_links(&words),
+                    Err(error) => {
+                        tracing::warn!(%error, "changes of links are not told any more");
+                        self.hears_links = false;
+                    }
+                },
+                frame = self.sniffer.next(), if self.resume <= now => match frame {
                     Ok(frame) => {
                         let frame = frame.to_vec();
                         self.take(&frame);
                     }
-                    // The bridge is set down by nobody; should it be, there is nothing more to hear.
+                    // As when the bridge is set down: it can be set up again.
                     Err(error) => {
-                        tracing::error!(%error, "DHCP is not served any more");
-                        return;
+                        tracing::warn!(%error, "DHCP is not heard for now");
+                        self.resume = Instant::now() + PAUSE;
                     }
                 },
                 asked = self.names.recv_from(&mut query) => match asked {
@@ -147,6 +193,7 @@ impl Service {
                     .retain(|name, _| machines.iter().any(|machine| machine.name == *name));
                 self.ports
                     .retain(|name, _| machines.iter().any(|machine| machine.name == *name));
+                self.wires.set_ports(taps(&machines));
                 self.machines = machines;
             }
             Command::Settings(settings) => {
@@ -159,6 +206,13 @@ impl Service {
                 self.leased.remove(&machine);
                 self.ports.insert(machine, index);
             }
+        }
+    }
+
+    fn of_links(&mut self, words: &[Word]) {
+        // What was missed of so few links is told by the next change.
+        for news in words.iter().filter_map(|word| self.wires.on(word)) {
+            let _ = self.events.send(FabricEvent::Link(news));
         }
     }
 

@@ -19,6 +19,7 @@ use crate::address::gateway_mac;
 use crate::address6::Subnet6;
 use crate::dhcp::{CLIENT_PORT, SERVER_PORT};
 use crate::ether::{self, ARP, Arp, ETHERNET_HEADER, Ethernet, Ipv4, Path, Udp};
+use crate::link::watch::How;
 use crate::namespace::Maker;
 
 mod ipv6;
@@ -65,6 +66,16 @@ fn namespace() -> Namespace {
 fn start(namespace: Namespace) -> (Bridge, mpsc::UnboundedReceiver<FabricEvent>) {
     let (events, outbox) = mpsc::unbounded_channel();
     (Bridge::start(config(), namespace, events).unwrap(), outbox)
+}
+
+/// The next event that is not of wires.
+async fn event(events: &mut mpsc::UnboundedReceiver<FabricEvent>) -> Option<FabricEvent> {
+    loop {
+        match events.recv().await {
+            Some(FabricEvent::Link(_)) => {}
+            event => return event,
+        }
+    }
 }
 
 /// A machine, as far as its wire goes.
@@ -192,7 +203,7 @@ async fn a_machine_gets_its_address_its_names_and_its_neighbors() {
     assert_eq!(reply.await.unwrap()[16..20], a.machine.ip.octets());
     assert!(!b.hears(&request).await);
     assert!(matches!(
-        events.recv().await,
+        event(&mut events).await,
         Some(FabricEvent::Lease { machine, ip, .. }) if machine == "a" && ip == IpAddr::V4(a.machine.ip)
     ));
 
@@ -200,7 +211,7 @@ async fn a_machine_gets_its_address_its_names_and_its_neighbors() {
     let gateway = bridge.config.subnet.gateway();
     assert_eq!(a.finds(gateway).await, Some(bridge.config.gateway_mac));
     assert!(matches!(
-        events.recv().await,
+        event(&mut events).await,
         Some(FabricEvent::Seen { machine, ip }) if machine == "a" && ip == IpAddr::V4(a.machine.ip)
     ));
 
@@ -216,6 +227,46 @@ async fn a_machine_gets_its_address_its_names_and_its_neighbors() {
     a.says(&b.machine, b"for b");
     assert!(b.hears(b"for b").await);
     assert!(!c.hears(b"for b").await);
+}
+
+#[tokio::test]
+async fn a_bridge_that_was_set_down_and_up_is_served_again() {
+    let (bridge, mut events) = start(namespace());
+    let a = Guest::new(&bridge, machine("a", 10));
+    let set_up = |on| {
+        let mut state = bridge.lock();
+        let link = name(BRIDGE).unwrap();
+        match on {
+            true => state.route.up(&link).unwrap(),
+            false => state.route.down(&link).unwrap(),
+        }
+    };
+    let mut told = async |how| {
+        let news = async {
+            loop {
+                if let Some(FabricEvent::Link(news)) = events.recv().await
+                    && news.machine.is_none()
+                    && news.how == how
+                {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(PATIENCE, news).await.unwrap();
+    };
+    set_up(false);
+    told(How::Down).await;
+    set_up(true);
+    told(How::Up).await;
+    let path = Path {
+        source: Ipv4Addr::UNSPECIFIED,
+        ..a.path(MacAddr6::broadcast(), Ipv4Addr::BROADCAST)
+    };
+    let request = dhcp_request(&a.machine);
+    let request = ether::udp_frame(path, CLIENT_PORT, SERVER_PORT, &request).unwrap();
+    a.send(&request);
+    let reply = a.until(|frame| payload(frame).filter(|bytes| bytes.first() == Some(&2)));
+    assert_eq!(reply.await.unwrap()[16..20], a.machine.ip.octets());
 }
 
 #[tokio::test]
@@ -372,7 +423,7 @@ async fn whoever_comes_later_takes_it_up() {
     assert_eq!(bridge.links().unwrap().len(), 4);
     assert!(a.finds(bridge.config.subnet.gateway()).await.is_some());
     assert!(matches!(
-        events.recv().await,
+        event(&mut events).await,
         Some(FabricEvent::Seen { .. })
     ));
     // A tap is there once, goes with its machine, and comes again.

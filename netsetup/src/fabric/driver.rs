@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Sleep;
 
+use super::copy::Copies;
 use super::port::{End, LONGEST, Port};
 use super::resolve::Resolver;
 use super::stack::{Shared, Stack};
@@ -25,6 +26,8 @@ use crate::dns::{self, Code};
 use crate::ether::{ETHERNET_HEADER, IPV4_HEADER, UDP_HEADER};
 use crate::ether6;
 use crate::lease::{self, Source};
+use crate::link::watch::{How, LinkNews};
+use crate::pcapng::Direction;
 use crate::settings::Settings;
 use crate::switch::{DnsQuery, PortId, Refusal, Switch, SwitchConfig, Verdict};
 
@@ -53,6 +56,10 @@ pub(super) enum Command {
         reply: oneshot::Sender<io::Result<FabricStream>>,
     },
     Counters(oneshot::Sender<FabricCounters>),
+    Capture {
+        name: String,
+        reply: oneshot::Sender<Option<Copies>>,
+    },
 }
 
 /// The state of the task.
@@ -168,6 +175,11 @@ impl Driver {
             Command::Counters(reply) => {
                 let _ = reply.send(self.counters());
             }
+            Command::Capture { name, reply } => {
+                let port = self.switch.port(&name);
+                let link = port.and_then(|port| self.links.get_mut(port.index())?.as_mut());
+                let _ = reply.send(link.map(|link| link.port.queue.watchers.add()));
+            }
         }
     }
 
@@ -183,6 +195,17 @@ impl Driver {
             seen6: self.switch.ip6(port).is_none(),
             leased: None,
         });
+        self.plugged(port, How::Up);
+    }
+
+    fn plugged(&self, port: PortId, how: How) {
+        if let Some(machine) = self.switch.machine(port) {
+            self.report(FabricEvent::Link(LinkNews {
+                machine: Some(machine.name.clone()),
+                link: None,
+                how,
+            }));
+        }
     }
 
     fn unlink(&mut self, index: usize) {
@@ -254,6 +277,10 @@ impl Driver {
     }
 
     fn pass(&mut self, from: PortId, frame: &mut [u8], cx: &mut Context<'_>) {
+        if let Some(Some(link)) = self.links.get_mut(from.index()) {
+            // As it left the machine, whatever becomes of it.
+            link.port.queue.watchers.copy(Direction::Out, frame);
+        }
         let verdict = self.switch.from_machine(self.now, from, frame);
         let Some(Some(link)) = self.links.get_mut(from.index()) else {
             return;
@@ -453,6 +480,7 @@ impl Driver {
         self.unlink(index);
         if let Some(machine) = self.switch.machine(PortId::new(index)) {
             let machine = machine.name.clone();
+            self.plugged(PortId::new(index), How::Gone);
             self.report(FabricEvent::PortClosed { machine, cause });
         }
     }

@@ -10,6 +10,9 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::UnixStream;
 
+use super::copy::Watchers;
+use crate::pcapng::Direction;
+
 /// Length of the number in front of each frame.
 const PREFIX: usize = 4;
 
@@ -148,6 +151,8 @@ pub(super) struct Queue {
     buffer: Vec<u8>,
     /// How much of the buffer is written already.
     written: usize,
+    /// Who wants copies of the frames, of those that go the other way too.
+    pub(super) watchers: Watchers,
     frames: u64,
     bytes: u64,
     dropped: u64,
@@ -194,7 +199,10 @@ impl Queue {
         self.buffer.extend(head);
         let start = self.buffer.len();
         self.buffer.resize(start + length, 0);
-        fill(&mut self.buffer[start..])
+        let filled = fill(&mut self.buffer[start..]);
+        let whole = &self.buffer[start - head.len()..];
+        self.watchers.copy(Direction::In, whole);
+        filled
     }
 
     /// What waits to be written.

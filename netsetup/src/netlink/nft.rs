@@ -85,6 +85,8 @@ pub struct Chain {
 pub enum Hook {
     /// Frames as they come in from a port; what no rule lets through is dropped.
     Arriving,
+    /// The same on a bridge that is not kiln's alone: what no rule drops is let through.
+    Watching,
     /// Frames and packets on their way from one link to another.
     Passing,
     /// Packets about to leave, where their sender's address can be changed.
@@ -305,6 +307,7 @@ fn new_chain(table: &Table, chain: &Chain) -> Message {
     // filter's place and 100 that of source NAT.
     let (number, priority, policy, kind): (u32, i32, u32, &str) = match (hook, table.family) {
         (Hook::Arriving, _) => (0, -300, 0, "filter"),
+        (Hook::Watching, _) => (0, -300, 1, "filter"),
         (Hook::Passing, _) => (2, 0, 1, "filter"),
         (Hook::Leaving, _) => (4, 100, 1, "nat"),
     };

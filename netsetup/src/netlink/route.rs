@@ -2,6 +2,9 @@
 //!
 //! The numbers are those of the kernel's `linux/rtnetlink.h`, `if_link.h`, `if_bridge.h` and `neighbour.h`.
 
+pub mod foreign;
+pub mod monitor;
+
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
@@ -286,6 +289,16 @@ impl Route {
         let index = self.index(name)?;
         let message = Message::new(RTM_SETLINK, DO).fixed(&ifinfo(0, index, IFF_UP, IFF_UP));
         self.0.ask(|| format!("set link `{name}` up"), message)
+    }
+
+    /// Sets a link down.
+    ///
+    /// # Errors
+    /// [`NetlinkError`].
+    pub fn down(&mut self, name: &IfName) -> Result<(), NetlinkError> {
+        let index = self.index(name)?;
+        let message = Message::new(RTM_SETLINK, DO).fixed(&ifinfo(0, index, 0, IFF_UP));
+        self.0.ask(|| format!("set link `{name}` down"), message)
     }
 
     /// Makes a pair of links, `name` and `peer`, of which `peer` is marked with `alias`.

@@ -22,6 +22,9 @@ pub(super) fn examine(host: &Host) -> Vec<Check> {
             .find_map(|(name, path)| Some(format!("{name}, {}", path.as_ref()?.display())));
         checks.push(way_out(found, host.distribution));
     }
+    if host.is_root() {
+        checks.push(bridges(super::super::bridge::all()));
+    }
     checks.push(ping(sysctl(PING).as_deref(), host.gid, host.is_root()));
     checks
 }
@@ -63,6 +66,27 @@ fn way_out(found: Option<String>, distribution: Distribution) -> Check {
             found: "neither `pasta` nor `slirp4netns` is installed; QEMU's own user network does it, with 35 MB for each cluster".to_owned(),
             remedy: distribution.install(Piece::Pasta),
         },
+    }
+}
+
+/// Those that machines can be attached to. None is no lack: few want one.
+fn bridges(found: Result<Vec<String>, String>) -> Check {
+    let (status, found) = match found {
+        Ok(names) if names.is_empty() => (
+            Status::Ok,
+            "none on this host that machines could be attached to".to_owned(),
+        ),
+        Ok(names) => (
+            Status::Ok,
+            format!("machines can be attached to {}", names.join(", ")),
+        ),
+        Err(why) => (Status::Warn, why),
+    };
+    Check {
+        name: "bridges".to_owned(),
+        status,
+        found,
+        remedy: None,
     }
 }
 
@@ -109,6 +133,14 @@ mod tests {
         ] {
             assert_eq!(ping(range, 1000, false).status, status, "{range:?}");
         }
+    }
+
+    #[test]
+    fn bridges_are_named() {
+        let of = |found| bridges(found).found;
+        assert!(of(Ok(Vec::new())).starts_with("none"));
+        assert!(of(Ok(vec!["br0".to_owned()])).ends_with("to br0"));
+        assert_eq!(bridges(Err(String::new())).status, Status::Warn);
     }
 
     #[test]

@@ -64,6 +64,7 @@ fn cluster() -> ClusterView {
         ready.addresses.push(SeenRecord {
             ip: Ipv4Addr::new(10, 80, 1, 11).into(),
             source,
+            expires: None,
         });
     }
     let failed = status("node-2", StateRecord::Failed, "emergency shell: \x1b[2Jno");
@@ -79,17 +80,28 @@ fn cluster() -> ClusterView {
         network: NetworkView {
             mode: ModeRecord::Fabric,
             reason: "`namespace` is not built yet".to_owned(),
-            subnet: "10.80.1.0/24".parse().unwrap(),
+            subnet: "10.80.1.0/24".parse().ok(),
             subnet6: Some("fd00:1:2::/64".parse().unwrap()),
             domain: "demo.kiln".to_owned(),
             uplink: String::new(),
+            notes: Vec::new(),
             isolated: false,
         },
         supervisor: SupervisorView { pid: Some(42) },
         machines: vec![
-            MachineView::new(Some(&record("node-1", 11)), &ready, &files),
-            MachineView::new(Some(&record("node-2", 12)), &failed, &files),
-            MachineView::new(None, &damaged, &files),
+            MachineView::new(
+                ModeRecord::Fabric,
+                Some(&record("node-1", 11)),
+                &ready,
+                &files,
+            ),
+            MachineView::new(
+                ModeRecord::Fabric,
+                Some(&record("node-2", 12)),
+                &failed,
+                &files,
+            ),
+            MachineView::new(ModeRecord::Fabric, None, &damaged, &files),
         ],
         kept_disks: Vec::new(),
     }
@@ -120,10 +132,10 @@ fn up_ends_with_the_way_in() {
 #[test]
 fn ip_shows_what_was_seen_and_what_is_reserved() {
     expect![[r#"
-        NAME    ADDRESS     RESERVED
-        node-1  10.80.1.11  10.80.1.11
-        node-2  -           10.80.1.12
-        node-3  -           -
+        NAME    ADDRESS     SOURCE  RESERVED
+        node-1  10.80.1.11  lease   10.80.1.11
+        node-2  -           -       10.80.1.12
+        node-3  -           -       -
     "#]]
     .assert_eq(&cluster().ip_table(Style::PLAIN));
 }
@@ -131,7 +143,7 @@ fn ip_shows_what_was_seen_and_what_is_reserved() {
 #[test]
 fn programs_get_every_field() {
     expect![[r#"
-        {"schema":1,"ok":true,"result":{"cluster":"demo","spec":"/home/ann/kiln.yaml","network":{"mode":"fabric","reason":"`namespace` is not built yet","subnet":"10.80.1.0/24","subnet6":"fd00:1:2::/64","domain":"demo.kiln","uplink":"","isolated":false},"supervisor":{"pid":42},"machines":[{"name":"node-1","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"ready","reason":"","phase":"kernel","ready":true,"pid":4711,"mac":"52:54:00:00:00:0b","reserved_ip":"10.80.1.11","addresses":[{"ip":"10.80.1.11","source":"lease"},{"ip":"10.80.1.11","source":"report"}],"ports":[{"bind":"127.0.0.1","host":8091,"guest":80}],"image":"tiny","disks":[],"shares":[],"started_at":"2026-01-02T03:04:05Z","notes":[]},{"name":"node-2","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"failed","reason":"emergency shell: \u001b[2Jno","phase":"kernel","ready":false,"pid":null,"mac":"52:54:00:00:00:0c","reserved_ip":"10.80.1.12","addresses":[],"ports":[{"bind":"127.0.0.1","host":8092,"guest":80}],"image":"tiny","disks":[],"shares":[],"started_at":null,"notes":[]},{"name":"node-3","arch":null,"accel":null,"accel_reason":"","state":"damaged","reason":"machine.json is empty","phase":"kernel","ready":false,"pid":null,"mac":null,"reserved_ip":null,"addresses":[],"ports":[],"image":null,"disks":[],"shares":[],"started_at":null,"notes":[]}],"kept_disks":[]}}
+        {"schema":1,"ok":true,"result":{"cluster":"demo","spec":"/home/ann/kiln.yaml","network":{"mode":"fabric","reason":"`namespace` is not built yet","subnet":"10.80.1.0/24","subnet6":"fd00:1:2::/64","domain":"demo.kiln","uplink":"","notes":[],"isolated":false},"supervisor":{"pid":42},"machines":[{"name":"node-1","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"ready","reason":"","phase":"kernel","ready":true,"pid":4711,"mac":"52:54:00:00:00:0b","reserved_ip":"10.80.1.11","addresses":[{"ip":"10.80.1.11","source":"lease","expires":null},{"ip":"10.80.1.11","source":"report","expires":null}],"ports":[{"bind":"127.0.0.1","host":8091,"guest":80}],"image":"tiny","disks":[],"started_at":"2026-01-02T03:04:05Z","notes":[]},{"name":"node-2","arch":"x86_64","accel":"tcg","accel_reason":"KVM does not work here (no guest came up within 2 s)","state":"failed","reason":"emergency shell: \u001b[2Jno","phase":"kernel","ready":false,"pid":null,"mac":"52:54:00:00:00:0c","reserved_ip":"10.80.1.12","addresses":[],"ports":[{"bind":"127.0.0.1","host":8092,"guest":80}],"image":"tiny","disks":[],"started_at":null,"notes":[]},{"name":"node-3","arch":null,"accel":null,"accel_reason":"","state":"damaged","reason":"machine.json is empty","phase":"kernel","ready":false,"pid":null,"mac":null,"reserved_ip":null,"addresses":[],"ports":[],"image":null,"disks":[],"started_at":null,"notes":[]}],"kept_disks":[]}}
     "#]].assert_eq(&json_ok(&cluster()).unwrap());
 }
 

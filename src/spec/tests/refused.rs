@@ -391,8 +391,13 @@ fn networks() {
     refused(
         whole,
         &[
-            "cluster: demo\nnetwork: {mode: user}\nmachines: {}",
-            "cluster: demo\nnetwork: {mode: {attach: br0}}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: attach}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: {}}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: {attach: a bridge}}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: {attach: sixteen-bytes-16}}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: {attach: br0, dhcp: true}}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: {attach: br0}, subnet: 10.80.1.0/24}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: user, leases: ./leases}\nmachines: {}",
             "cluster: demo\nnetwork: {mode: fabrik}\nmachines: {}",
             "cluster: demo\nnetwork: {subnet: 10.0.0.0}\nmachines: {}",
             "cluster: demo\nnetwork: {subnet: 10.0.0.1/24}\nmachines: {}",

@@ -6,8 +6,11 @@ use tokio::sync::mpsc;
 
 use super::{Dispatcher, load_cluster, reservations};
 use crate::error::in_one_line;
+use crate::state::layout::Socket;
 use crate::supervisor::machine::Event;
 use crate::supervisor::message::Reply;
+use crate::supervisor::network::Peer;
+use crate::supervisor::network::capture::Member;
 use crate::supervisor::process::Carriers;
 use crate::supervisor::protocol::{Answer, ClusterStatus, MachineStatus, Request};
 use crate::supervisor::slot::Slot;
@@ -55,11 +58,32 @@ impl Dispatcher {
                 let _ = replies.try_send(Reply::Traffic);
                 return;
             }
+            Request::Capture { machine } => match self.slots.get(&machine) {
+                Some(slot) if slot.machine.is_alive() => {
+                    let machine = Member {
+                        uid: self.record.qemu_uid,
+                        mac: slot
+                            .record
+                            .as_ref()
+                            .and_then(|record| record.mac.parse().ok())
+                            .unwrap_or_default(),
+                        monitor: slot.files.socket(Socket::Spare),
+                        name: machine,
+                    };
+                    let _ = replies.try_send(Reply::Capture { machine });
+                    return;
+                }
+                Some(slot) => Answer::Refused {
+                    why: format!("machine `{machine}` is {}", slot.state().word()),
+                },
+                None => unknown(&machine),
+            },
             Request::Connect { machine, port } => match self.slots.get(&machine) {
                 Some(slot) if slot.machine.is_alive() => {
                     if let Some(reserved) = self.record.reservations.get(&machine) {
                         let ip = reserved.ip;
-                        let _ = replies.try_send(Reply::Stream { ip, port });
+                        let peer = Peer { machine, ip };
+                        let _ = replies.try_send(Reply::Stream { peer, port });
                     }
                     return;
                 }
@@ -164,6 +188,7 @@ impl Dispatcher {
         ClusterStatus {
             pid: std::process::id(),
             uplink: self.uplink.trouble(),
+            notes: self.notes(),
             machines,
         }
     }

@@ -17,7 +17,7 @@ use crate::supervisor::console::ConsoleWatch;
 use crate::supervisor::journal;
 use crate::supervisor::launch::{self, LaunchError};
 use crate::supervisor::message::Message;
-use crate::supervisor::network::Network;
+use crate::supervisor::network::{Network, Peer};
 use crate::supervisor::ports;
 use crate::supervisor::process::{Identity, Launch, Process};
 use crate::supervisor::share;
@@ -36,14 +36,13 @@ impl Slot {
         network: &Arc<Network>,
     ) -> Result<(), StartError> {
         self.generation = generation;
-        self.seen.clear();
+        self.forget_addresses();
         let record = self.record.as_ref().ok_or(StartError::Damaged)?;
         // A volume has all of its base.
         if let Some(disk) = record.disk.as_ref().filter(|disk| disk.volume.is_none()) {
             disk.base.unchanged().map_err(LaunchError::BaseChanged)?;
         }
-        let (machine, handles) =
-            launch::supervised(&cluster.name, cluster.mode, record, &self.files)?;
+        let (machine, handles) = launch::supervised(cluster, record, &self.files)?;
         let command = kiln_arch::render(&machine).map_err(LaunchError::Unsupported)?;
         folder::make_private(&self.files.sockets)?;
         let plug = network.plug(&self.name)?;
@@ -106,7 +105,11 @@ impl Slot {
         let missing = record.ports.iter();
         let missing = missing.filter(|port| !self.published.contains_key(port));
         let missing: Vec<PortRecord> = missing.cloned().collect();
-        let tasks = ports::publish(&missing, record.ip, network)?;
+        let peer = Peer {
+            machine: self.name.clone(),
+            ip: record.ip,
+        };
+        let tasks = ports::publish(&missing, &peer, network)?;
         self.published.extend(missing.into_iter().zip(tasks));
         Ok(())
     }

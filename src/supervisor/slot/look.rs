@@ -58,6 +58,7 @@ impl Slot {
         };
         if let (Some(run), Some(_)) = (run.filter(|_| this_boot), &self.found) {
             self.seen = run.seen;
+            self.lost = run.lost;
             self.started_at = run.started_at;
             self.kept_report = run.report.filter(|_| !rebooted);
         }

@@ -1,5 +1,7 @@
 //! A machine as others see it: the run record on the disk, and the status for commands.
 
+use std::net::IpAddr;
+
 use super::Slot;
 use crate::error::in_one_line;
 use crate::state::files::{self, SCHEMA};
@@ -25,6 +27,7 @@ impl Slot {
             reason: self.machine.reason(),
             report: self.machine.report().cloned(),
             seen: self.seen.clone(),
+            lost: self.lost.clone(),
             started_at: self.started_at.clone(),
             console: self.saved.as_ref().and_then(|saved| saved.console),
             restarts: self.machine.restarts(),
@@ -53,11 +56,12 @@ impl Slot {
             .report()
             .map_or(&[][..], |report| &report.addresses)
         {
-            let ip = std::net::IpAddr::from(*ip);
-            if !addresses.iter().any(|seen| seen.ip == ip) {
+            let ip = IpAddr::V4(*ip);
+            if !addresses.iter().any(|seen| seen.ip == ip) && !self.lost.contains(&ip) {
                 addresses.push(SeenRecord {
                     ip,
                     source: SourceRecord::Report,
+                    expires: None,
                 });
             }
         }

@@ -1,5 +1,9 @@
 //! Machines that the kernel joins, in a network namespace of their cluster: for root, and for a user who may do nothing.
 
+mod attach;
+mod user;
+mod wire;
+
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
 use std::io::ErrorKind;

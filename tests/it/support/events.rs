@@ -56,7 +56,12 @@ impl Events {
     }
 
     #[track_caller]
-    fn until(&mut self, what: &str, within: Duration, is_it: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn until(
+        &mut self,
+        what: &str,
+        within: Duration,
+        is_it: impl Fn(&Value) -> bool,
+    ) -> Value {
         let deadline = Instant::now() + within;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());

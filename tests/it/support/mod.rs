@@ -9,6 +9,7 @@ pub(crate) mod follow;
 pub(crate) mod full;
 pub(crate) mod guest;
 pub(crate) mod home;
+pub(crate) mod net_tools;
 pub(crate) mod old_qemu;
 pub(crate) mod process;
 pub(crate) mod run;

@@ -63,7 +63,7 @@ async fn ipv6_is_each_machine_s_own_and_kiln_s_alone_to_route() {
     let (mac, from, _) = a_hears(136).await.unwrap();
     assert_eq!((mac, from), (bridge.config.gateway_mac, six().gateway()));
     assert!(matches!(
-        events.recv().await,
+        event(&mut events).await,
         Some(FabricEvent::Seen { machine, ip }) if machine == "a" && ip == own(&a)
     ));
     says(
