@@ -9,7 +9,7 @@
 //! deadline, and what it does not answer for is lost. So nobody polls one whose addresses stay.
 //!
 //! The machine is hostile input: it can have as many addresses as it likes and say so as often. What that costs is
-//! bounded: the book holds [`MOST`], and takes on a few new ones a second.
+//! bounded: the book holds sixteen, and takes on a few new ones a second.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
