@@ -333,6 +333,7 @@ fn prepare(
             cluster: &cluster.name,
             domain: &plan.cluster.domain,
             subnet: plan.cluster.own_subnet(),
+            gateway: plan.cluster.gateway(),
             ip: plan.cluster.mode.gives_addresses().then_some(record.ip),
             ip6: plan.cluster.ip6(&record.mac),
             mac: record.mac.parse().unwrap_or_default(),

@@ -162,11 +162,11 @@ impl From<PlanError> for Error {
             PlanError::NoNamespace { .. } => told.hint(
                 "`kiln doctor` says what would help; `network.mode: fabric` works everywhere",
             ),
-            PlanError::Subnet6Taken { .. } => {
-                told.hint("leave `network.ipv6` out, and a free one is chosen")
-            }
             PlanError::NoBridge { .. } => {
                 told.hint("`kiln doctor` lists the bridges that machines can be attached to")
+            }
+            PlanError::Subnet6Taken { .. } => {
+                told.hint("leave `network.ipv6` out, and a free one is chosen")
             }
             PlanError::SubnetTaken { .. } => {
                 told.hint("leave `network.subnet` out, and a free one is chosen")

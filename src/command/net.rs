@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use kiln_netsetup::address::Subnet;
 use serde::Serialize;
 
 use crate::client::Client;
@@ -12,7 +11,7 @@ use crate::error::Error;
 use crate::report::style::Style;
 use crate::report::table::{Cell, table};
 use crate::report::view::NetworkView;
-use crate::state::record::{ClusterRecord, ModeRecord, SeenRecord, WayOutRecord};
+use crate::state::record::{SeenRecord, WayOutRecord};
 use crate::supervisor::protocol::{ClusterStatus, PortTraffic};
 
 #[derive(Debug, Serialize)]
@@ -45,7 +44,7 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
     let net = Net {
         cluster: &made.record.name,
         network: NetworkView::new(&made.record, &status),
-        gateway: gateway(&made.record),
+        gateway: made.record.gateway(),
         mode: made.record.mode_text(),
         way_out: &made.record.way_out,
         ports: ports(&made, &status, traffic),
@@ -54,15 +53,6 @@ pub(super) fn run(session: &Session<'_>) -> Result<(), Error> {
         session.report.note(note);
     }
     session.report.result(&net, |style| text(&net, style))
-}
-
-/// Where the machines send what is not for each other, where kiln has told them.
-fn gateway(record: &ClusterRecord) -> Option<Ipv4Addr> {
-    let subnet = Subnet::new(record.own_subnet()?).ok()?;
-    Some(match record.mode {
-        ModeRecord::User => subnet.uplink_host(),
-        ModeRecord::Fabric | ModeRecord::Namespace | ModeRecord::Attach => subnet.gateway(),
-    })
 }
 
 fn ports(made: &Made, status: &ClusterStatus, traffic: Vec<PortTraffic>) -> Vec<PortView> {

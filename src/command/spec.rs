@@ -450,6 +450,7 @@ pub(super) fn rendered(
         cluster: &cluster.name,
         domain: &plan.cluster.domain,
         subnet: plan.cluster.own_subnet(),
+        gateway: plan.cluster.gateway(),
         ip: plan.cluster.mode.gives_addresses().then_some(reserved.ip),
         ip6: plan.cluster.ip6(&reserved.mac),
         mac: reserved.mac.parse::<MacAddr6>().unwrap_or_default(),

@@ -26,8 +26,9 @@ pub struct Facts<'a> {
     pub cluster: &'a ClusterName,
     /// The DNS domain that the cluster's names are in, without dots at its ends.
     pub domain: &'a str,
-    /// Absent where another one gives addresses, as are the addresses.
+    /// Absent, as its addresses and its peers', where another one gives addresses.
     pub subnet: Option<Ipv4Net>,
+    pub gateway: Option<Ipv4Addr>,
     pub ip: Option<Ipv4Addr>,
     /// Where the cluster has IPv6.
     pub ip6: Option<Ipv6Addr>,

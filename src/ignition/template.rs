@@ -7,11 +7,9 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
-use std::net::Ipv4Addr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use kiln_netsetup::address::Subnet;
 use minijinja::value::Serde;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value, context};
 
@@ -65,16 +63,12 @@ pub(super) fn render(
 
 /// What a template can name.
 fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
-    let gateway = facts
-        .subnet
-        .and_then(|it| Subnet::new(it).ok())
-        .map(|it| it.gateway());
     let mut peers = Vec::new();
     let mut groups: BTreeMap<&str, Vec<Value>> = BTreeMap::new();
     for peer in facts.peers {
         let told = context! {
             name => peer.name.as_str(),
-            ip => address(peer.ip),
+            ip => known(peer.ip),
             ip6 => peer.ip6.map(|ip| ip.to_string()),
             group => peer.group.as_str(),
             index => peer.index,
@@ -89,14 +83,14 @@ fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
         cluster => context! {
             name => facts.cluster.as_str(),
             domain => facts.domain,
-            subnet => facts.subnet.map_or(Value::UNDEFINED, |it| Value::from(it.to_string())),
-            gateway => address(gateway),
+            subnet => known(facts.subnet),
+            gateway => known(facts.gateway),
         },
         machine => context! {
             name => machine.name.as_str(),
             group => machine.group.as_str(),
             index => machine.index,
-            ip => address(facts.ip),
+            ip => known(facts.ip),
             ip6 => facts.ip6.map(|ip| ip.to_string()),
             mac => facts.mac.to_string().to_lowercase(),
             arch => machine.arch.name(),
@@ -115,8 +109,8 @@ fn values(machine: &Machine, facts: &Facts<'_>) -> Value {
 }
 
 /// One that is not known beforehand is not defined: to name it is an error.
-fn address(ip: Option<Ipv4Addr>) -> Value {
-    ip.map_or(Value::UNDEFINED, |ip| Value::from(ip.to_string()))
+fn known(value: Option<impl ToString>) -> Value {
+    value.map_or(Value::UNDEFINED, |value| Value::from(value.to_string()))
 }
 
 /// The engine's error in words that hold no value: only names that the template uses.

@@ -9,7 +9,7 @@ use kiln_netsetup::address6::choose_subnet6;
 use super::{HostFacts, Inventory, PlanError, choice};
 use crate::cluster::{Cluster, Ipv6Wish, NetworkMode};
 use crate::state::files::SCHEMA;
-use crate::state::record::{ClusterRecord, ReservationRecord};
+use crate::state::record::{ClusterRecord, ModeRecord, ReservationRecord};
 use crate::state::told::ToldRecord;
 
 pub(super) fn record(
@@ -57,7 +57,10 @@ pub(super) fn record(
         mode_reason,
         way_out: choice::way_out(&cluster.network, mode, kept, host)?,
         subnet: subnet.net(),
-        subnet6: subnet6(cluster, inventory)?,
+        subnet6: match mode {
+            ModeRecord::Fabric | ModeRecord::Namespace => subnet6(cluster, inventory)?,
+            ModeRecord::User | ModeRecord::Attach => None,
+        },
         domain: choice::domain(cluster, kept)?,
         told: ToldRecord::from(&cluster.network.told),
         qemu_uid: match kept {

@@ -6,14 +6,13 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
 use kiln_netsetup::address::{Fixed, Subnet, mac_text};
 use macaddr::MacAddr6;
 
 use super::document::{Node, Value};
 use super::error::{Fault, Place};
 use super::fields::{self, Fields};
-use crate::cluster::MachineName;
+use crate::cluster::{MachineName, Network, NetworkMode};
 
 /// One named place, and where the spec names it.
 #[derive(Debug)]
@@ -106,10 +105,10 @@ fn mac(node: Node, key: &str) -> Result<What, Fault> {
     Ok(What::Mac(mac))
 }
 
-/// All named places of a spec, of which no two may be the same and each address one of `subnet`.
+/// All named places of a spec, of which no two may be the same and each address one of the network's subnet.
 pub(super) fn settle(
     all: Vec<PlacedFixed>,
-    subnet: Option<Ipv4Net>,
+    network: &Network,
 ) -> Result<BTreeMap<String, Fixed>, Fault> {
     let mut settled: BTreeMap<String, Fixed> = BTreeMap::new();
     let mut taken: Vec<(What, String)> = Vec::new();
@@ -136,15 +135,19 @@ pub(super) fn settle(
         }
         taken.push((what, machine));
         if let What::Address(ip) = what {
-            within(place, ip, subnet)?;
+            within(place, ip, network)?;
         }
     }
     Ok(settled)
 }
 
-fn within(place: Place, ip: Ipv4Addr, subnet: Option<Ipv4Net>) -> Result<(), Fault> {
+fn within(place: Place, ip: Ipv4Addr, network: &Network) -> Result<(), Fault> {
     let wrong = |why: String| Fault::bad_value(place, "address", why);
-    let Some(net) = subnet else {
+    if matches!(network.mode, NetworkMode::Attach { .. }) {
+        let why = "whoever owns the bridge gives the addresses there".to_owned();
+        return Err(wrong(why).hint("name a `mac`, and the address for it where they are given"));
+    }
+    let Some(net) = network.subnet else {
         let why = format!("`{ip}` needs a `network.subnet` that it lies in");
         return Err(wrong(why).hint("else kiln chooses one"));
     };

@@ -242,12 +242,12 @@ fn read(text: &str, spec: &Path, context: Context<'_>) -> Result<Loaded, Fault> 
         machines.extend(group.machines);
     }
     group::refuse_duplicates(&machines)?;
-    network.fixed = fixed::settle(fixed, network.subnet)?;
+    network.fixed = fixed::settle(fixed, &network)?;
     told::settle(&network, name.as_str(), &named, &machines)?;
     port::refuse_clashes(&machines)?;
     disks::refuse_shared_files(&machines)?;
     profile::refuse_different(&machines)?;
-    profile::refuse_unreachable(&machines, &network.mode)?;
+    profile::refuse_apart(&machines, &network.mode)?;
     Ok(Loaded {
         cluster: Cluster {
             name,
@@ -304,20 +304,28 @@ fn network(
         Ok(subnet)
     })?;
     network::refuse_what_is_not_told(&mode, &mut fields)?;
-    let ipv6 = fields.take_as("ipv6", ipv6)?;
+    let ipv6 = fields.take_as("ipv6", |node, key| {
+        let place = node.place;
+        let wish = ipv6(node, key)?;
+        let ours = matches!(
+            mode,
+            NetworkMode::Auto | NetworkMode::Namespace | NetworkMode::Fabric
+        );
+        if matches!(wish, Ipv6Wish::Fixed(_)) && !ours {
+            let why = "kiln gives no IPv6 addresses in this `mode`";
+            return Err(Fault::bad_value(place, key, why).hint("leave it out"));
+        }
+        Ok(wish)
+    })?;
     let uplink = fields.take_as("uplink", |node, key| fields::boolean(&node, key))?;
     let domain = fields.take_as("domain", told::domain)?;
     let (told, names) = told::told(&mut fields, uplink == Some(false))?;
     told::refuse_far_routes(place, &told.routes, subnet)?;
     named.extend(names);
-    let default6 = match mode {
-        NetworkMode::Auto | NetworkMode::Namespace | NetworkMode::Fabric => Ipv6Wish::Chosen,
-        NetworkMode::User | NetworkMode::Attach { .. } => Ipv6Wish::Off,
-    };
     Ok(Network {
         mode,
         subnet,
-        ipv6: ipv6.unwrap_or(default6),
+        ipv6: ipv6.unwrap_or(Ipv6Wish::Chosen),
         uplink: uplink.unwrap_or(true),
         domain: domain.unwrap_or_else(|| DOMAIN.to_owned()),
         told,

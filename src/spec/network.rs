@@ -91,7 +91,7 @@ pub(super) fn refuse_what_is_not_told(
         NetworkMode::User => "QEMU",
         NetworkMode::Attach { .. } => "whoever owns the bridge",
     };
-    for key in ["ipv6", "uplink", "mtu", "dns", "hosts", "routes"] {
+    for key in ["uplink", "mtu", "dns", "hosts", "routes"] {
         if let Some(node) = fields.take(key) {
             let why = format!("{who} says that in this `mode`, and not kiln");
             return Err(Fault::bad_value(node.place, key, why).hint("leave it out"));

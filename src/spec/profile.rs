@@ -161,26 +161,6 @@ fn own(place: Place, key: &str, folder: &Path) -> Result<Profile, Fault> {
     Ok(Profile::Own(OwnProfile { config, others }))
 }
 
-/// Refuses members of an etcd that cannot reach each other at addresses that are known before they boot.
-pub(super) fn refuse_unreachable(
-    machines: &[PlacedMachine],
-    mode: &NetworkMode,
-) -> Result<(), Fault> {
-    let why = match mode {
-        NetworkMode::Auto | NetworkMode::Namespace | NetworkMode::Fabric => return Ok(()),
-        NetworkMode::User => "in `mode: user` machines do not reach each other",
-        NetworkMode::Attach { .. } => {
-            "with `mode: {attach: …}` no address is known before a machine boots"
-        }
-    };
-    let is_etcd = |placed: &&PlacedMachine| matches!(placed.machine.profile, Profile::Etcd { .. });
-    match machines.iter().find(is_etcd) {
-        None => Ok(()),
-        Some(placed) => Err(Fault::bad_value(placed.place, "profile", why)
-            .hint("etcd's members need `mode: auto`, `namespace` or `fabric`")),
-    }
-}
-
 /// Refuses members of one etcd that look for each other in two ways.
 pub(super) fn refuse_different(machines: &[PlacedMachine]) -> Result<(), Fault> {
     let mut first = None;
@@ -196,6 +176,24 @@ pub(super) fn refuse_different(machines: &[PlacedMachine]) -> Result<(), Fault> 
         }
     }
     Ok(())
+}
+
+/// Refuses members of an etcd that do not know each other's addresses, or cannot reach them.
+pub(super) fn refuse_apart(machines: &[PlacedMachine], mode: &NetworkMode) -> Result<(), Fault> {
+    let why = match mode {
+        NetworkMode::Auto | NetworkMode::Namespace | NetworkMode::Fabric => return Ok(()),
+        NetworkMode::User => "with `mode: user` no member of etcd reaches another",
+        NetworkMode::Attach { .. } => {
+            "members of etcd need addresses that are known before they boot, and on a bridge of the host's kiln knows none"
+        }
+    };
+    let is_member = |it: &&PlacedMachine| matches!(it.machine.profile, Profile::Etcd { .. });
+    match machines.iter().find(is_member) {
+        None => Ok(()),
+        Some(placed) => {
+            Err(Fault::bad_value(placed.place, "profile", why).hint("leave `network.mode` out"))
+        }
+    }
 }
 
 /// Whether a text is the address of a discovery token, without a character that a shell or systemd

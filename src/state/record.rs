@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 use kiln_arch::machine::{DiskBus, Sector};
+use kiln_netsetup::address::Subnet;
 use kiln_netsetup::address6::Subnet6;
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +89,15 @@ impl ClusterRecord {
     /// The cluster's subnet, where it has one of its own. The field holds a number in any case.
     pub fn own_subnet(&self) -> Option<Ipv4Net> {
         self.mode.gives_addresses().then_some(self.subnet)
+    }
+
+    /// Where the machines send what is not for each other, where kiln has told them.
+    pub fn gateway(&self) -> Option<Ipv4Addr> {
+        let subnet = Subnet::new(self.own_subnet()?).ok()?;
+        Some(match self.mode {
+            ModeRecord::User => subnet.uplink_host(),
+            ModeRecord::Fabric | ModeRecord::Namespace | ModeRecord::Attach => subnet.gateway(),
+        })
     }
 
     /// The bridge of the host's that its machines are on, if they are.

@@ -10,6 +10,7 @@ mod requests;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -388,7 +389,7 @@ impl Dispatcher {
         }
     }
 
-    fn seen(&mut self, name: &str, ip: std::net::IpAddr, source: SourceRecord) {
+    fn seen(&mut self, name: &str, ip: IpAddr, source: SourceRecord) {
         let Some(slot) = self.slots.get_mut(name) else {
             return;
         };

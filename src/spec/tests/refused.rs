@@ -398,6 +398,12 @@ fn networks() {
             "cluster: demo\nnetwork: {mode: {attach: br0, dhcp: true}}\nmachines: {}",
             "cluster: demo\nnetwork: {mode: {attach: br0}, subnet: 10.80.1.0/24}\nmachines: {}",
             "cluster: demo\nnetwork: {mode: user, leases: ./leases}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: {attach: br0}, routes: []}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: {attach: br0}, mtu: 9000}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: {attach: br0}, ipv6: \"fd12:3456:789a::/64\"}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: {attach: br0}, uplink: false}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: user, dns: 10.0.0.53}\nmachines: {}",
+            "cluster: demo\nnetwork: {mode: user, hosts: {a: 10.0.0.5}}\nmachines: {}",
             "cluster: demo\nnetwork: {mode: fabrik}\nmachines: {}",
             "cluster: demo\nnetwork: {subnet: 10.0.0.0}\nmachines: {}",
             "cluster: demo\nnetwork: {subnet: 10.0.0.1/24}\nmachines: {}",
@@ -477,6 +483,15 @@ fn places_are_refused_with_their_reasons() {
         with_group,
         &["address: 10.80.1.9"],
         &expect_file!["../golden/an_address_needs_a_subnet.txt"],
+    );
+    refused(
+        whole,
+        &[
+            "cluster: demo\nimage: disk.qcow2\nnetwork: {mode: {attach: br0}}\nmachines: {a: {address: 10.80.1.9}}",
+            "cluster: demo\nimage: disk.qcow2\nnetwork: {mode: {attach: br0}}\nmachines: {a: {profile: etcd}}",
+            "cluster: demo\nimage: disk.qcow2\nnetwork: {mode: user}\nmachines: {a: {profile: etcd}}",
+        ],
+        &expect_file!["../golden/machines_that_a_network_cannot_have.txt"],
     );
 }
 

@@ -56,7 +56,7 @@ impl Slot {
             .report()
             .map_or(&[][..], |report| &report.addresses)
         {
-            let ip = IpAddr::V4(*ip);
+            let ip = IpAddr::from(*ip);
             if !addresses.iter().any(|seen| seen.ip == ip) && !self.lost.contains(&ip) {
                 addresses.push(SeenRecord {
                     ip,
