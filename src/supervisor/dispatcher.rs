@@ -243,6 +243,7 @@ impl Dispatcher {
             machine: name.to_owned(),
             findings,
         });
+        self.reach(name);
         // What was found is on the disk in some form, or in /proc.
         self.write_soon(name);
         self.announce(name, Change::Address);
