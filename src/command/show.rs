@@ -283,8 +283,13 @@ pub(super) fn inspect(session: &Session<'_>, args: &InspectArgs) -> Result<(), E
             }
         })
         .collect();
+    let mut cluster = made.record.clone();
+    // What `--set` said may be secrets: it is for configs alone.
+    for value in cluster.set.values_mut() {
+        *value = serde_json::Value::Null;
+    }
     let inspected = Inspected {
-        cluster: made.record.clone(),
+        cluster,
         supervisor: view.supervisor,
         machines,
         kept_disks: view.kept_disks,
