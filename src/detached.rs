@@ -74,13 +74,17 @@ pub fn mount(folder: &File, readonly: bool, owner: Option<User>) -> io::Result<O
 
 /// A user namespace that says which user on the disk is which one here.
 fn mapping(user: (u32, u32), group: (u32, u32)) -> io::Result<OwnedFd> {
+    let parent = Pid::this().as_raw();
     // SAFETY: the new process makes system calls and nothing else.
     let pid = unsafe {
         let pid = clone_process(libc::CLONE_NEWUSER);
         if pid == 0 {
-            loop {
+            // It has all of kiln's descriptors, locks among them, and goes when kiln is killed.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            while libc::getppid() == parent {
                 libc::pause();
             }
+            libc::_exit(0);
         }
         Errno::result(pid)?
     };

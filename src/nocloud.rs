@@ -96,6 +96,15 @@ impl Seed {
         })
     }
 
+    /// All of it, for programs.
+    pub fn value(&self) -> Value {
+        json!({
+            "meta-data": self.meta_data,
+            "vendor-data": self.vendor_data,
+            "user-data": self.user_data,
+        })
+    }
+
     /// All of it, for people.
     pub fn shown(&self) -> String {
         let mut text = String::new();

@@ -323,16 +323,19 @@ impl Etcd<'_> {
             )
             .hint("`etcdctl member list` in a machine shows them, `etcdctl member remove` takes a foreign one out"));
         }
-        let started = self.start(name);
-        if started.is_err()
-            && let Some(member) = listed(&members)
-        {
+        if let Err(error) = self.start(name) {
+            let Some(member) = listed(&members) else {
+                return Err(error);
+            };
             // Nobody counts on one that does not come.
-            self.agreed(&others, &format!("take {name} out again"), |stream| {
+            let taken_out = self.agreed(&others, &format!("take {name} out again"), |stream| {
                 api::remove(stream, &member.id)
-            })?;
+            });
+            return Err(match taken_out {
+                Ok(()) => error,
+                Err(second) => error.cause(format!("and it is a member still: {second}")),
+            });
         }
-        started?;
         self.wait_for(&[name.to_owned()], Instant::now() + timeout)?;
         let mut record = record;
         if let Some(chosen) = &mut record.etcd {

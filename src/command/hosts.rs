@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::cli::args::MachinesArgs;
-use crate::command::Session;
+use crate::command::{Session, show};
 use crate::error::Error;
 
 #[derive(Debug, Serialize)]
@@ -27,17 +27,17 @@ pub(super) fn run(session: &Session<'_>, args: &MachinesArgs) -> Result<(), Erro
         ip,
         names: [format!("{name}.{}", made.record.domain), name.clone()],
     };
-    let places = || {
-        names
-            .iter()
-            .filter_map(|name| Some((name, made.record.reservations.get(name)?)))
-    };
-    let six = places().filter_map(|(name, place)| Some((name, made.record.ip6(&place.mac)?)));
+    let addresses = show::addresses(session, &made)?;
+    let given = names.iter().flat_map(|name| {
+        let addresses = addresses.get(name).into_iter().flatten();
+        addresses.map(move |ip| host(name, *ip))
+    });
+    let six = names.iter().filter_map(|name| {
+        let place = made.record.reservations.get(name)?;
+        Some(host(name, made.record.ip6(&place.mac)?.into()))
+    });
     let hosts = Hosts {
-        hosts: places()
-            .map(|(name, place)| host(name, place.ip.into()))
-            .chain(six.map(|(name, ip)| host(name, ip.into())))
-            .collect(),
+        hosts: given.chain(six).collect(),
     };
     session.report.result(&hosts, |_| {
         let line = |host: &Host| format!("{} {}\n", host.ip, host.names.join(" "));

@@ -1,4 +1,4 @@
-//! `kiln render`: the config that a machine's Ignition reads, secrets included.
+//! `kiln render`: the config that a machine's Ignition or cloud-init reads, secrets included.
 
 use crate::cli::args::{RenderArgs, VarArgs};
 use crate::command::{Session, spec};
@@ -13,10 +13,19 @@ pub(super) fn run(session: &mut Session<'_>, args: &RenderArgs) -> Result<(), Er
     } else {
         fresh(session, args)?
     };
-    let value: serde_json::Value = serde_json::from_str(&config)
-        .map_err(|error| Error::because(Exit::Failed, "the config is no JSON", &error))?;
+    let (text, value) = match Seed::read(&config) {
+        Some(seed) => (seed.shown(), seed.value()),
+        None => {
+            let no_json = |error: &(dyn std::error::Error + 'static)| {
+                Error::because(Exit::Failed, "the config is no JSON", error)
+            };
+            let value = serde_json::from_slice(&config).map_err(|error| no_json(&error))?;
+            let text = String::from_utf8(config).map_err(|error| no_json(&error))?;
+            (text, value)
+        }
+    };
     session.report.result(&value, |_| {
-        let mut text = config.clone();
+        let mut text = text.clone();
         if !text.ends_with('\n') {
             text.push('\n');
         }
@@ -25,26 +34,21 @@ pub(super) fn run(session: &mut Session<'_>, args: &RenderArgs) -> Result<(), Er
 }
 
 /// What the machine was given.
-fn made(session: &Session<'_>, name: &str) -> Result<String, Error> {
+fn made(session: &Session<'_>, name: &str) -> Result<Vec<u8>, Error> {
     let made = session.made()?;
     made.known(name)?;
     let path = made.files.machine(name).ignition();
-    let failed = |error: &(dyn std::error::Error + 'static)| {
+    std::fs::read(&path).map_err(|error| {
         Error::because(
             Exit::Failed,
             format!("cannot read `{}`", path.display()),
-            error,
+            &error,
         )
-    };
-    let bytes = std::fs::read(&path).map_err(|error| failed(&error))?;
-    match Seed::read(&bytes) {
-        Some(seed) => Ok(seed.shown()),
-        None => String::from_utf8(bytes).map_err(|error| failed(&error)),
-    }
+    })
 }
 
 /// What the spec gives now: with the cluster's own keys where it exists, else with new ones.
-fn fresh(session: &mut Session<'_>, args: &RenderArgs) -> Result<String, Error> {
+fn fresh(session: &mut Session<'_>, args: &RenderArgs) -> Result<Vec<u8>, Error> {
     let (cluster, plan, _) = spec::planned(session, &[], &VarArgs::default())?;
     let machine = spec::machine(&cluster, &args.machine)?;
     let files = session.roots.cluster(cluster.name.as_str());
@@ -67,5 +71,8 @@ fn fresh(session: &mut Session<'_>, args: &RenderArgs) -> Result<String, Error> 
     for warning in &rendered.warnings {
         session.report.note(&warning.to_string());
     }
-    Ok(rendered.config)
+    Ok(match rendered.seed {
+        Some(disk) => disk,
+        None => rendered.config.into_bytes(),
+    })
 }

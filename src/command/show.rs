@@ -1,6 +1,7 @@
 //! `ps`, `ls`, `inspect` and `ip`: what there is.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::Serialize;
 
@@ -68,6 +69,25 @@ fn seen(session: &Session<'_>, made: &Made) -> Result<ClusterView, Error> {
             Ok(recorded(session, made, pid))
         }
     }
+}
+
+/// Each machine's addresses: the one that kiln gives it, or those that were seen in use where it is
+/// another one who gives them.
+pub(super) fn addresses(
+    session: &Session<'_>,
+    made: &Made,
+) -> Result<BTreeMap<String, Vec<IpAddr>>, Error> {
+    if made.record.mode.gives_addresses() {
+        let reserved = made.record.reservations.iter();
+        let given = reserved.map(|(name, place)| (name.clone(), vec![place.ip.into()]));
+        return Ok(given.collect());
+    }
+    let machines = seen(session, made)?.machines.into_iter();
+    let learned = machines.map(|machine| {
+        let used = machine.addresses.iter().map(|address| address.ip);
+        (machine.name, used.collect())
+    });
+    Ok(learned.collect())
 }
 
 /// The cluster as its records have it.
@@ -283,8 +303,13 @@ pub(super) fn inspect(session: &Session<'_>, args: &InspectArgs) -> Result<(), E
             }
         })
         .collect();
+    let mut cluster = made.record.clone();
+    // What `--set` said may be secrets: it is for configs alone.
+    for value in cluster.set.values_mut() {
+        *value = serde_json::Value::Null;
+    }
     let inspected = Inspected {
-        cluster: made.record.clone(),
+        cluster,
         supervisor: view.supervisor,
         machines,
         kept_disks: view.kept_disks,

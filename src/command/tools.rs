@@ -1,12 +1,13 @@
 //! `kiln inventory` and `kiln ssh-config`: the cluster in the words of Ansible and ssh.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use serde::Serialize;
 
 use crate::cli::args::{InventoryArgs, MachinesArgs};
 use crate::command::login::{self, Login};
-use crate::command::{Made, Session};
+use crate::command::{Made, Session, show};
 use crate::error::Error;
 use crate::state::record::MachineRecord;
 
@@ -84,16 +85,19 @@ struct HostVariables {
     kiln_group: String,
     kiln_index: u32,
     kiln_arch: String,
-    kiln_ip: String,
+    /// Absent while none is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kiln_ip: Option<IpAddr>,
     kiln_mac: String,
 }
 
 /// `--list` is what is printed without a flag, `--host NAME` one machine's variables.
 pub(super) fn inventory(session: &Session<'_>, args: &InventoryArgs) -> Result<(), Error> {
     let made = session.made()?;
+    let addresses = show::addresses(session, &made)?;
     if let Some(name) = &args.host {
         let record = made.machine(name.as_str())?;
-        let variables = variables(session, &made, &record)?;
+        let variables = variables(session, &made, &record, &addresses)?;
         return print(session, &variables);
     }
     let mut hostvars = BTreeMap::new();
@@ -102,7 +106,10 @@ pub(super) fn inventory(session: &Session<'_>, args: &InventoryArgs) -> Result<(
     let names = reachable(&made, &made.record.machines)?;
     for name in &names {
         let record = made.machine(name)?;
-        hostvars.insert(name.clone(), variables(session, &made, &record)?);
+        hostvars.insert(
+            name.clone(),
+            variables(session, &made, &record, &addresses)?,
+        );
         // A machine that is its own group needs none; Ansible warns of a group named as a host.
         if names.contains(&record.group) {
             alone.push(name.clone());
@@ -134,6 +141,7 @@ fn variables(
     session: &Session<'_>,
     made: &Made,
     record: &MachineRecord,
+    addresses: &BTreeMap<String, Vec<IpAddr>>,
 ) -> Result<HostVariables, Error> {
     Ok(HostVariables {
         ansible_host: record.name.clone(),
@@ -143,7 +151,9 @@ fn variables(
         kiln_group: record.group.clone(),
         kiln_index: record.index,
         kiln_arch: record.arch.clone(),
-        kiln_ip: record.ip.to_string(),
+        kiln_ip: addresses
+            .get(&record.name)
+            .and_then(|it| it.first().copied()),
         kiln_mac: record.mac.clone(),
     })
 }

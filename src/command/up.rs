@@ -85,15 +85,15 @@ pub(super) fn reprovision(session: &mut Session<'_>, args: &ReprovisionArgs) -> 
 }
 
 fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<(), Error> {
-    let cluster = spec::load(session, &args.scale, &args.vars)?;
-    let names = spec::names(&cluster, &args.machines.machines)?;
     if args.dry_run {
-        let (_, mut plan, inventory) = spec::planned(session, &args.scale, &args.vars)?;
-        plan.restrict(&names);
+        let (cluster, mut plan, inventory) = spec::planned(session, &args.scale, &args.vars)?;
+        plan.restrict(&spec::names(&cluster, &args.machines.machines)?);
         plan.check_volumes(&inventory).map_err(PlanError::from)?;
         spec::tell_room(session, &plan, &inventory);
         return spec::show_plan(session, &plan);
     }
+    let cluster = spec::load(session, &args.scale, &args.vars)?;
+    let names = spec::names(&cluster, &args.machines.machines)?;
     let fresh = if args.force_download {
         Fresh::Download
     } else {

@@ -44,6 +44,14 @@ fn the_nearer_word_counts_and_set_above_all() {
         plan.stderr
     );
     assert!(!plan.stderr.contains("said-"), "{}", plan.stderr);
+    let dry = world.kiln(&["up", "--dry-run"]);
+    assert_eq!(dry.stderr.matches("`vars.a`").count(), 1, "{}", dry.stderr);
+    // It may be a secret.
+    let inspected = world.json(&["inspect"]);
+    assert_eq!(
+        inspected["cluster"]["set"],
+        serde_json::json!({"a": null, "d.e": null})
+    );
     world.ok(&["up"]);
     assert_eq!(world.pids(), pids);
     let back = world.ok(&["plan", "--unset", "a"]);
@@ -67,6 +75,35 @@ fn the_nearer_word_counts_and_set_above_all() {
         "{}",
         deep.stderr
     );
+    world.ok(&["down"]);
+    world.assert_clean();
+}
+
+#[test]
+fn what_cloud_init_reads_is_rendered_before_and_after_it_is_made() {
+    let world = World::new();
+    world.write(
+        "spec/user-data.j2",
+        "#cloud-config\nhostname: {{ vars.a }}\n",
+    );
+    world.spec(
+        "cluster: demo\nimage: {kernel: vmlinuz}\nnetwork: {mode: fabric, subnet: 10.213.7.0/24}\n\
+         vars: {a: mine}\nmachines:\n  \
+         node: {accel: tcg, profile: none, cloud_init: user-data.j2}\n",
+    );
+    let check = |verb: &[&str]| {
+        let text = world.ok(verb);
+        assert!(
+            text.contains("--- user-data\n#cloud-config\nhostname: mine\n"),
+            "{text}"
+        );
+        let json = world.json(verb);
+        assert_eq!(json["user-data"], "#cloud-config\nhostname: mine");
+    };
+    check(&["render", "node"]);
+    world.ok(&["up"]);
+    check(&["render", "node"]);
+    check(&["-c", "demo", "render", "node"]);
     world.ok(&["down"]);
     world.assert_clean();
 }
