@@ -14,6 +14,8 @@ use crate::supervisor::routes::Overlap;
 
 /// Between two leases of one machine that are told.
 const LEASE_PAUSE: Duration = Duration::from_secs(1);
+/// Addresses that a machine has left and that are remembered: no report names as many.
+const LOST: usize = 64;
 
 impl Dispatcher {
     /// kiln's own DHCP gave the machine its address, for the first time or again.
@@ -65,7 +67,13 @@ impl Dispatcher {
                 slot.seen.insert(at, seen);
             }
             // What the machine reported once is not true any more.
-            None => slot.lost.push(ip),
+            None => {
+                slot.lost.push(ip);
+                // A machine may lose as many as it likes.
+                if slot.lost.len() > LOST {
+                    slot.lost.remove(0);
+                }
+            }
         }
         self.tell("lease", Some(name), told(&change));
         match change {
