@@ -120,23 +120,12 @@ impl Dispatcher {
         self.overlaps.iter().map(note).collect()
     }
 
-    /// Where the machine is to be reached, as far as that is learned: its newest lease, else the newest address of its
-    /// frames, else what it reported.
+    /// Where the machine is to be reached, as far as that is learned.
     pub(super) fn reach(&mut self, name: &str) {
         let Some(slot) = self.slots.get(name) else {
             return;
         };
-        let status = slot.status();
-        let of = |source: SourceRecord| {
-            let mut found = status.addresses.iter().rev();
-            found.find_map(|seen| match seen.ip {
-                IpAddr::V4(ip) if seen.source == source => Some(ip),
-                IpAddr::V4(_) | IpAddr::V6(_) => None,
-            })
-        };
-        let ip = of(SourceRecord::Lease)
-            .or_else(|| of(SourceRecord::Frames))
-            .or_else(|| of(SourceRecord::Report));
+        let ip = SeenRecord::newest(&slot.status().addresses);
         self.network
             .learned(name, ip.filter(|_| slot.machine.is_alive()));
     }
