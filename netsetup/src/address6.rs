@@ -60,21 +60,32 @@ pub fn link_local(mac: MacAddr6) -> Ipv6Addr {
     Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(interface(mac)))
 }
 
-/// Chooses a network that overlaps none of `taken`, the same for the same cluster name where it can.
+/// How often another network is tried: the wider the networks that others have, the more often it takes.
+const TRIES: u32 = 256;
+
+/// Chooses a network that overlaps none of `taken`, the same for the same cluster name where it can. Where others have all
+/// of fd00::/8, they have none of it in particular, as with a default route, and their narrower networks alone count.
 pub fn choose_subnet6(cluster: &str, taken: &[Ipv6Net]) -> Subnet6 {
-    let mut global = hash(&["ula", cluster]) >> 24;
-    loop {
+    let candidate = |turn: u32| {
+        let turn = turn.to_string();
+        let global = match turn.as_str() {
+            "0" => hash(&["ula", cluster]),
+            turn => hash(&["ula", cluster, turn]),
+        } >> 24;
         let net = Ipv6Addr::from_bits(0xfd << 120 | u128::from(global) << 80);
-        let net = Ipv6Net::new_assert(net, 64);
-        let overlaps = |other: &Ipv6Net| {
-            other.prefix_len() > 7 && (other.contains(&net) || net.contains(other))
+        Ipv6Net::new_assert(net, 64)
+    };
+    let free = |beyond: u8| {
+        let overlaps = move |net: &Ipv6Net, other: &Ipv6Net| {
+            other.prefix_len() > beyond && (other.contains(net) || net.contains(other))
         };
-        if !taken.iter().any(overlaps) {
-            return Subnet6(net);
-        }
-        // Forty bits: there are more networks than anybody has taken.
-        global = (global + 1) & 0xff_ffff_ffff;
-    }
+        (0..TRIES)
+            .map(candidate)
+            .find(|net| !taken.iter().any(|other| overlaps(net, other)))
+    };
+    // Those wider than a site's own are left out at last: there are 2^40 sites.
+    let found = free(8).or_else(|| free(39));
+    Subnet6(found.unwrap_or_else(|| candidate(0)))
 }
 
 /// Modified EUI-64: `ff:fe` in the middle, and the bit that says "locally administered" turned over.
@@ -95,6 +106,14 @@ mod tests {
         assert_ne!(choose_subnet6("demo", &[subnet.net()]), subnet);
         let wide = Ipv6Net::new(subnet.net().addr(), 40).unwrap().trunc();
         assert!(!wide.contains(&choose_subnet6("demo", &[wide]).net()));
+        // A VPN may lead all such addresses away.
+        let all: Ipv6Net = "fd00::/8".parse().unwrap();
+        assert_eq!(choose_subnet6("demo", &[all]), subnet);
+        assert_ne!(choose_subnet6("demo", &[all, subnet.net()]), subnet);
+        let halves: [Ipv6Net; 2] = ["fd00::/9", "fd80::/9"].map(|net| net.parse().unwrap());
+        let half = choose_subnet6("demo", &halves[..1]);
+        assert!(halves[1].contains(&half.net()));
+        assert_eq!(choose_subnet6("demo", &halves), subnet);
         let mac = MacAddr6::new(0x52, 0x54, 0, 0x12, 0x34, 0x56);
         let known = Subnet6::new("fd00:1:2:3::/64".parse().unwrap()).unwrap();
         assert_eq!(

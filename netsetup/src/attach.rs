@@ -81,6 +81,8 @@ struct Shared {
     watchers: HashMap<String, Watched>,
     /// What was known of a machine's addresses before it was watched.
     known: HashMap<String, Vec<Entry>>,
+    /// Leases that were read before that, with their ends.
+    written: HashMap<String, HashMap<IpAddr, Option<Instant>>>,
     links: Watch,
 }
 
@@ -160,6 +162,7 @@ impl Attach {
             held: false,
             watchers: HashMap::new(),
             known: HashMap::new(),
+            written: HashMap::new(),
             links: Watch::new(config.bridge.clone()),
         }));
         let monitor = tokio::spawn(follow(shared.clone(), events.clone()));
@@ -196,6 +199,9 @@ impl Attach {
         shared
             .watchers
             .retain(|name, _| machines.iter().any(|machine| machine.name == *name));
+        shared
+            .written
+            .retain(|name, _| machines.iter().any(|machine| machine.name == *name));
         shared.machines = machines;
         shared.held = false;
     }
@@ -207,12 +213,19 @@ impl Attach {
 
     /// A lease that is written down elsewhere: of the machine with the NIC `mac`, for so long or for ever.
     pub fn read_lease(&self, mac: MacAddr6, ip: IpAddr, time: Option<Duration>) {
-        let shared = self.lock();
+        let mut shared = self.lock();
         let machine = shared.machines.iter().find(|machine| machine.mac == mac);
-        let watched = machine.and_then(|machine| shared.watchers.get(&machine.name));
-        if let Some(watched) = watched {
+        let Some(name) = machine.map(|machine| machine.name.clone()) else {
+            return;
+        };
+        match shared.watchers.get(&name) {
             // It fails only when the watcher is gone.
-            let _ = watched.leases.send((ip, time));
+            Some(watched) => drop(watched.leases.send((ip, time))),
+            // The file is read before it is known which machines live.
+            None => {
+                let until = time.and_then(|time| Instant::now().checked_add(time));
+                shared.written.entry(name).or_default().insert(ip, until);
+            }
         }
     }
 
@@ -257,7 +270,10 @@ impl Attach {
             route.perform(step).map_err(BridgeError::Netlink)?;
         }
         // Nothing is known of a machine that starts, and nothing of what it says first is missed.
-        self.lock().known.remove(name);
+        let mut shared = self.lock();
+        shared.known.remove(name);
+        shared.written.remove(name);
+        drop(shared);
         self.watch(name)?;
         route.up(&tap).map_err(BridgeError::Netlink)?;
         Ok(tun)
@@ -291,6 +307,12 @@ impl Attach {
         let now = Instant::now();
         let known = shared.known.remove(name).unwrap_or_default();
         let (leases, read) = mpsc::unbounded_channel();
+        for (ip, until) in shared.written.remove(name).unwrap_or_default() {
+            let left = until.map(|until| until.saturating_duration_since(now));
+            if left.is_none_or(|left| !left.is_zero()) {
+                let _ = leases.send((ip, left));
+            }
+        }
         let watcher = Watcher {
             machine: machine.name,
             mac: machine.mac,

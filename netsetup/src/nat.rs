@@ -56,18 +56,17 @@ pub fn inside(
             .collect(),
     });
     // What is for a DHCP server is for kiln, and no business of the other machines.
+    let mut passing = vec![vec![
+        ethertype(IPV4),
+        Expression::Protocol(UDP),
+        port_is(2, dhcp::SERVER_PORT),
+        Expression::Drop,
+    ]];
+    passing.extend(six::passing());
     chains.push(Chain {
         name: "passing".to_owned(),
         hook: Some(Hook::Passing),
-        rules: vec![
-            vec![
-                ethertype(IPV4),
-                Expression::Protocol(UDP),
-                port_is(2, dhcp::SERVER_PORT),
-                Expression::Drop,
-            ],
-            six::passing(),
-        ],
+        rules: passing,
     });
     let frames = Table {
         family: Family::Bridge,

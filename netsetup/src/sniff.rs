@@ -72,6 +72,8 @@ impl Sniffer {
     /// # Errors
     /// As [`Sniffer::next`].
     pub async fn next_of_tap(&mut self) -> io::Result<(Way, &[u8])> {
+        // As in [`Sniffer::next`].
+        tokio::task::consume_budget().await;
         let (way, length) = loop {
             let mut ready = self.socket.readable().await?;
             let buffer = &mut self.buffer;

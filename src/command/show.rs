@@ -17,7 +17,7 @@ use crate::report::view::{
 use crate::state::disks;
 use crate::state::files;
 use crate::state::layout::ClusterFiles;
-use crate::state::record::{ClusterRecord, MachineRecord, StateRecord};
+use crate::state::record::{ClusterRecord, MachineRecord, SeenRecord, StateRecord};
 use crate::supervisor::process::Carriers;
 use crate::supervisor::protocol::{ClusterStatus, MachineStatus, NOT_MADE};
 
@@ -343,7 +343,12 @@ pub(super) fn ip(session: &Session<'_>, args: &IpArgs) -> Result<(), Error> {
         .retain(|machine| machine.name == name.as_str());
     let reserved = made.record.reservations.get(name.as_str());
     let reserved = reserved.filter(|_| made.record.mode.gives_addresses());
-    let learned = || Some(view.machines.first()?.addresses.first()?.ip.to_string());
+    let learned = || {
+        let seen = &view.machines.first()?.addresses;
+        // As `kiln ssh` has it; one that has no IPv4 is reached by nothing, and yet has an address.
+        let newest = SeenRecord::newest(seen).map(IpAddr::V4);
+        Some(newest.or_else(|| Some(seen.first()?.ip))?.to_string())
+    };
     let told = match reserved {
         Some(reserved) => Some(reserved.ip.to_string()),
         None => learned(),

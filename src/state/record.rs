@@ -627,6 +627,22 @@ pub struct SeenRecord {
     pub expires: Option<String>,
 }
 
+impl SeenRecord {
+    /// Where a machine with these addresses is to be reached: its newest lease, else the newest address of its frames,
+    /// else what it reported. The newest comes last.
+    pub fn newest(seen: &[SeenRecord]) -> Option<Ipv4Addr> {
+        let of = |source: SourceRecord| {
+            seen.iter().rev().find_map(|seen| match seen.ip {
+                IpAddr::V4(ip) if seen.source == source => Some(ip),
+                IpAddr::V4(_) | IpAddr::V6(_) => None,
+            })
+        };
+        of(SourceRecord::Lease)
+            .or_else(|| of(SourceRecord::Frames))
+            .or_else(|| of(SourceRecord::Report))
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum SourceRecord {

@@ -72,6 +72,13 @@ impl Watchers {
         self.0.iter().all(|(sender, _)| sender.is_closed())
     }
 
+    /// Comes back when nobody is left.
+    pub async fn gone(&self) {
+        for (sender, _) in &self.0 {
+            sender.closed().await;
+        }
+    }
+
     /// Gives each a copy of a frame.
     pub fn copy(&mut self, direction: Direction, frame: &[u8]) {
         if self.0.is_empty() {
@@ -125,6 +132,7 @@ mod tests {
         }
         assert_eq!(copies.dropped(), 41);
         drop(copies);
+        watchers.gone().await;
         watchers.copy(Direction::Out, &[1]);
         assert!(watchers.0.is_empty());
     }

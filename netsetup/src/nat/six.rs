@@ -3,6 +3,7 @@
 use std::net::Ipv6Addr;
 
 use crate::address::Reservation;
+use crate::address6::link_local;
 use crate::ether::UDP;
 use crate::ether6::{
     ICMPV6, IPV6, NEIGHBOR_ADVERTISEMENT, NEIGHBOR_SOLICITATION, REDIRECT, ROUTER_ADVERTISEMENT,
@@ -28,21 +29,16 @@ const TARGET: u32 = 48;
 /// The rules of a machine's own chain, before all that end it.
 pub(super) fn port(machine: &Reservation, router: Router) -> Vec<Vec<Expression>> {
     let own = router.subnet.machine(machine.mac);
-    let advertises = || [ethertype(IPV6), icmp(), kind(NEIGHBOR_ADVERTISEMENT)];
     vec![
-        // It tells of no address but its own ones; of those that begin `fe80` it may have any.
-        advertises()
-            .into_iter()
-            .chain([
-                not(TARGET, own),
-                Expression::NotBits(Header::Network, TARGET, vec![0xff, 0xc0], vec![0xfe, 0x80]),
-            ])
-            .chain([Expression::Drop])
-            .collect(),
-        advertises()
-            .into_iter()
-            .chain([is(TARGET, router.own()), Expression::Drop])
-            .collect(),
+        // It tells of no address but those of its MAC: with another's it could have that one give it up (RFC 4862, 5.4.4).
+        vec![
+            ethertype(IPV6),
+            icmp(),
+            kind(NEIGHBOR_ADVERTISEMENT),
+            not(TARGET, own),
+            not(TARGET, link_local(machine.mac)),
+            Expression::Drop,
+        ],
         vec![
             ethertype(IPV6),
             is(SOURCE, own),
@@ -90,13 +86,21 @@ pub(super) fn common() -> Vec<Chain> {
     vec![chain(OWN, own), chain(LINK, link)]
 }
 
-/// Who asks for a router asks kiln, and that is no business of the other machines.
-pub(super) fn passing() -> Vec<Expression> {
-    vec![
-        ethertype(IPV6),
-        icmp(),
-        kind(ROUTER_SOLICITATION),
-        Expression::Drop,
+/// Who asks for a router asks kiln, and that is no business of the other machines. Nor is what has no sender: kiln says
+/// which addresses are taken, and a machine that seems to want another's would have that one give it up (RFC 4862, 5.4.3).
+pub(super) fn passing() -> [Vec<Expression>; 2] {
+    [
+        vec![
+            ethertype(IPV6),
+            icmp(),
+            kind(ROUTER_SOLICITATION),
+            Expression::Drop,
+        ],
+        vec![
+            ethertype(IPV6),
+            is(SOURCE, Ipv6Addr::UNSPECIFIED),
+            Expression::Drop,
+        ],
     ]
 }
 

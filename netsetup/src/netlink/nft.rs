@@ -303,12 +303,14 @@ fn new_chain(table: &Table, chain: &Chain) -> Message {
     let Some(hook) = chain.hook else {
         return message;
     };
-    // Hook number, priority, policy, type. On a bridge, -300 is before all that others may do; for packets 0 is the
-    // filter's place and 100 that of source NAT.
+    // Hook number, priority, policy, type. On a bridge, -300 is before all that others may do: where the host has
+    // `br_netfilter`, frames on their way come to no rules of the bridge's at 0. For packets 0 is the filter's place and
+    // 100 that of source NAT.
     let (number, priority, policy, kind): (u32, i32, u32, &str) = match (hook, table.family) {
         (Hook::Arriving, _) => (0, -300, 0, "filter"),
         (Hook::Watching, _) => (0, -300, 1, "filter"),
-        (Hook::Passing, _) => (2, 0, 1, "filter"),
+        (Hook::Passing, Family::Bridge) => (2, -300, 1, "filter"),
+        (Hook::Passing, Family::Ip) => (2, 0, 1, "filter"),
         (Hook::Leaving, _) => (4, 100, 1, "nat"),
     };
     message

@@ -8,6 +8,7 @@ use std::net::Ipv6Addr;
 use std::time::Instant;
 
 use super::{PortId, Refusal, Switch, Verdict};
+use crate::address6::link_local;
 use crate::ether::{self, Ethernet, TCP, UDP};
 use crate::ether6::{
     FRAGMENT, ICMPV6, Ipv6, NEIGHBOR_ADVERTISEMENT, NEIGHBOR_SOLICITATION, REDIRECT,
@@ -36,7 +37,7 @@ impl Switch {
         let packet = Ipv6::parse(ethernet.payload).ok_or(Refusal::Malformed)?;
         let machine = self.machine(port).ok_or(Refusal::Nobody)?;
         let (mac, own) = (machine.mac, router.subnet.machine(machine.mac));
-        guard(&packet, own, router.own())?;
+        guard(&packet, [own, link_local(mac)], router.own())?;
         if let Some(reply) = router.answer_all(mac, &packet) {
             return Ok(Verdict::Reply(reply));
         }
@@ -62,13 +63,15 @@ impl Switch {
     }
 }
 
-/// Whether a machine whose address is `own` may say this at all, to whomever; `router` is kiln's link-local address.
-fn guard(packet: &Ipv6<'_>, own: Ipv6Addr, router: Ipv6Addr) -> Result<(), Refusal> {
+/// Whether a machine that makes these addresses of its MAC, its own one and that of the link, may say this at all, to
+/// whomever; `router` is kiln's link-local address.
+fn guard(packet: &Ipv6<'_>, made: [Ipv6Addr; 2], router: Ipv6Addr) -> Result<(), Refusal> {
+    let [own, _] = made;
     let kind = packet.icmp();
     if kind == Some(NEIGHBOR_ADVERTISEMENT) {
+        // Of another's address it could have that one give it up (RFC 4862, 5.4.4).
         let told = packet.target().ok_or(Refusal::Malformed)?;
-        let may = told == own || told == packet.source && told != router;
-        if !may {
+        if !made.contains(&told) {
             return Err(Refusal::ForeignAddress);
         }
     }

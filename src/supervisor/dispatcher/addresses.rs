@@ -14,6 +14,8 @@ use crate::supervisor::routes::Overlap;
 
 /// Between two leases of one machine that are told.
 const LEASE_PAUSE: Duration = Duration::from_secs(1);
+/// Addresses that a machine has left and that are remembered: no report names as many.
+const LOST: usize = 64;
 
 impl Dispatcher {
     /// kiln's own DHCP gave the machine its address, for the first time or again.
@@ -65,7 +67,13 @@ impl Dispatcher {
                 slot.seen.insert(at, seen);
             }
             // What the machine reported once is not true any more.
-            None => slot.lost.push(ip),
+            None => {
+                slot.lost.push(ip);
+                // A machine may lose as many as it likes.
+                if slot.lost.len() > LOST {
+                    slot.lost.remove(0);
+                }
+            }
         }
         self.tell("lease", Some(name), told(&change));
         match change {
@@ -112,23 +120,12 @@ impl Dispatcher {
         self.overlaps.iter().map(note).collect()
     }
 
-    /// Where the machine is to be reached, as far as that is learned: its newest lease, else the newest address of its
-    /// frames, else what it reported.
+    /// Where the machine is to be reached, as far as that is learned.
     pub(super) fn reach(&mut self, name: &str) {
         let Some(slot) = self.slots.get(name) else {
             return;
         };
-        let status = slot.status();
-        let of = |source: SourceRecord| {
-            let mut found = status.addresses.iter().rev();
-            found.find_map(|seen| match seen.ip {
-                IpAddr::V4(ip) if seen.source == source => Some(ip),
-                IpAddr::V4(_) | IpAddr::V6(_) => None,
-            })
-        };
-        let ip = of(SourceRecord::Lease)
-            .or_else(|| of(SourceRecord::Frames))
-            .or_else(|| of(SourceRecord::Report));
+        let ip = SeenRecord::newest(&slot.status().addresses);
         self.network
             .learned(name, ip.filter(|_| slot.machine.is_alive()));
     }

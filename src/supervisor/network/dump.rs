@@ -72,12 +72,8 @@ async fn read(mut pipe: Receiver, watchers: &mut Watchers, mac: MacAddr6) -> io:
         let mut head = [0; FRAME_HEAD];
         let read = tokio::select! {
             read = pipe.read_exact(&mut head[..1]) => read,
-            () = tokio::time::sleep(DEADLINE) => {
-                if watchers.is_empty() {
-                    return Ok(());
-                }
-                continue;
-            }
+            // A machine may be silent for long.
+            () = watchers.gone() => return Ok(()),
         };
         read?;
         pipe.read_exact(&mut head[1..]).await?;

@@ -89,6 +89,7 @@ async fn ipv6_is_each_machine_s_own_and_kiln_s_alone_to_route() {
         message.extend(b"posing");
         message
     };
+    let other = link_local(b.machine.mac);
     let third = six().machine(machine("c", 12).mac);
     for (source, message) in [
         (own(&a), vec![134; 16]),
@@ -102,12 +103,17 @@ async fn ipv6_is_each_machine_s_own_and_kiln_s_alone_to_route() {
         (own(&a), nd(136, six().gateway())),
         (link, nd(136, router)),
         (link, nd(136, third)),
+        (link, vec![133, 0, 0, 0, 0, 0, 0, 0]),
+        (other, nd(136, other)),
+        (Ipv6Addr::UNSPECIFIED, nd(136, other)),
+        (Ipv6Addr::UNSPECIFIED, nd(135, other)),
+        (Ipv6Addr::UNSPECIFIED, nd(135, own(&b))),
         (link, vec![128, 0, 0, 0]),
         (Ipv6Addr::UNSPECIFIED, vec![128, 0, 0, 0]),
     ] {
         for (mac, to) in [(many, all), (b.machine.mac, own(&b))] {
             says(source, mac, to, &marked(message.clone()));
-            assert!(!b.hears(b"posing").await, "{source} {message:?}");
+            assert!(!b.hears(b"posing").await, "{source} {mac} {message:?}");
         }
     }
     for (next, ports) in [

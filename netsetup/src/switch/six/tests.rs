@@ -128,6 +128,7 @@ fn nobody_poses_as_a_router_or_as_another() {
     let to = machine(11).mac;
     let (mine, link, router) = (own(10), ip("fe80::abcd"), link_local(GATEWAY));
     let nothing = Ipv6Addr::UNSPECIFIED;
+    let other = link_local(machine(11).mac);
     let udp = |from: u16, to: u16| {
         let mut bytes = from.to_be_bytes().to_vec();
         bytes.extend(to.to_be_bytes());
@@ -151,6 +152,9 @@ fn nobody_poses_as_a_router_or_as_another() {
         ),
         (link, ICMPV6, nd(136, own(12)), Refusal::ForeignAddress),
         (link, ICMPV6, nd(136, router), Refusal::ForeignAddress),
+        (other, ICMPV6, nd(136, other), Refusal::ForeignAddress),
+        (nothing, ICMPV6, nd(136, other), Refusal::ForeignAddress),
+        (nothing, ICMPV6, nd(135, other), Refusal::Nobody),
         (mine, UDP, udp(547, 546), Refusal::DhcpServer),
         (mine, UDP, udp(5000, 546), Refusal::DhcpServer),
         (link, UDP, udp(547, 546), Refusal::Forbidden),
