@@ -95,7 +95,7 @@ impl FromStr for MountPoint {
         }
         // A backslash at its end would join the next line to it, and white space there goes.
         let is_odd = |c: char| c.is_control() || c == '\\';
-        if text.contains(is_odd) || text.ends_with(char::is_whitespace) {
+        if text.contains(is_odd) || text.trim_end_matches('/').ends_with(char::is_whitespace) {
             let path = path().escape_debug().to_string();
             return Err(MountPointError::Character { path });
         }

@@ -151,14 +151,16 @@ pub(super) fn join(
     client: &Client,
     made: &Made,
     joiners: &[String],
+    timeout: Option<Duration>,
 ) -> Result<(), Error> {
+    let timeout = timeout.unwrap_or_else(|| default_timeout(session, made, &made.record.machines));
     let etcd = Etcd {
         session,
         client,
         made,
     };
     for name in joiners {
-        etcd.let_in(name)?;
+        etcd.let_in(name, timeout)?;
     }
     Ok(())
 }
@@ -265,7 +267,7 @@ impl Etcd<'_> {
     }
 
     /// Lets one in and starts its machine.
-    fn let_in(&self, name: &str) -> Result<(), Error> {
+    fn let_in(&self, name: &str, timeout: Duration) -> Result<(), Error> {
         let record = self.made.machine(name)?;
         let Some(chosen) = &record.etcd else {
             return Ok(());
@@ -276,7 +278,9 @@ impl Etcd<'_> {
             .filter(|other| *other != name)
             .cloned()
             .collect();
-        let timeout = default_timeout(self.session, self.made, &self.made.record.machines);
+        self.session
+            .report
+            .note(&format!("etcd: {name} joins as soon as the others work"));
         // One whose machine is not to run now is no obstacle; etcd itself insists on a majority.
         let deadline = Instant::now() + timeout;
         self.wait_for(&others, deadline)
@@ -304,7 +308,6 @@ impl Etcd<'_> {
                 api::remove(stream, &old.id)
             })?;
         }
-        self.session.report.note(&format!("etcd: {name} joins"));
         if found.is_none() {
             self.agreed(&others, &format!("let {name} in"), |stream| {
                 api::add(stream, &url)

@@ -127,7 +127,10 @@ pub(super) fn restart(session: &Session<'_>, args: &RestartArgs) -> Result<(), E
                 until_well(session, &client, &made, so_far, &args.waiting, now).map(drop)
             };
             rolling::roll(session.report, &names, width, act, |left| {
-                format!("`kiln restart --rolling {}` does the rest", left.join(" "))
+                format!(
+                    "`kiln restart --rolling {width} {}` does the rest",
+                    left.join(" ")
+                )
             })?;
             client.status()?
         }

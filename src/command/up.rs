@@ -3,7 +3,7 @@
 mod undo;
 
 use std::num::NonZeroU16;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use self::undo::{never_started, take_back, take_back_after, undo_if_never_started};
 use crate::cli::args::{MachinesArgs, ReprovisionArgs, UpArgs, VarArgs};
@@ -34,6 +34,8 @@ enum RootDisks {
 
 /// What an `up` is to do.
 struct Task<'a> {
+    /// How long members of etcd are waited for before and after one joins, where the user says.
+    timeout: Option<Duration>,
     /// Whether memory that the host may not have is given away.
     overcommit: bool,
     disks: RootDisks,
@@ -114,6 +116,7 @@ fn work(session: &mut Session<'_>, args: &UpArgs, disks: RootDisks) -> Result<()
     let lock = Lock::try_take(&files.lock(), "kiln up")?;
     broken_off::tell(session, &files, "up");
     let task = Task {
+        timeout: args.waiting.timeout,
         overcommit: args.overcommit,
         disks,
         cluster: &cluster,
@@ -200,7 +203,7 @@ fn roll(
     };
     rolling::roll(report, &rolled, width, act, |left| match task.disks {
         RootDisks::Anew => format!(
-            "`kiln reprovision --rolling {}` does the rest",
+            "`kiln reprovision --rolling {width} {}` does the rest",
             left.join(" ")
         ),
         RootDisks::Kept | RootDisks::Replaced => "the same command does the rest".to_owned(),
@@ -260,7 +263,13 @@ fn make(session: &mut Session<'_>, task: &Task<'_>, names: &[String]) -> Result<
             let record = prepared.plan.cluster.clone();
             let files = files.clone();
             let made = Made { files, record };
-            etcd::join(session, &client, &made, &prepared.plan.joiners)?;
+            etcd::join(
+                session,
+                &client,
+                &made,
+                &prepared.plan.joiners,
+                task.timeout,
+            )?;
             Ok(Done {
                 made,
                 client,

@@ -135,6 +135,7 @@ fn ps_tells_programs_all_that_is_documented() {
               "accel_reason": "",
               "addresses": [
                 {
+                  "expires": null,
                   "ip": "10.213.7.99",
                   "source": "report"
                 }
@@ -157,6 +158,7 @@ fn ps_tells_programs_all_that_is_documented() {
               "ready": true,
               "reason": "",
               "reserved_ip": "10.213.7.41",
+              "shares": [],
               "started_at": "TIME",
               "state": "ready"
             }
@@ -165,6 +167,7 @@ fn ps_tells_programs_all_that_is_documented() {
             "domain": "demo.internal",
             "isolated": false,
             "mode": "fabric",
+            "notes": [],
             "reason": "",
             "subnet": "10.213.7.0/24",
             "subnet6": "fd63:ec1b:6b58::/64",
@@ -306,7 +309,7 @@ fn a_plan_says_what_up_would_do_and_makes_nothing() {
     "#]]
     .assert_eq(&world.ok(&["plan"]));
     expect![[r#"
-        {"schema":1,"ok":true,"result":{"cluster":"demo","subnet":"10.213.7.0/24","changes":true,"network":[],"volume_group":null,"machines":[{"name":"node-1","action":"create","why":[],"arch":"x86_64","ip":"10.213.7.41","mac":"b2:6b:c6:e2:b7:b3"},{"name":"node-2","action":"create","why":[],"arch":"x86_64","ip":"10.213.7.93","mac":"b2:6b:b6:43:01:e0"}]}}
+        {"schema":1,"ok":true,"result":{"cluster":"demo","subnet":"10.213.7.0/24","changes":true,"network":[],"volume_group":null,"machines":[{"name":"node-1","action":"create","why":[],"arch":"x86_64","ip":"10.213.7.41","mac":"b2:6b:c6:e2:b7:b3","shares":[]},{"name":"node-2","action":"create","why":[],"arch":"x86_64","ip":"10.213.7.93","mac":"b2:6b:b6:43:01:e0","shares":[]}]}}
     "#]].assert_eq(&world.ok(&["plan", "--json"]));
     assert_eq!(world.ok(&["up", "--dry-run"]), world.ok(&["plan"]));
     let made: Vec<String> = world.tree();

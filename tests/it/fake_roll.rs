@@ -106,7 +106,7 @@ fn a_roll_stops_at_the_first_failure_and_the_next_up_does_the_rest() {
     let told = failure(&roll.stderr);
     assert!(told.contains("left as they were: node-2, node-3"), "{told}");
     assert!(
-        told.contains("`kiln restart --rolling node-1 node-2 node-3` does the rest"),
+        told.contains("`kiln restart --rolling 1 node-1 node-2 node-3` does the rest"),
         "{told}"
     );
 }
