@@ -226,7 +226,7 @@ fn an_up_that_is_broken_off_says_what_runs_on_and_damages_nothing() {
             .home()
             .join("state/clusters/demo/cluster.json")
             .exists()
-            && world.pids().len() == 2
+            && world.states() == ["node-1: running", "node-2: running"]
     });
     let ended = going.interrupted();
     assert_eq!(ended.code, Some(130), "{ended:?}");
