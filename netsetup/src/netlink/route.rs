@@ -136,6 +136,15 @@ impl Route {
     /// # Errors
     /// [`NetlinkError`].
     pub fn link(&mut self, name: &IfName) -> Result<Option<Present>, NetlinkError> {
+        self.find(name, parse_link)
+    }
+
+    /// What `read` makes of the kernel's answer on the link called `name`; nothing where there is no such link.
+    fn find<T>(
+        &mut self,
+        name: &IfName,
+        read: impl Fn(&Received<'_>) -> Option<T>,
+    ) -> Result<Option<T>, NetlinkError> {
         let mut found = None;
         let message = Message::new(RTM_GETLINK, DO)
             .fixed(&ifinfo(0, 0, 0, 0))
@@ -143,7 +152,7 @@ impl Route {
         let asked = self.0.dump(
             || format!("find link `{name}`"),
             message,
-            |answer| found = parse_link(answer),
+            |answer| found = read(answer),
         );
         match asked {
             Err(error) if error.is(Errno::ENODEV) => Ok(None),

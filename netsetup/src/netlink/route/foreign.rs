@@ -7,14 +7,13 @@ use ipnet::Ipv4Net;
 use macaddr::MacAddr6;
 
 use super::{
-    AF_INET, DO, IFLA_ADDRESS, IFLA_IFALIAS, IFLA_IFNAME, IFLA_INFO_KIND, IFLA_LINKINFO, RTA_DST,
-    RTA_OIF, RTM_GETLINK, RTM_GETROUTE, RTM_NEWLINK, RTM_NEWROUTE, RTM_SETLINK, Route, ifinfo,
+    AF_INET, DO, IFLA_ADDRESS, IFLA_IFALIAS, IFLA_INFO_KIND, IFLA_LINKINFO, RTA_DST, RTA_OIF,
+    RTM_GETROUTE, RTM_NEWLINK, RTM_NEWROUTE, RTM_SETLINK, Route, ifinfo,
 };
 use crate::ether::{ip_at, mac_at};
 use crate::name::IfName;
 use crate::netlink::message::{Attributes, Message, Received, u32_at};
 use crate::netlink::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkError};
-use nix::errno::Errno;
 
 const IFLA_MTU: u16 = 4;
 /// The kernel's table of the host's own addresses, whose routes are none to others.
@@ -52,19 +51,7 @@ impl Route {
     /// # Errors
     /// [`NetlinkError`].
     pub fn describe(&mut self, name: &IfName) -> Result<Option<Link>, NetlinkError> {
-        let mut found = None;
-        let message = Message::new(RTM_GETLINK, DO)
-            .fixed(&ifinfo(0, 0, 0, 0))
-            .with(IFLA_IFNAME, &name.with_nul());
-        let asked = self.0.dump(
-            || format!("find link `{name}`"),
-            message,
-            |answer| found = parse_link(answer),
-        );
-        match asked {
-            Err(error) if error.is(Errno::ENODEV) => Ok(None),
-            other => other.map(|()| found),
-        }
+        self.find(name, parse_link)
     }
 
     /// Makes `name` fit to be a port: its MAC, its MTU, and the text that says whose it is.
